@@ -1,0 +1,118 @@
+"""What a rule may read and say while the graph is walked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from fxprune.axes import dims
+from fxprune.axes.dims import Dim, Layout
+from fxprune.axes.registry import Axes
+from fxprune.trace.sizes import Sizes
+from fxprune.trace.source import location
+
+Fan = Literal["one", "all"]
+
+
+@dataclass(frozen=True)
+class Link:
+    """Neurons of one value feed neurons of another (``data``), or must keep equal index sets.
+
+    ``fan`` is ``one`` where neuron k feeds neuron k and ``all`` for a dense contraction.
+    """
+
+    source: fx.Node
+    source_layout: Layout
+    target: fx.Node
+    target_layout: Layout
+    fan: Fan
+    data: bool = True
+
+
+@dataclass
+class Context:
+    """State of one inference, and the vocabulary in which rules speak.
+
+    Attributes:
+        axes: layouts of each axis of every tensor value (a list for ops with several outputs).
+        tags: structural facts about layouts, which later give groups their kind.
+        links: flows that rules state themselves; other ops' flows follow from shared dims.
+        notes: layouts behind integer arguments that are not output sizes, such as ``groups``.
+        derived: values computed from parameters alone (a transposed weight, say).
+    """
+
+    sizes: Sizes
+    axes: dict[fx.Node, Axes | list[Axes]] = field(default_factory=dict)
+    tags: list[tuple[Layout, str]] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+    notes: dict[tuple[fx.Node, str], Layout] = field(default_factory=dict)
+    derived: set[fx.Node] = field(default_factory=set)
+
+    def of(self, node: Any) -> Axes:
+        """Layouts of a tensor argument's axes."""
+        axes = self.axes[node]
+        assert isinstance(axes, tuple)
+        return axes
+
+    def shape(self, value: fx.Node | torch.Tensor) -> tuple[tuple[int, bool], ...]:
+        """Each axis as (size, whether it is symbolic); a symbolic size is a stand-in number."""
+        tensor = value.meta["val"] if isinstance(value, fx.Node) else value
+        return self.sizes.shape(tensor)
+
+    def sizes_of(self, value: fx.Node | torch.Tensor) -> tuple[int, ...]:
+        """The sizes alone."""
+        return tuple(size for size, _ in self.shape(value))
+
+    def fresh(self, value: fx.Node | torch.Tensor, reason: str | None = None) -> Axes:
+        """A new dim for each axis of a value, frozen if a reason is given."""
+        return tuple(Dim(size, free, reason) for size, free in self.shape(value))
+
+    def unify(self, a: Layout, b: Layout, node: fx.Node) -> bool:
+        """State that two layouts are one axis; a clash freezes both, naming the op."""
+        return dims.unify(a, b, self.why("axes that do not align", node))
+
+    def freeze(self, layout: Layout, what: str, node: fx.Node) -> None:
+        """Forbid pruning a layout; the reason names the op and the source line."""
+        dims.freeze(layout, self.why(what, node))
+
+    def tag(self, layout: Layout, tag: str) -> None:
+        """Record a structural fact."""
+        self.tags.append((layout, tag))
+
+    def why(self, what: str, node: fx.Node) -> str:
+        """A reason with the op and where it stands."""
+        place = location(node)
+        op = str(node.target).removesuffix(".default") if node.op == "call_function" else node.op
+        text = what if op.split(".")[-1] in what or op in what else f"{what} ({op})"
+        return f"{text} at {place}" if place else text
+
+    def broadcast(self, node: fx.Node, operands: list[fx.Node], rank: int) -> Axes:
+        """Unify the operands' axes from the right, as broadcasting does; sizes of 1 stand back."""
+        out: list[Layout] = []
+        for back in range(rank, 0, -1):
+            merged: Layout = dims.ONE
+            for operand in operands:
+                axes = self.of(operand)
+                if len(axes) < back or axes[-back].size == 1:
+                    continue
+                if merged.size == 1:
+                    merged = axes[-back]
+                else:
+                    self.unify(merged, axes[-back], node)
+            out.append(merged)
+        return tuple(out)
+
+    def activation(self, node: Any) -> bool:
+        """Whether a value depends on the model's inputs rather than on parameters alone."""
+        return isinstance(node, fx.Node) and node not in self.derived
+
+    def flow(self, source: fx.Node, layout: Layout, target: fx.Node, fan: Fan = "one", to: Layout | None = None) -> None:
+        """State that a layout of ``source`` feeds ``to`` (the same layout if left out)."""
+        self.links.append(Link(source, layout, target, layout if to is None else to, fan))
+
+    def align(self, a: fx.Node, layout: Layout, b: fx.Node, other: Layout) -> None:
+        """State that two operands of a contraction must keep equal index sets."""
+        self.links.append(Link(a, layout, b, other, "one", data=False))

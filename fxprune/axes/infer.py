@@ -1,0 +1,170 @@
+"""Walk the graph once and infer what every axis is made of. Linear in the number of nodes."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxprune.axes import dims, rules
+from fxprune.axes.context import Context, Link
+from fxprune.axes.dims import Layout
+from fxprune.axes.registry import Axes, find_rule
+from fxprune.trace.traced import Traced
+
+__all__ = ["Inferred", "infer", "rules"]
+
+# Outputs that mix these by an addition form a residual stream.
+_ADDITIONS = {"aten.add.Tensor", "aten.add_.Tensor", "aten.sub.Tensor"}
+
+
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """Axes of every value of a traced graph, resolved.
+
+    Attributes:
+        axes: FX node to the layout of each axis (a list of such tuples for several outputs).
+        tensors: canonical FQN to the layout of each axis of the tensor.
+        tags: structural facts, (layout, tag).
+        links: neuron flows that rules stated.
+        notes: layouts behind integer arguments that are not output sizes.
+        derived: values computed from parameters alone, such as a transposed weight.
+        intermediate: output leaves (by position) that may come out at the pruned size.
+    """
+
+    axes: dict[fx.Node, Axes | list[Axes]]
+    tensors: dict[str, Axes]
+    tags: list[tuple[Layout, str]]
+    links: list[Link]
+    notes: dict[tuple[fx.Node, str], Layout]
+    derived: set[fx.Node]
+    intermediate: frozenset[int]
+
+
+def infer(traced: Traced) -> Inferred:
+    """Run every op's rule over the graph.
+
+    Args:
+        traced: the traced model; only shapes are read, so ``meta`` models will do.
+
+    Returns:
+        The axes of every value. What could not be followed is frozen with a reason.
+    """
+    ctx = Context(traced.sizes)
+    tensors: dict[str, Axes] = {}
+    origin: dict[fx.Node, fx.Node] = {}
+    intermediate: frozenset[int] = frozenset()
+    for node in traced.graph_module.graph.nodes:
+        if node.op == "get_attr":
+            value = traced.tensors.get(str(node.target))
+            if value is not None:
+                ctx.axes[node] = tensors[str(node.target)] = ctx.fresh(value)
+                ctx.derived.add(node)
+        elif node.op == "placeholder":
+            if isinstance(node.meta.get("val"), torch.Tensor):
+                ctx.axes[node] = ctx.fresh(node, f"graph input {node.target}")
+        elif node.op == "output":
+            intermediate = _output(ctx, traced, node)
+        elif node.op == "call_function":
+            _call(ctx, node)
+            _mark_residual(ctx, node, origin)
+        else:
+            _unknown(ctx, node)
+    return Inferred(
+        ctx.axes, tensors, ctx.tags, ctx.links, ctx.notes, ctx.derived, intermediate
+    )
+
+
+def _call(ctx: Context, node: fx.Node) -> None:
+    if node.target is operator.getitem:
+        source: Any = node.args[0]
+        axes = ctx.axes.get(source)
+        if isinstance(axes, list):
+            ctx.axes[node] = axes[int(node.args[1])]  # type: ignore[arg-type]
+        return
+    values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+    inputs = [n for n in node.all_input_nodes if n in ctx.axes]
+    if not values:
+        return
+    if inputs and all(n in ctx.derived for n in inputs):
+        ctx.derived.add(node)
+    rule = find_rule(node.target)
+    if rule is None or any(isinstance(ctx.axes[n], list) for n in inputs):
+        _unknown(ctx, node)
+        return
+    mark = len(ctx.links)
+    axes = rule(ctx, node)
+    if not _fits(ctx, node, axes):
+        del ctx.links[mark:]
+        _unknown(ctx, node, "axes of a shape its rule does not expect")
+        return
+    ctx.axes[node] = axes
+
+
+def _fits(ctx: Context, node: fx.Node, axes: Axes | list[Axes]) -> bool:
+    value = node.meta["val"]
+    pairs = zip(value, axes, strict=False) if isinstance(axes, list) else [(value, axes)]
+    return all(
+        tuple(layout.size for layout in mine) == ctx.sizes_of(theirs)
+        for theirs, mine in pairs
+        if isinstance(theirs, torch.Tensor)
+    )
+
+
+def _unknown(ctx: Context, node: fx.Node, what: str | None = None) -> None:
+    """Never guess: freeze everything the op touches."""
+    text = what or f"unknown op {str(node.target).removesuffix('.default')}"
+    for source in node.all_input_nodes:
+        for layout in pytree.tree_leaves(ctx.axes.get(source, ())):
+            ctx.freeze(layout, text, node)
+    value = node.meta.get("val")
+    reason = ctx.why(text, node)
+    if isinstance(value, torch.Tensor):
+        ctx.axes[node] = ctx.fresh(value, reason)
+    elif isinstance(value, list | tuple):
+        ctx.axes[node] = [
+            ctx.fresh(v, reason) if isinstance(v, torch.Tensor) else () for v in value
+        ]
+
+
+def _output(ctx: Context, traced: Traced, node: fx.Node) -> frozenset[int]:
+    """Freeze what the graph returns.
+
+    In a dict-like output (a transformers ModelOutput) a later entry that the graph itself goes on
+    to use, such as encoder states or a key/value cache, is an intermediate value: it may shrink.
+    """
+    info = getattr(traced.graph_module.graph._codegen, "pytree_info", None)
+    structured = info is not None and issubclass(info.out_spec.type or object, dict)
+    leaves = pytree.tree_leaves(node.args[0])
+    intermediate: set[int] = set()
+    for place, leaf in enumerate(leaves):
+        if not isinstance(leaf, fx.Node) or leaf not in ctx.axes:
+            continue
+        if structured and place > 0 and len(leaf.users) > 1:
+            intermediate.add(place)
+            continue
+        for layout in ctx.of(leaf):
+            dims.freeze(layout, "graph output")
+    return frozenset(intermediate)
+
+
+def _mark_residual(ctx: Context, node: fx.Node, origin: dict[fx.Node, fx.Node]) -> None:
+    """Tag axes on which values of different origin are added.
+
+    The origin of a value is the contraction or lookup it was computed from; a pointwise chain
+    keeps it, so that an activation function which adds a value to itself is no residual.
+    """
+    sources = [n for n in node.all_input_nodes if n in ctx.axes and n not in ctx.derived]
+    origins = {origin.get(n, n) for n in sources}
+    packet = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    makes = packet in ("linear", "addmm", "mm", "bmm", "matmul", "embedding") or "conv" in packet
+    origin[node] = next(iter(origins)) if len(origins) == 1 and not makes else node
+    if str(node.target) in _ADDITIONS and len(origins) > 1:
+        left, right = ctx.of(sources[0]), ctx.of(sources[1])
+        for mine, theirs in zip(reversed(left), reversed(right), strict=False):
+            if mine.size > 1 and theirs.size > 1:
+                ctx.tag(mine, "residual")

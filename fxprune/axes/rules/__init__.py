@@ -1,0 +1,27 @@
+"""The built-in rules, one file per kind of op. Importing this package registers them."""
+
+from fxprune.axes.rules import (
+    attention,
+    contraction,
+    convolution,
+    factory,
+    indexing,
+    normalisation,
+    pointwise,
+    reduction,
+    reshape,
+    slicing,
+)
+
+__all__ = [
+    "attention",
+    "contraction",
+    "convolution",
+    "factory",
+    "indexing",
+    "normalisation",
+    "pointwise",
+    "reduction",
+    "reshape",
+    "slicing",
+]

@@ -1,0 +1,66 @@
+"""Fused attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.axes import dims
+from fxprune.axes.context import Context
+from fxprune.axes.dims import Dim, Layout, Product
+from fxprune.axes.registry import Axes, register_rule
+from fxprune.axes.rules.contraction import contract
+
+aten = torch.ops.aten
+
+
+@register_rule(aten.scaled_dot_product_attention)
+def attention(ctx: Context, node: fx.Node) -> Axes:
+    """``softmax(q k^T / sqrt(d) + mask) v``, the mask's heads being the heads.
+
+    q (..., heads, queries, d), k (..., kv, keys, d), v (..., kv, keys, e) to (..., queries, e).
+    """
+    q, k, v, *rest = node.args
+    mask: Any = rest[0] if rest else node.kwargs.get("attn_mask")
+    contract(ctx, node, q, ctx.of(q)[-1], k, ctx.of(k)[-1], ())
+    ctx.unify(ctx.of(k)[-2], ctx.of(v)[-2], node)
+    ctx.align(k, ctx.of(k)[-2], v, ctx.of(v)[-2])
+    batch = tuple(
+        _heads(ctx, node, (q, k, v), back) for back in range(len(ctx.of(q)), 2, -1)
+    )
+    keys = ctx.of(k)[-2]
+    ctx.freeze(keys, "softmax over this axis", node)
+    if isinstance(mask, fx.Node):
+        scores = (*batch, ctx.of(q)[-2], keys)
+        for mine, theirs in zip(reversed(scores), reversed(ctx.of(mask)), strict=False):
+            if theirs.size > 1:
+                ctx.unify(mine, theirs, node)
+                ctx.flow(mask, theirs, node, to=mine)
+    for layout in batch:
+        ctx.tag(layout, "batch")
+        ctx.tag(layout, "softmax")
+    ctx.tag(ctx.of(v)[-1], "outer")
+    ctx.flow(q, ctx.of(q)[-2], node)
+    ctx.flow(v, ctx.of(v)[-1], node)
+    return (*batch, ctx.of(q)[-2], ctx.of(v)[-1])
+
+
+def _heads(ctx: Context, node: fx.Node, operands: tuple[Any, Any, Any], back: int) -> Layout:
+    """One batch axis: equal, broadcast, or query heads over their key/value heads."""
+    query = ctx.of(operands[0])[-back]
+    for operand in operands[1:]:
+        theirs = ctx.of(operand)[-back] if len(ctx.of(operand)) >= back else dims.ONE
+        if theirs.size == query.size:
+            ctx.unify(query, theirs, node)
+        elif theirs.size > 1:
+            repeat = Dim(query.size // theirs.size)
+            ctx.unify(query, Product((theirs, repeat)), node)
+            ctx.tag(repeat, "repeat")
+        else:
+            ctx.tag(query, "repeat")
+        if theirs.size > 1:
+            ctx.flow(operand, theirs, node)
+    ctx.flow(operands[0], query, node)
+    return query

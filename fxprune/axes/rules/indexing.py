@@ -1,0 +1,90 @@
+"""Lookup by data: the looked-up axis is frozen, the others pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.axes import dims
+from fxprune.axes.context import Context
+from fxprune.axes.registry import Axes, register_rule
+
+aten = torch.ops.aten
+
+
+@register_rule(aten.embedding)
+def embedding(ctx: Context, node: fx.Node) -> Axes:
+    """Rows (the vocabulary) are frozen; the feature axis passes."""
+    weight, indices = node.args[:2]
+    rows, features = ctx.of(weight)
+    ctx.freeze(rows, "embedding rows are looked up by index", node)
+    return (*ctx.of(indices), features)
+
+
+@register_rule(aten.index.Tensor)
+def index(ctx: Context, node: fx.Node) -> Axes:
+    """``x[:, i, j]``: indexed axes are frozen and replaced by the indices' own axes."""
+    source, indices = node.args[:2]
+    axes = ctx.of(source)
+    given: Any = list(indices) + [None] * (len(axes) - len(indices))  # type: ignore[arg-type]
+    places = [a for a, i in enumerate(given) if i is not None]
+    for place in places:
+        ctx.freeze(axes[place], "looked up by index", node)
+    tensors = [given[place] for place in places]
+    if any(t.meta["val"].dtype == torch.bool for t in tensors):
+        for tensor in tensors:
+            for layout in ctx.of(tensor):
+                ctx.freeze(layout, "selected by a mask", node)
+        for layout in axes:
+            ctx.freeze(layout, "selected by a mask", node)
+        return ctx.fresh(node, ctx.why("selected by a mask", node))
+    rank = max(len(ctx.of(t)) for t in tensors)
+    looked_up = ctx.broadcast(node, tensors, rank)
+    together = places == list(range(places[0], places[-1] + 1))
+    start = places[0] if together else 0
+    rest = [x for a, x in enumerate(axes) if a not in places]
+    return (*rest[:start], *looked_up, *rest[start:])
+
+
+@register_rule(aten.index_select)
+def index_select(ctx: Context, node: fx.Node) -> Axes:
+    """As indexing along one axis."""
+    source, axis, indices = node.args
+    axes = ctx.of(source)
+    place = int(axis) % len(axes)  # type: ignore[arg-type]
+    ctx.freeze(axes[place], "looked up by index", node)
+    return (*axes[:place], ctx.of(indices)[0], *axes[place + 1 :])
+
+
+@register_rule(aten.gather)
+def gather(ctx: Context, node: fx.Node) -> Axes:
+    """Lookup along one axis; the others are the same axis where sizes agree."""
+    source, axis, indices = node.args[:3]
+    axes, out = ctx.of(source), ctx.of(indices)
+    place = int(axis) % len(axes)  # type: ignore[arg-type]
+    for a, (mine, theirs) in enumerate(zip(axes, out, strict=True)):
+        if a == place:
+            ctx.freeze(mine, "looked up by index", node)
+        elif mine.size == theirs.size:
+            ctx.unify(mine, theirs, node)
+        else:
+            ctx.freeze(mine, "looked up by index", node)
+            ctx.freeze(theirs, "looked up by index", node)
+    return out
+
+
+@register_rule(aten.constant_pad_nd)
+def pad(ctx: Context, node: fx.Node) -> Axes:
+    """Padded axes are the sum of padding and data; negative padding freezes."""
+    source, amounts = node.args[:2]
+    axes = list(ctx.of(source))
+    pairs: Any = list(zip(amounts[::2], amounts[1::2], strict=True))  # type: ignore[index]
+    for back, (left, right) in enumerate(pairs, start=1):
+        if (left, right) == (0, 0):
+            continue
+        size, free = ctx.shape(node)[-back]
+        ctx.freeze(axes[-back], "padded", node)
+        axes[-back] = dims.Dim(size, free, ctx.why("padded", node))
+    return tuple(axes)

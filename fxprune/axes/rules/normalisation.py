@@ -1,0 +1,65 @@
+"""Normalisation: scales, shifts and running statistics follow the normalised axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.axes.context import Context
+from fxprune.axes.dims import Dim, Product
+from fxprune.axes.registry import Axes, register_rule
+
+aten = torch.ops.aten
+
+
+@register_rule(aten.layer_norm, aten.rms_norm)
+def layer_norm(ctx: Context, node: fx.Node) -> Axes:
+    """Mean and variance over the last axes, so units are only normalised together."""
+    x, shape, *parameters = node.args
+    axes = ctx.of(x)
+    count = len(shape)  # type: ignore[arg-type]
+    for layout in axes[-count:]:
+        ctx.tag(layout, "normalised")
+    for parameter in parameters[:2]:
+        if isinstance(parameter, fx.Node):
+            for mine, theirs in zip(axes[-count:], ctx.of(parameter), strict=True):
+                ctx.unify(mine, theirs, node)
+    return axes
+
+
+@register_rule(aten.native_layer_norm)
+def native_layer_norm(ctx: Context, node: fx.Node) -> list[Axes]:
+    """As layer_norm, with the mean and the reciprocal deviation as further outputs."""
+    axes = layer_norm(ctx, node)
+    values = node.meta["val"]
+    return [axes, *(ctx.fresh(value, "statistics of a norm") for value in values[1:])]
+
+
+@register_rule(aten.batch_norm, aten.instance_norm)
+def batch_norm(ctx: Context, node: fx.Node) -> Axes:
+    """One scale, shift, mean and variance a channel (axis 1): exact channel by channel."""
+    x, *vectors = node.args[:5]
+    for vector in vectors:
+        _along_channels(ctx, node, x, vector)
+    return ctx.of(x)
+
+
+@register_rule(aten.group_norm)
+def group_norm(ctx: Context, node: fx.Node) -> Axes:
+    """Channels are (groups x channels of a group); inside a group they are normalised together."""
+    x, count, *vectors = node.args
+    channels = ctx.of(x)[1]
+    groups, inner = Dim(int(count)), Dim(channels.size // int(count))  # type: ignore[arg-type]
+    ctx.unify(channels, Product((groups, inner)), node)
+    ctx.tag(inner, "normalised")
+    ctx.notes[node, "groups"] = groups
+    for vector in vectors[:2]:
+        _along_channels(ctx, node, x, vector)
+    return ctx.of(x)
+
+
+def _along_channels(ctx: Context, node: fx.Node, x: Any, vector: Any) -> None:
+    if isinstance(vector, fx.Node):
+        ctx.unify(ctx.of(x)[1], ctx.of(vector)[0], node)

@@ -1,0 +1,160 @@
+"""Views: axes are flattened to factors and regrouped, reordered, added or repeated."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.axes import dims
+from fxprune.axes.context import Context
+from fxprune.axes.dims import Dim, Layout, Product
+from fxprune.axes.registry import Axes, register_rule
+
+aten = torch.ops.aten
+
+
+def regroup(ctx: Context, node: fx.Node, axes: Axes, sizes: tuple[tuple[int, bool], ...]) -> Axes:
+    """Axes of the same elements in row-major order under other sizes.
+
+    Both shapes are cut into the shortest runs of equal product; inside a run the source's factors
+    unify with fresh output dims, which splits dims on demand.
+    """
+    out: list[Layout] = []
+    i = j = 0
+    while i < len(axes) or j < len(sizes):
+        here: list[Layout] = list(axes[i : i + 1])
+        there = list(sizes[j : j + 1])
+        i, j = i + len(here), j + len(there)
+        while (left := prod(x.size for x in here)) != (right := prod(s for s, _ in there)):
+            if left < right and i < len(axes):
+                here.append(axes[i])
+                i += 1
+            elif j < len(sizes):
+                there.append(sizes[j])
+                j += 1
+            else:
+                break
+        source: Layout = here[0] if len(here) == 1 else Product(tuple(here))
+        if len(there) == 1:
+            out.append(source)
+        elif there:
+            split = tuple(Dim(size, free) for size, free in there)
+            ctx.unify(source, Product(split), node)
+            out.extend(split)
+    return tuple(out)
+
+
+@register_rule(
+    aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten._reshape_alias
+)
+def view(ctx: Context, node: fx.Node) -> Axes:
+    """Row-major regrouping."""
+    if str(node.target) == "aten.view.dtype":
+        return unknown_view(ctx, node)
+    source: Any = node.args[0]
+    return regroup(ctx, node, ctx.of(source), ctx.shape(node))
+
+
+def unknown_view(ctx: Context, node: fx.Node) -> Axes:
+    """A reinterpretation of bits."""
+    source: Any = node.args[0]
+    for layout in ctx.of(source):
+        ctx.freeze(layout, "a view as another dtype", node)
+    return ctx.fresh(node, ctx.why("a view as another dtype", node))
+
+
+@register_rule(aten.transpose, aten.t, aten.numpy_T, aten.mT, aten.permute, aten.movedim)
+def reorder(ctx: Context, node: fx.Node) -> Axes:
+    """Axes change places."""
+    source: Any = node.args[0]
+    axes = ctx.of(source)
+    rank = len(axes)
+    order = list(range(rank))
+    name = str(node.target).split(".")[1]
+    if name in ("transpose", "mT"):
+        a, b = (node.args[1], node.args[2]) if name == "transpose" else (-1, -2)
+        a, b = int(a) % rank, int(b) % rank  # type: ignore[arg-type]
+        order[a], order[b] = order[b], order[a]
+    elif name in ("t", "numpy_T"):
+        order.reverse()
+    elif name == "permute":
+        order = [int(a) % rank for a in node.args[1]]  # type: ignore[union-attr, arg-type]
+    else:
+        order = _moved(node, rank)
+    return tuple(axes[a] for a in order)
+
+
+def _moved(node: fx.Node, rank: int) -> list[int]:
+    numbered = torch.empty(list(range(2, rank + 2)), device="meta").movedim(*node.args[1:])  # type: ignore[arg-type]
+    return [size - 2 for size in numbered.shape]
+
+
+@register_rule(aten.unsqueeze)
+def unsqueeze(ctx: Context, node: fx.Node) -> Axes:
+    """A new axis of size 1."""
+    source: Any = node.args[0]
+    axes = ctx.of(source)
+    place = int(node.args[1]) % (len(axes) + 1)  # type: ignore[arg-type]
+    return (*axes[:place], dims.ONE, *axes[place:])
+
+
+@register_rule(aten.squeeze)
+def squeeze(ctx: Context, node: fx.Node) -> Axes:
+    """Axes of size 1 go (all, or those named)."""
+    source: Any = node.args[0]
+    axes = ctx.of(source)
+    named: Any = node.args[1] if len(node.args) > 1 else range(len(axes))
+    gone = {a % len(axes) for a in ([named] if isinstance(named, int) else named)}
+    return tuple(x for a, x in enumerate(axes) if not (a in gone and x.size == 1))
+
+
+@register_rule(aten.expand, aten.expand_as, aten.broadcast_to)
+def expand(ctx: Context, node: fx.Node) -> Axes:
+    """A repeated axis is a fresh dim."""
+    source: Any = node.args[0]
+    axes, shape = ctx.of(source), ctx.shape(node)
+    lead = len(shape) - len(axes)
+    out: list[Layout] = []
+    for place, (size, free) in enumerate(shape):
+        mine = axes[place - lead] if place >= lead else dims.ONE
+        if mine.size == size:
+            out.append(mine)
+        else:
+            out.append(Dim(size, free))
+            ctx.tag(out[-1], "repeat")
+    if node.target is aten.expand_as.default:
+        return ctx.broadcast(node, [node.args[1]], len(shape))  # type: ignore[list-item]
+    return tuple(out)
+
+
+@register_rule(aten.repeat)
+def repeat(ctx: Context, node: fx.Node) -> Axes:
+    """Each axis becomes (copies x axis)."""
+    source: Any = node.args[0]
+    axes, shape = ctx.of(source), ctx.shape(node)
+    lead = len(shape) - len(axes)
+    out: list[Layout] = []
+    for place, (size, free) in enumerate(shape):
+        mine = axes[place - lead] if place >= lead else dims.ONE
+        copies = Dim(size // mine.size, free)
+        ctx.tag(copies, "repeat")
+        out.append(Product((copies, mine)))
+    return tuple(out)
+
+
+@register_rule(aten.repeat_interleave.self_int)
+def repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
+    """One axis becomes (axis x copies); all axes are flattened first if none is named."""
+    source: Any = node.args[0]
+    axes = ctx.of(source)
+    given: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    if given is None:
+        axes, given = (Product(axes),), 0
+    place = given % len(axes)
+    size, free = ctx.shape(node)[place]
+    copies = Dim(size // axes[place].size, free)
+    ctx.tag(copies, "repeat")
+    return (*axes[:place], Product((axes[place], copies)), *axes[place + 1 :])

@@ -1,0 +1,141 @@
+"""Slices and concatenations: an axis is a sum of its pieces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.axes import dims
+from fxprune.axes.context import Context
+from fxprune.axes.dims import Dim, Layout, Sum
+from fxprune.axes.registry import Axes, register_rule
+
+aten = torch.ops.aten
+
+
+def _replaced(axes: Axes, place: int, layout: Layout) -> Axes:
+    return (*axes[:place], layout, *axes[place + 1 :])
+
+
+def _cut(ctx: Context, node: fx.Node, layout: Layout, value: Any, place: int, what: str) -> Layout:
+    """The output axis where pieces cannot be followed: frozen on both sides."""
+    ctx.freeze(layout, what, node)
+    size, free = ctx.shape(value)[place]
+    return Dim(size, free, ctx.why(what, node))
+
+
+@register_rule(aten.slice.Tensor, aten.narrow)
+def slice_(ctx: Context, node: fx.Node) -> Axes:
+    """``x[start:end:step]`` along one axis."""
+    source: Any = node.args[0]
+    axes = ctx.of(source)
+    if node.target is aten.slice.Tensor:
+        _, axis, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+    else:
+        _, axis, start, length = node.args
+        end, step = (start + length if isinstance(length, int) else None), 1  # type: ignore[operator]
+    place = int(axis) % len(axes)  # type: ignore[arg-type]
+    layout = axes[place]
+    size, free = ctx.shape(source)[place]
+    bounds = (0 if start is None else start, size if end is None else end, step)
+    if free or not all(isinstance(b, int) for b in bounds):
+        piece = _cut(ctx, node, layout, node, place, "a slice of a symbolic axis")
+        return _replaced(axes, place, piece)
+    first, last, stride = slice(*bounds).indices(size)
+    if stride == 1:
+        halves = dims.split_sum(layout, last)
+        middle = halves and dims.split_sum(halves[0], first)
+        if middle:
+            return _replaced(axes, place, middle[1])
+    elif size % stride == 0 and first < stride and last > size - stride + first:
+        blocks = dims.split_product(layout, size // stride)
+        if blocks:
+            ctx.freeze(blocks[1], "every n-th unit is taken", node)
+            return _replaced(axes, place, blocks[0])
+    piece = _cut(ctx, node, layout, node, place, "a slice that cuts through a block")
+    return _replaced(axes, place, piece)
+
+
+@register_rule(
+    aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk,
+    aten.tensor_split, aten.split_copy, aten.split_with_sizes_copy,
+)  # fmt: skip
+def split(ctx: Context, node: fx.Node) -> list[Axes]:
+    """Consecutive pieces."""
+    source: Any = node.args[0]
+    axes, values = ctx.of(source), node.meta["val"]
+    given: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    place = given % len(axes)
+    rest: Layout | None = None if ctx.shape(source)[place][1] else axes[place]
+    out: list[Axes] = []
+    for value in values:
+        halves = rest and dims.split_sum(rest, ctx.sizes_of(value)[place])
+        if halves:
+            piece, rest = halves
+        else:
+            what = "a split that cuts through a block"
+            piece, rest = _cut(ctx, node, axes[place], value, place, what), None
+        out.append(_replaced(axes, place, piece))
+    return out
+
+
+@register_rule(aten.cat, aten.concat, aten.concatenate)
+def cat(ctx: Context, node: fx.Node) -> Axes:
+    """The named axis is the sum of the operands'; the others are the same axis."""
+    operands: Any = node.args[0]
+    rank = len(ctx.shape(node))
+    operands = [x for x in operands if len(ctx.of(x)) == rank]
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    place = given % rank
+    first = ctx.of(operands[0])
+    for operand in operands[1:]:
+        for axis, (mine, theirs) in enumerate(zip(first, ctx.of(operand), strict=True)):
+            if axis != place:
+                ctx.unify(mine, theirs, node)
+    pieces = [ctx.of(x)[place] for x in operands]
+    if any(ctx.shape(x)[place][1] for x in operands):
+        for piece in pieces:
+            ctx.freeze(piece, "a concatenation of symbolic length", node)
+        size, free = ctx.shape(node)[place]
+        return _replaced(first, place, Dim(size, free, "a concatenation of symbolic length"))
+    return _replaced(first, place, Sum(tuple(pieces)))
+
+
+@register_rule(aten.stack)
+def stack(ctx: Context, node: fx.Node) -> Axes:
+    """A new axis, frozen, whose places are the operands."""
+    operands: Any = node.args[0]
+    first = ctx.of(operands[0])
+    for operand in operands[1:]:
+        for mine, theirs in zip(first, ctx.of(operand), strict=True):
+            ctx.unify(mine, theirs, node)
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    place = given % (len(first) + 1)
+    return (
+        *first[:place],
+        Dim(len(operands), reason=ctx.why("stacked tensors", node)),
+        *first[place:],
+    )
+
+
+@register_rule(aten.select.int)
+def select(ctx: Context, node: fx.Node) -> Axes:
+    """One place of an axis: the axis is frozen and gone."""
+    source: Any = node.args[0]
+    axes = ctx.of(source)
+    place = int(node.args[1]) % len(axes)  # type: ignore[arg-type]
+    ctx.freeze(axes[place], "one place of this axis is selected", node)
+    return axes[:place] + axes[place + 1 :]
+
+
+@register_rule(aten.unbind)
+def unbind(ctx: Context, node: fx.Node) -> list[Axes]:
+    """Every place of an axis on its own: the axis is frozen and gone."""
+    source: Any = node.args[0]
+    axes = ctx.of(source)
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    place = given % len(axes)
+    ctx.freeze(axes[place], "every place of this axis is selected", node)
+    return [axes[:place] + axes[place + 1 :]] * len(node.meta["val"])

@@ -1,0 +1,196 @@
+"""The command line: ``fxprune inspect``, ``fxprune prune``, ``fxprune demo``.
+
+Nothing heavy is imported here, so that ``--help`` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fxprune.errors import FxpruneError, FxpruneWarning
+
+MODEL = "A local folder, a hub name, a config.json, or smollm2."
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Structured pruning of language models and other networks.",
+)
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
+
+
+@app.command()
+def inspect(
+    model: Model,
+    dot: Annotated[Path | None, typer.Option(help="Write a Graphviz picture here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all facts here.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Only this layer, group by group.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Group by group.")] = False,
+) -> None:
+    """Show what can be pruned and what cannot, and why. Needs no weights."""
+    for file in (dot, json_file):
+        _check_parent(file)
+    from rich.console import Console
+
+    from fxprune import discover, inspection, report, trace
+    from fxprune.hf.models import load_model
+    from fxprune.progress import step
+
+    with step(f"reading {model}"):
+        loaded = load_model(model, meta=True)
+    with step("tracing"):
+        traced = trace(loaded.model)
+        graph = discover(traced)
+    inputs = report.resized(traced.kwargs, 1, 64)
+    shape, total = report.shape_words(inputs), report.parameters(loaded.model)
+    facts: dict[str, Any] = {
+        "model": loaded.name,
+        "architecture": type(loaded.model).__name__,
+        "parameters": total,
+        "macs": report.macs(loaded.model, (), inputs),
+        "macs_input": shape,
+    }
+    chosen = [
+        group
+        for group in (*graph.groups, *graph.frozen)
+        if layer is None or (group.layer is not None and group.layer[1] == layer)
+    ]
+    # Before anything is printed: it refuses a layer that does not exist.
+    if dot is not None:
+        graph.to_dot(dot, layer=layer, collapse=layer is None)
+    console = Console()
+    console.print(f"{facts['model']}: {facts['architecture']}", highlight=False)
+    console.print(f"{total:,} parameters, {report.scaled(facts['macs'])}MACs for {shape}")
+    if not chosen:
+        console.print(f"no groups in layer {layer}")
+    rows = inspection.rows(graph, chosen, each=every or layer is not None)
+    for table in inspection.tables(rows, total):
+        console.print(table)
+    if json_file is not None:
+        content = json.dumps(inspection.as_json(graph, facts), indent=1)
+        json_file.write_text(content + "\n", encoding="utf-8")
+
+
+@app.command()
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the pruned model.")],
+    ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")] = 0.2,
+    criterion: Annotated[str, typer.Option(help="taylor, magnitude or random.")] = "taylor",
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text or .jsonl to calibrate on; half of it measures, unless --eval-text is given."
+            " Without it, prose that comes with Python."
+        ),
+    ] = None,
+    eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
+    kinds: Annotated[str, typer.Option(help="Kinds of groups, with commas.")] = "mlp,attention",
+    ranking: Annotated[str, typer.Option(help="local or global.")] = "local",
+    keep_first: Annotated[int, typer.Option(help="Leave the first layers alone.")] = 0,
+    keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of crops and random scores.")] = 0,
+    calibration_samples: Annotated[int, typer.Option(help="Crops of text for Taylor.")] = 10,
+    calibration_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
+    eval_samples: Annotated[int, typer.Option(help="Windows for perplexity.")] = 64,
+    eval_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
+    device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
+    verify: Annotated[bool, typer.Option(help="Prove the result against the original.")] = True,
+) -> None:
+    """Prune a model, save it and show what it costs before and after."""
+    from fxprune.hf import checkpoint
+    from fxprune.recipe import Recipe
+
+    recipe = Recipe(
+        ratio=ratio,
+        criterion=criterion,
+        kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
+        ranking=ranking,
+        seed=seed,
+        keep_first=keep_first,
+        keep_last=keep_last,
+        calibration_samples=calibration_samples,
+        calibration_length=calibration_length,
+        evaluation_samples=eval_samples,
+        evaluation_length=eval_length,
+        verify=verify,
+    )
+    recipe.check()
+    checkpoint.check_target(out)
+    _check_device(device)
+    from rich.console import Console
+
+    from fxprune import report, workflow
+    from fxprune.progress import step
+
+    calibration, evaluation = workflow.texts(text, eval_text)
+    causal = workflow.check_model(model, recipe)
+    with step(f"loading {model}"):
+        loaded = workflow.load(model, device)
+    outcome = workflow.run(
+        loaded,
+        recipe,
+        out,
+        calibration=calibration if causal else None,
+        evaluation=evaluation if causal else None,
+        reload=lambda: workflow.load(model, device).model,
+    )
+    outcome.write_report(out / "report.json", model=loaded.name, recipe=asdict(recipe))
+    console = Console()
+    console.print(report.table(outcome.before, outcome.after, outcome.caption))
+    if verify:
+        console.print(f"proof: {outcome.result.report}", highlight=False)
+    console.print(f"saved in {out}; open it with fxprune.load({str(out)!r})", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("fxprune-demo"),
+    ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")] = 0.2,
+    eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
+) -> None:
+    """Prune a real language model (SmolLM2-135M, fetched once) and show the result."""
+    from fxprune.demo import demo as run_demo
+    from fxprune.hf.text import read
+
+    run_demo(out, ratio, evaluation=None if eval_text is None else read(eval_text))
+
+
+def _check_parent(file: Path | None) -> None:
+    if file is not None and not file.resolve().parent.is_dir():
+        raise FxpruneError(f"no folder {file.resolve().parent} to write {file.name} into")
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise FxpruneError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Our own warnings as one line; other libraries' are not for the user of a command."""
+    if issubclass(category, FxpruneWarning):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; errors the user can mend are one line and exit status 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except FxpruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

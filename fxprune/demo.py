@@ -1,0 +1,125 @@
+"""``fxprune demo``: a real language model pruned, measured, saved and reloaded by one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fxprune.errors import CheckpointError
+from fxprune.progress import step
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from fxprune.hf.text import Text
+
+PROMPT = "The moon is smaller than the earth, and"
+NEW_TOKENS = 32
+
+
+def demo(
+    out: Path,
+    ratio: float = 0.2,
+    *,
+    model: str = "smollm2",
+    evaluation: Text | None = None,
+    console: Console | None = None,
+) -> None:
+    """Prune SmolLM2 with Taylor on prose out of Python itself and show what it did.
+
+    Args:
+        out: folder for the pruned model, the plan, the picture and the figures.
+        ratio: fraction of the parameters to remove.
+        model: what to prune instead, see :func:`fxprune.hf.models.load_model`.
+        evaluation: text for perplexity; by default topics that calibration does not see.
+        console: where to print.
+
+    Raises:
+        FxpruneError: the model cannot be fetched, the folder is something else's, ...
+    """
+    check_out(out)
+    import torch
+    from rich.console import Console
+
+    from fxprune.hf import checkpoint, text
+    from fxprune.hf.models import load_model
+    from fxprune.recipe import Recipe
+    from fxprune.report import table
+    from fxprune.workflow import run
+
+    recipe = Recipe(ratio=ratio)
+    recipe.check()
+    console = console or Console()
+    with step(f"loading {model}"):
+        loaded = load_model(model)
+    assert loaded.tokenizer is not None
+    console.print(f"{model}: {type(loaded.model).__name__}, pruning {ratio:.0%} with Taylor")
+    told = continuation(loaded.model, loaded.tokenizer)
+    calibration, other = text.builtin()
+    folder = out / "pruned"
+    outcome = run(
+        loaded,
+        recipe,
+        folder,
+        calibration=calibration,
+        evaluation=evaluation or other,
+        reload=lambda: load_model(model).model,
+    )
+    small, plan = outcome.result.graph_module, outcome.result.plan
+    console.print(table(outcome.before, outcome.after, outcome.caption))
+    console.print(f"proof: {outcome.result.report}")
+    console.print(f"\nbefore: {PROMPT}[bold]{told}", highlight=False)
+    console.print(f"after:  {PROMPT}[bold]{continuation(small, loaded.tokenizer)}", highlight=False)
+    plan.save(out / "plan.json")
+    outcome.result.graph.to_dot(out / "groups.dot", collapse=True)
+    outcome.write_report(out / "report.json", model=model, ratio=ratio, criterion=plan.criterion)
+    with step("reloading"):
+        again = checkpoint.load(folder)
+        ids = text.tokens(loaded.tokenizer, PROMPT)[None]
+        with torch.no_grad():
+            same = torch.equal(small(input_ids=ids).logits, again(input_ids=ids).logits)
+    if not same:
+        raise CheckpointError(f"{folder} does not give back what was saved")
+    console.print(
+        f"\nreloaded from {folder}: bit-equal logits. In Python: fxprune.load({str(folder)!r})\n"
+        f"plan: {out / 'plan.json'}   figures: {out / 'report.json'}\n"
+        f"groups: {out / 'groups.dot'} (dot -Tsvg {out / 'groups.dot'} > groups.svg)",
+        soft_wrap=True,
+    )
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that holds something other than an earlier demo.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    ours = (out / "pruned" / "fxprune.json").is_file()
+    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(
+            f"{out} exists and is not of an earlier demo: it is left alone; give another with --out"
+        )
+
+
+def continuation(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the model says after the prompt, word by most likely word.
+
+    A GraphModule has neither ``generate`` nor a cache, so each token is a whole forward pass.
+    """
+    import torch
+
+    from fxprune.hf.perplexity import logits
+    from fxprune.hf.text import tokens
+
+    ids = tokens(tokenizer, PROMPT)[None]
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(NEW_TOKENS):
+            new: torch.Tensor = logits(model(input_ids=ids))[:, -1:].argmax(-1)
+            if new.item() == tokenizer.eos_token_id:
+                break
+            ids = torch.cat([ids, new], dim=1)
+    return str(tokenizer.decode(ids[0, start:]))

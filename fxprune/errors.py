@@ -1,0 +1,53 @@
+"""The errors a user can meet. One root, so that one ``except`` catches them all."""
+
+
+class FxpruneError(Exception):
+    """Root of every error fxprune raises on purpose."""
+
+
+class TraceError(FxpruneError):
+    """The model cannot be captured by ``torch.export`` with these inputs."""
+
+
+class RuleError(FxpruneError):
+    """A rule for an op is registered twice or returns axes that do not fit the value."""
+
+
+class GroupError(FxpruneError):
+    """No such group, or the group cannot be pruned."""
+
+
+class CalibrationError(FxpruneError):
+    """Calibration data is missing, too short or gives a non-finite loss."""
+
+
+class CriterionError(FxpruneError):
+    """A criterion is configured wrongly or gives non-finite scores."""
+
+
+class SelectionError(FxpruneError):
+    """A pruning ratio or a budget that cannot be met."""
+
+
+class PlanError(FxpruneError):
+    """A plan is damaged or does not fit the model."""
+
+
+class RewriteError(FxpruneError):
+    """The graph cannot be rewritten to the smaller sizes."""
+
+
+class OracleError(FxpruneError):
+    """The smaller model does not compute what the original computes without the removed units."""
+
+
+class CheckpointError(FxpruneError):
+    """A saved folder is damaged, incomplete or belongs to another model."""
+
+
+class ModelError(FxpruneError):
+    """A model cannot be found, built or fetched."""
+
+
+class FxpruneWarning(UserWarning):
+    """Something was lost that the user may want to know (for example symbolic sizes)."""

@@ -1,0 +1,1 @@
+"""Stage 4: transformers models, text and checkpoints. Nothing left of here knows transformers."""

@@ -1,0 +1,192 @@
+"""Text to calibrate and to measure on: a file, or prose that every Python carries.
+
+The two must not overlap: :func:`builtin` and :func:`split` give two disjoint parts, the same on
+every run.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fxprune.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Text:
+    """Records of text (articles, say) and the name to show for them."""
+
+    name: str
+    records: tuple[str, ...]
+
+
+def read(path: str | Path) -> Text:
+    """Read a text file: ``.jsonl`` gives one record per line (its ``text``), any other file one.
+
+    Raises:
+        CalibrationError: the file cannot be read, is empty, or a line has no ``text``.
+    """
+    path = Path(path)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    if path.suffix == ".jsonl":
+        lines = enumerate(content.splitlines(), start=1)
+        records = [_record(path, number, line) for number, line in lines if line.strip()]
+    else:
+        records = [content]
+    records = [record for record in records if record.strip()]
+    if not records:
+        raise CalibrationError(f"{path} has no text in it")
+    return Text(path.name, tuple(records))
+
+
+def _record(path: Path, number: int, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CalibrationError(f"{path} line {number} is not JSON: {error}") from error
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        raise CalibrationError(f'{path} line {number} has no string "text"')
+    return text
+
+
+def split(text: Text) -> tuple[Text, Text]:
+    """Two disjoint halves: the first records to calibrate on, the rest to measure on.
+
+    A text of one record is cut behind its middle, at a paragraph if one ends there. Records that
+    occur twice count once.
+    """
+    records = list(dict.fromkeys(text.records))
+    if len(records) == 1:
+        records = _cut(records[0])
+    half, done, count = sum(map(len, records)) / 2, len(records[0]), 1
+    while count < len(records) - 1 and done + len(records[count]) / 2 <= half:
+        done += len(records[count])
+        count += 1
+    return (
+        Text(f"{text.name}, first half", tuple(records[:count])),
+        Text(f"{text.name}, second half", tuple(records[count:])),
+    )
+
+
+def _cut(record: str) -> list[str]:
+    middle, reach = len(record) // 2, len(record) // 10
+    for separator in ("\n\n", "\n", " "):
+        place = record.find(separator, middle, middle + reach)
+        if place >= 0:
+            middle = place
+            break
+    return [record[:middle], record[middle:]]
+
+
+def builtin() -> tuple[Text, Text]:
+    """The language reference inside Python itself (``pydoc_data.topics``), in two disjoint parts.
+
+    Some topics quote others, so topics with a paragraph in common stay on one side. The families
+    go, the largest first, to the side with less text.
+
+    Returns:
+        Text to calibrate on and text to measure on, one record per topic.
+    """
+    from pydoc_data.topics import topics
+
+    sides: tuple[list[str], list[str]] = ([], [])
+    sizes = [0, 0]
+    families = sorted(_families(topics), key=lambda f: (-sum(len(topics[n]) for n in f), f))
+    for family in families:
+        side = 0 if sizes[0] <= sizes[1] else 1
+        sides[side].extend(family)
+        sizes[side] += sum(len(topics[name]) for name in family)
+    calibration, evaluation = (tuple(topics[name] for name in sorted(side)) for side in sides)
+    return (
+        Text("Python's language reference, calibration topics", calibration),
+        Text("Python's language reference, evaluation topics", evaluation),
+    )
+
+
+def _families(topics: dict[str, str]) -> list[list[str]]:
+    """Names of topics, those that share a paragraph of some length together; sorted."""
+    import networkx
+
+    graph: networkx.Graph[str] = networkx.Graph()
+    first: dict[str, str] = {}
+    for name in sorted(topics):
+        graph.add_node(name)
+        for paragraph in re.split(r"\n\s*\n", topics[name]):
+            key = " ".join(paragraph.split())
+            if len(key) >= 60:
+                graph.add_edge(first.setdefault(key, name), name)
+    return [sorted(family) for family in networkx.connected_components(graph)]
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    """Token ids of a text, without special tokens; int64 of shape (n,)."""
+    encoded = tokenizer(text, add_special_tokens=False, verbose=False)
+    return torch.tensor(encoded["input_ids"], dtype=torch.long)
+
+
+def joined(tokenizer: PreTrainedTokenizerBase, text: Text) -> torch.Tensor:
+    """Token ids of all records, a blank line between them; int64 of shape (n,)."""
+    return tokens(tokenizer, "\n\n".join(text.records))
+
+
+def crops(
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    count: int = 10,
+    length: int = 128,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Random crops to calibrate on, as LLM-Pruner draws them (10 of 128 tokens).
+
+    Each is a random record among those long enough, cropped at a random place. No special tokens.
+
+    Args:
+        tokenizer: of the model.
+        text: where to draw from.
+        count: number of crops.
+        length: tokens in each.
+        seed: the same seed gives the same crops.
+
+    Returns:
+        int64 tensor of shape (count, length).
+
+    Raises:
+        CalibrationError: no record has ``length`` tokens.
+    """
+    if count < 1 or length < 2:
+        raise CalibrationError(f"{count} crops of {length} tokens: take at least 1 of at least 2")
+    draw = random.Random(seed)
+    ids: dict[int, torch.Tensor] = {}
+    candidates = list(range(len(text.records)))
+    found: list[torch.Tensor] = []
+    while len(found) < count:
+        if not candidates:
+            longest = max((len(record) for record in ids.values()), default=0)
+            raise CalibrationError(
+                f"{text.name}: the longest record has {longest} tokens, {length} are needed; "
+                "give a longer text, or ask for shorter samples"
+            )
+        place = draw.randrange(len(candidates))
+        record = candidates[place]
+        if record not in ids:
+            # Only what is drawn is tokenised: a text may have a million records.
+            ids[record] = tokens(tokenizer, text.records[record])
+        if len(ids[record]) < length:
+            candidates.pop(place)
+            continue
+        start = draw.randint(0, len(ids[record]) - length)
+        found.append(ids[record][start : start + length])
+    return torch.stack(found)

@@ -1,0 +1,142 @@
+"""The calibration loss of a batch, and how much it weighs in the mean over all batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fxprune.errors import CalibrationError
+from fxprune.importance.calibrate import Batch, arguments, rows
+
+LossFunction = Callable[[nn.Module, Batch], Tensor]
+IGNORED = -100  # the label that torch's and transformers' losses leave out
+
+
+def batch_loss(model: nn.Module, batch: Batch, loss_fn: LossFunction | None = None) -> Tensor:
+    """The mean loss of one batch, a finite scalar that can be differentiated.
+
+    ``loss_fn(model, batch)`` where given. Else the model's own loss, with ``batch["labels"]`` or,
+    for a model that generates, the input ids as labels. Else cross entropy on its logits; against
+    the next token where labels are a sequence.
+
+    Args:
+        model: the model.
+        batch: keyword inputs, on the model's device.
+        loss_fn: the user's own loss.
+
+    Raises:
+        CalibrationError: if the model gives no loss, or one that is no finite scalar.
+    """
+    loss = _default_loss(model, batch) if loss_fn is None else loss_fn(model, batch)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise CalibrationError(f"the loss must be a scalar tensor, not {shape}")
+    if not loss.isfinite().item():
+        raise CalibrationError(f"the loss is {loss.item()}: scores need a finite one")
+    return loss.reshape(())
+
+
+def batch_weights(
+    model: nn.Module, data: list[Batch], loss_fn: LossFunction | None = None
+) -> list[float]:
+    """The share of each batch in the mean loss over all of them; the shares sum to 1.
+
+    By the number of predicted labels, so that micro-batches give the gradient of the whole batch;
+    by the number of examples where the loss is the user's own.
+
+    Raises:
+        CalibrationError: if nothing is left to predict.
+    """
+    counts = [rows(b) if loss_fn is not None else _predicted(model, b) for b in data]
+    total = sum(counts)
+    if total == 0:
+        raise CalibrationError("every label is ignored (-100): nothing to predict")
+    return [count / total for count in counts]
+
+
+def _default_loss(model: nn.Module, batch: Batch) -> Tensor:
+    names, others = arguments(model)
+    inputs = dict(batch)
+    labels = inputs.pop("labels", None)
+    if labels is None:
+        labels = _default_labels(model, batch)
+    if not others and (unknown := [name for name in inputs if name not in names]):
+        raise CalibrationError(f"{type(model).__name__}.forward has no input {unknown[0]!r}")
+    if "use_cache" in names:
+        inputs.setdefault("use_cache", False)
+    own = "labels" in names or (others and _generates(model))
+    output = model(**inputs, labels=labels) if own else model(**inputs)
+    loss = getattr(output, "loss", None) if own else None
+    if isinstance(loss, Tensor):
+        return loss
+    return _cross_entropy(model, _logits(model, output), labels)
+
+
+def _default_labels(model: nn.Module, batch: Batch) -> Tensor:
+    """The input ids as labels, padding left out."""
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor) or not (
+        _generates(model) or "labels" not in arguments(model)[0]
+    ):
+        raise CalibrationError(
+            f"{type(model).__name__} needs 'labels' in the batches, or a loss_fn"
+        )
+    mask = batch.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        return ids.masked_fill(mask == 0, IGNORED)
+    return ids
+
+
+def _predicted(model: nn.Module, batch: Batch) -> int:
+    """Number of labels of a batch that the loss counts."""
+    labels = batch.get("labels")
+    if labels is None:
+        labels = _default_labels(model, batch)
+    if labels.is_floating_point():
+        return rows(batch)
+    if labels.ndim > 1 and _shifts(model):
+        labels = labels[:, 1:]
+    return int((labels != IGNORED).sum())
+
+
+def _shifts(model: nn.Module) -> bool:
+    """Whether the loss compares position t with label t + 1."""
+    if "labels" not in arguments(model)[0]:
+        return True
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return _generates(model) and not encodes
+
+
+def _generates(model: nn.Module) -> bool:
+    can_generate = getattr(model, "can_generate", None)
+    return callable(can_generate) and bool(can_generate())
+
+
+def _logits(model: nn.Module, output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise CalibrationError(
+            f"{type(model).__name__} gives neither a loss nor logits: pass loss_fn=..."
+        )
+    return output
+
+
+def _cross_entropy(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.is_floating_point() or logits.shape[:-1] != labels.shape:
+        raise CalibrationError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} of "
+            f"{type(model).__name__} do not go together: pass loss_fn=..."
+        )
+    if labels.ndim > 1:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    # Float32, as the sum over a vocabulary in half precision loses the small terms.
+    flat = logits.reshape(-1, logits.shape[-1]).to(torch.float32)
+    return functional.cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORED)

@@ -1,0 +1,36 @@
+"""Random scores: the baseline every criterion has to beat."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fxprune.importance.criterion import Criterion
+
+if TYPE_CHECKING:
+    from fxprune.groups.group import Group
+
+
+@dataclass(frozen=True)
+class Random(Criterion):
+    """Uniform scores in [0, 1). Needs neither data nor weights.
+
+    A group's scores depend on the seed and its name alone, so the same model gives the same scores
+    whichever other groups are scored with it.
+
+    Args:
+        seed: any integer.
+    """
+
+    seed: int = 0
+
+    def unit_scores(self, group: Group, members: Sequence[Tensor]) -> Tensor:
+        """Scores drawn for this group, shape (group.size,)."""
+        digest = hashlib.sha256(f"{self.seed}:{group.name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        return torch.rand(group.size, generator=generator)

@@ -1,0 +1,71 @@
+"""Scores: one number per unit of every group, saved and planned from again for free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fxprune.errors import CheckpointError
+
+FORMAT = "fxprune-scores"
+VERSION = "1"
+
+
+class Scores(dict[str, Tensor]):
+    """Group name to a float32 tensor of shape (size,); low scores are removed first.
+
+    Args:
+        scores: the tensors by group name.
+        criterion: the criterion as text, such as ``"Taylor(aggregate='sum')"``.
+    """
+
+    def __init__(
+        self,
+        scores: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] = (),
+        criterion: str | None = None,
+    ) -> None:
+        super().__init__(scores)
+        self.criterion = criterion
+
+    def __repr__(self) -> str:
+        units = sum(scores.numel() for scores in self.values())
+        return f"Scores({len(self)} groups, {units} units, criterion={self.criterion!r})"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the scores to a safetensors file. An interrupted save leaves an older file."""
+        path = Path(path)
+        metadata = {"format": FORMAT, "version": VERSION}
+        if self.criterion is not None:
+            metadata["criterion"] = self.criterion
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            # Cloned, because safetensors refuses tensors that share storage.
+            tensors = {name: scores.detach().cpu().clone() for name, scores in self.items()}
+            save_file(tensors, temporary, metadata)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scores:
+        """Read scores that :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged or something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read the scores {path}: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(f"{path} holds tensors, but no fxprune scores")
+        if metadata.get("version") != VERSION:
+            raise CheckpointError(f"{path}: version {metadata.get('version')!r} is not supported")
+        return cls(tensors, metadata.get("criterion"))

@@ -1,0 +1,149 @@
+"""What ``fxprune inspect`` shows: the groups of a model, few lines however many layers it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from fxprune.axes.dims import find, kept_size
+from fxprune.report import scaled
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fxprune.groups.dependency import DependencyGraph
+    from fxprune.groups.group import Group
+
+_NUMBER = re.compile(r"(?<=[.])\d+(?=[.:]|$)|#\d+$")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Groups that differ in nothing but the layer they are in.
+
+    Attributes:
+        name: their name, with ``*`` for the number of the layer.
+        kind: their kind.
+        sizes: the units of a group, each size once, ascending.
+        count: how many groups.
+        parameters: numbers that would go with all their units, summed.
+        reason: why they are frozen; None for groups that can be pruned.
+    """
+
+    name: str
+    kind: str
+    sizes: tuple[int, ...]
+    count: int
+    parameters: int
+    reason: str | None
+
+
+def rows(graph: DependencyGraph, groups: Iterable[Group], *, each: bool = False) -> list[Row]:
+    """Summarise groups, largest share of the parameters first and frozen ones after the others.
+
+    Args:
+        graph: the graph they are of.
+        groups: which ones.
+        each: one row per group, in the model's order.
+    """
+    if each:
+        return [Row(g.name, g.kind, (g.size,), 1, carried(graph, g), g.reason) for g in groups]
+    alike: dict[tuple[str, str, str | None], list[Group]] = {}
+    for group in groups:
+        name = _NUMBER.sub(lambda m: "" if m[0].startswith("#") else "*", group.name)
+        alike.setdefault((name, group.kind, group.reason), []).append(group)
+    made = [
+        Row(
+            name,
+            kind,
+            tuple(sorted({g.size for g in members})),
+            len(members),
+            sum(carried(graph, g) for g in members),
+            reason,
+        )
+        for (name, kind, reason), members in alike.items()
+    ]
+    return sorted(made, key=lambda row: (row.reason is not None, -row.parameters))
+
+
+def carried(graph: DependencyGraph, group: Group) -> int:
+    """How many numbers of the model's parameters belong to some unit of the group.
+
+    A number belongs to a group of neurons on either axis of its matrix, so the groups' shares
+    overlap and do not add up to the model.
+    """
+    none = {find(group.dim): 0}
+    total = 0
+    for name in group.parameters:
+        layouts = graph.layouts[name]
+        total += prod(layout.size for layout in layouts)
+        total -= prod(kept_size(layout, none) for layout in layouts)
+    return total
+
+
+def by_kind(graph: DependencyGraph) -> dict[str, int]:
+    """How many prunable groups there are of each kind, the most frequent first."""
+    counts: dict[str, int] = {}
+    for group in graph.groups:
+        counts[group.kind] = counts.get(group.kind, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def tables(shown: Iterable[Row], total: int) -> list[Table]:
+    """Tables of prunable and of frozen groups (those that have rows).
+
+    Args:
+        shown: rows of both sorts.
+        total: parameters of the model, to show shares of.
+    """
+    from rich import box
+    from rich.table import Table
+
+    shown = list(shown)
+    many = any(row.count > 1 for row in shown)
+    made = []
+    for title, last in (("can be pruned", "parameters"), ("frozen", "reason")):
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("kind", no_wrap=True)
+        if many:
+            table.add_column("groups", justify="right", no_wrap=True)
+        table.add_column("units", justify="right", no_wrap=True)
+        table.add_column("where", overflow="fold")
+        numeric = last == "parameters"
+        table.add_column(last, justify="right" if numeric else "left", no_wrap=numeric)
+        for row in shown:
+            if numeric == (row.reason is None):
+                share = f" {100 * row.parameters / total:5.1f} %" if total else ""
+                cell = row.reason or scaled(row.parameters) + share
+                counted = (str(row.count),) if many else ()
+                table.add_row(row.kind, *counted, _span(row.sizes), row.name, cell)
+        made.append(table)
+    return [table for table in made if table.row_count]
+
+
+def as_json(graph: DependencyGraph, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything about every group as plain values, after the facts given about the model."""
+    return {
+        **facts,
+        "kinds": by_kind(graph),
+        "groups": [_plain(graph, g) for g in graph.groups],
+        "frozen": [{**_plain(graph, g), "reason": g.reason} for g in graph.frozen],
+    }
+
+
+def _plain(graph: DependencyGraph, group: Group) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "size": group.size,
+        "layer": list(group.layer) if group.layer else None,
+        "parameters": carried(graph, group),
+        "sites": [{"tensor": site.tensor, "axis": site.axis} for site in group.sites],
+    }
+
+
+def _span(sizes: tuple[int, ...]) -> str:
+    return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]}-{sizes[-1]}"

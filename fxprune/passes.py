@@ -1,0 +1,112 @@
+"""Compiler passes for ``torch.fx.passes.infra.pass_manager.PassManager``.
+
+Thin: a pass is a frozen dataclass whose fields are its options; the work is done by the functions
+of the same names. Every pass returns a new GraphModule and leaves the one it was given untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from fxprune.groups.dependency import discover
+from fxprune.importance.calibrate import Calibration
+from fxprune.importance.criterion import Criterion
+from fxprune.plan import Plan
+from fxprune.prune import prune
+from fxprune.rewrite.rewrite import rewrite
+from fxprune.trace import trace
+
+# Where a pass records what it knows on the GraphModule it returns.
+META = "fxprune"
+
+
+@dataclass(frozen=True)
+class _Pass(PassBase):
+    """A pass whose ``ensures`` sees the module it returns.
+
+    torch's own ``PassBase.__call__`` checks the postcondition on the module it was given.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult | None:
+        """Check the precondition, run the pass, check the postcondition on its result."""
+        self.requires(graph_module)
+        result = self.call(graph_module)
+        if result is not None:
+            self.ensures(result.graph_module)
+        return result
+
+    def ensures(self, graph_module: fx.GraphModule) -> None:
+        """The graph is well formed."""
+        graph_module.graph.lint()
+
+
+@dataclass(frozen=True)
+class Discover(_Pass):
+    """Put the dependency graph into ``graph_module.meta["fxprune"]``; the graph stays as it is.
+
+    Args:
+        args: example positional inputs; not needed for a module that ``torch.export`` made.
+        kwargs: example keyword inputs.
+    """
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Trace and discover."""
+        graph_module.meta[META] = discover(trace(graph_module, self.args, self.kwargs))
+        return PassResult(graph_module, False)
+
+
+@dataclass(frozen=True)
+class ApplyPlan(_Pass):
+    """Rewrite to the sizes of a plan, see :func:`fxprune.rewrite`.
+
+    Args:
+        plan: what stays.
+    """
+
+    plan: Plan = field(kw_only=True)
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Trace and rewrite."""
+        small = rewrite(trace(graph_module, self.args, self.kwargs), self.plan)
+        small.meta[META] = self.plan
+        return PassResult(small, bool(self.plan.kept))
+
+
+@dataclass(frozen=True)
+class Prune(_Pass):
+    """Score, select, rewrite and verify, see :func:`fxprune.prune`.
+
+    The fields are that function's parameters; further options of the selection go into
+    ``selection``.
+    """
+
+    pruning_ratio: float = field(kw_only=True)
+    criterion: Criterion | None = None
+    calibration: Calibration | None = None
+    kinds: tuple[str, ...] = ("mlp", "attention")
+    verify: bool = True
+    selection: Mapping[str, Any] = field(default_factory=dict)
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        """Prune."""
+        result = prune(
+            graph_module,
+            self.args,
+            self.kwargs,
+            pruning_ratio=self.pruning_ratio,
+            criterion=self.criterion,
+            calibration=self.calibration,
+            kinds=self.kinds,
+            verify=self.verify,
+            **self.selection,
+        )
+        result.graph_module.meta[META] = result.plan
+        return PassResult(result.graph_module, bool(result.plan.kept))

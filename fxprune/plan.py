@@ -1,0 +1,252 @@
+"""The plan: which units stay. Plain data between deciding (left of it) and doing (right of it).
+
+On disk a plan is JSON. The removed units are written as ranges (``"0-3,7"``), because most units
+stay; everything else is as in :class:`Plan`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fxprune.axes.dims import Dim, Units, find, kept_size
+from fxprune.errors import PlanError
+from fxprune.plan_json import VERSION, decode, encode
+
+if TYPE_CHECKING:
+    from fxprune.groups.dependency import DependencyGraph
+    from fxprune.groups.group import Group
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units of which groups stay.
+
+    Attributes:
+        kept: group name to the units that stay, ascending; only groups that lose units.
+        sizes: number of units before, of the groups in ``kept``.
+        fingerprint: which architecture the plan is for, see :func:`fingerprint`.
+        pruning_ratio: the fraction of parameters that was asked for, if it was asked that way.
+        criterion: what the units were scored with, as text.
+        parameters_before: parameters of the whole model.
+        parameters_after: parameters of the whole model after pruning.
+        shapes: the shapes behind ``fingerprint``, by canonical parameter name. May be empty; it
+            only makes the message better when the plan meets another model.
+        version: version of the file format.
+    """
+
+    kept: dict[str, tuple[int, ...]]
+    sizes: dict[str, int]
+    fingerprint: str
+    pruning_ratio: float | None = None
+    criterion: str | None = None
+    parameters_before: int = 0
+    parameters_after: int = 0
+    shapes: Shapes = field(default_factory=dict, repr=False)
+    version: int = VERSION
+
+    @classmethod
+    def of(
+        cls,
+        graph: DependencyGraph,
+        kept: Mapping[str, Sequence[int]],
+        *,
+        pruning_ratio: float | None = None,
+        criterion: str | None = None,
+    ) -> Plan:
+        """The plan that keeps these units of this graph's groups, counted and checked.
+
+        Args:
+            graph: the groups of the model.
+            kept: group name to the units that stay, ascending. Groups that keep everything are
+                left out of the plan.
+            pruning_ratio: the fraction of parameters that was asked for.
+            criterion: what the units were scored with.
+
+        Raises:
+            PlanError: for what :meth:`check` refuses.
+        """
+        groups = _by_name(graph)
+        sizes = {name: groups[name].size for name in kept if name in groups}
+        losing = {name: tuple(int(unit) for unit in units) for name, units in kept.items()}
+        for name, size in sizes.items():
+            if losing[name] == tuple(range(size)):
+                del losing[name]
+        shapes = parameter_shapes(graph)
+        plan = cls(
+            kept=losing,
+            sizes={name: sizes[name] for name in losing if name in sizes},
+            fingerprint=_digest(shapes),
+            pruning_ratio=pruning_ratio,
+            criterion=criterion,
+            shapes=shapes,
+        )
+        plan.check(graph)
+        return replace(
+            plan,
+            parameters_before=count_parameters(graph),
+            parameters_after=count_parameters(graph, plan.kept_counts(graph)),
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON. An interrupted save leaves an older file as it was."""
+        path = Path(path)
+        text = json.dumps(encode(self), indent=1, allow_nan=False) + "\n"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan that :meth:`save` wrote.
+
+        Raises:
+            PlanError: if the file is missing or damaged; says which field is wrong.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"cannot read the plan {path}: {error}") from error
+        try:
+            plan = cls(**decode(text))
+            plan.validate()
+        except PlanError as error:
+            raise PlanError(f"{path} is not a usable plan: {error}") from error
+        return plan
+
+    def validate(self) -> None:
+        """Check the plan by itself, without a model.
+
+        Raises:
+            PlanError: if a group keeps no unit, units are out of range, repeated or unsorted, or
+                the shapes are not those of the fingerprint.
+        """
+        if self.shapes and _digest(self.shapes) != self.fingerprint:
+            raise PlanError("its shapes do not match its fingerprint")
+        for name, units in self.kept.items():
+            size = self.sizes.get(name)
+            if size is None:
+                raise PlanError(f"group {name!r} has no size in the plan")
+            if not units:
+                raise PlanError(f"group {name!r} keeps 0 of its {size} units; at least 1 must stay")
+            array = np.asarray(units)
+            if array.dtype.kind != "i":
+                raise PlanError(f"group {name!r}: kept units must be integers")
+            outside = array[(array < 0) | (array >= size)]
+            if outside.size:
+                raise PlanError(
+                    f"group {name!r}: unit {outside[0]} is out of range; it has {size} units, "
+                    f"0 to {size - 1}"
+                )
+            steps = np.diff(array)
+            if (steps == 0).any():
+                unit = array[int(np.argmax(steps == 0))]
+                raise PlanError(f"group {name!r}: unit {unit} is a duplicate")
+            if (steps < 0).any():
+                raise PlanError(f"group {name!r}: kept units are not sorted")
+
+    def check(self, graph: DependencyGraph) -> None:
+        """Check that the plan fits a model.
+
+        Raises:
+            PlanError: if the plan is for another model (names the first tensor that differs, where
+                the plan has the shapes), names an unknown or frozen group, disagrees about a size,
+                keeps 0 units of a group, or has units out of range, repeated or unsorted.
+        """
+        shapes = parameter_shapes(graph)
+        if _digest(shapes) != self.fingerprint:
+            raise PlanError(f"the plan is for another model: {_difference(self.shapes, shapes)}")
+        groups = _by_name(graph)
+        for name in self.kept:
+            group = groups.get(name)
+            if group is None:
+                close = get_close_matches(name, groups, n=3)
+                hint = f"; close: {', '.join(close)}" if close else ""
+                raise PlanError(f"the plan names an unknown group {name!r}{hint}")
+            if group.reason is not None:
+                raise PlanError(f"the plan prunes the frozen group {name!r}: {group.reason}")
+            if self.sizes.get(name) not in (None, group.size):
+                raise PlanError(
+                    f"group {name!r} has {group.size} units and the plan is for {self.sizes[name]}"
+                )
+        self.validate()
+
+    def kept_units(self, graph: DependencyGraph) -> dict[Dim, Units]:
+        """The units that stay, int64 and ascending, by the dim of each group that loses units."""
+        return {
+            find(graph[name].dim): np.asarray(units, dtype=np.int64)
+            for name, units in self.kept.items()
+        }
+
+    def kept_counts(self, graph: DependencyGraph) -> dict[Dim, int]:
+        """How many units stay, by the dim of each group that loses units."""
+        return {find(graph[name].dim): len(units) for name, units in self.kept.items()}
+
+
+def parameter_shapes(graph: DependencyGraph) -> Shapes:
+    """Shape of every parameter of the model by canonical name; a tied parameter appears once."""
+    aliases = graph.traced.aliases
+    # The names of a tied parameter all lead to one entry, whether or not torch lists them all.
+    named = graph.traced.module.named_parameters(remove_duplicate=False)
+    return dict(sorted((aliases.get(name, name), tuple(p.shape)) for name, p in named))
+
+
+def fingerprint(graph: DependencyGraph) -> str:
+    """What a plan calls its model: sha256 over the sorted (canonical name, shape) of parameters.
+
+    Sibling fine-tunes of one architecture share it; another size or family does not.
+    """
+    return _digest(parameter_shapes(graph))
+
+
+def count_parameters(graph: DependencyGraph, counts: Mapping[Dim, int] | None = None) -> int:
+    """Exact number of parameters of the whole model.
+
+    A tied tensor counts once, buffers do not count, and parameters that the graph does not use
+    count as they are.
+
+    Args:
+        graph: the groups of the model; its tensors may be on ``meta``.
+        counts: units that stay, by dim; a dim that is absent keeps all.
+    """
+    total = 0
+    for name, shape in parameter_shapes(graph).items():
+        layouts = graph.layouts.get(name)
+        if counts and layouts is not None:
+            shape = tuple(kept_size(layout, counts) for layout in layouts)
+        total += prod(shape)
+    return total
+
+
+def _by_name(graph: DependencyGraph) -> dict[str, Group]:
+    return {group.name: group for group in (*graph.groups, *graph.frozen)}
+
+
+def _digest(shapes: Shapes) -> str:
+    text = json.dumps([[name, *shape] for name, shape in sorted(shapes.items())])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _difference(planned: Shapes, here: Shapes) -> str:
+    for name in sorted({*planned, *here}) if planned else ():
+        if name not in here:
+            return f"this one has no parameter {name!r}"
+        if name not in planned:
+            return f"the parameter {name!r} is not in the plan's model"
+        if planned[name] != here[name]:
+            return f"{name!r} has shape {here[name]} here and {planned[name]} in the plan"
+    return "the names or shapes of its parameters differ"

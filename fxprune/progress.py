@@ -1,0 +1,34 @@
+"""Progress bars, on standard error so that what is printed stays clean."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def track(items: Sequence[T], description: str, show: bool = True) -> Iterator[T]:
+    """Iterate with a progress bar that disappears at the end."""
+    if not show:
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    console = Console(file=sys.stderr)
+    yield from rich_track(items, description, console=console, transient=True)
+
+
+@contextlib.contextmanager
+def step(description: str, show: bool = True) -> Iterator[None]:
+    """Show a spinner while one long step runs."""
+    if not show:
+        yield
+        return
+    from rich.console import Console
+
+    with Console(file=sys.stderr).status(description):
+        yield

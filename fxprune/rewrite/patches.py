@@ -1,0 +1,234 @@
+"""Integers in the graph that stand for sizes, recomputed from the output layout of their node.
+
+One small function per kind of op, in a table like that of the axis rules. An op without a patch is
+left as it is: most take their sizes from their operands.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.axes.dims import Layout
+from fxprune.errors import RewriteError, RuleError
+from fxprune.rewrite.resize import Resizer
+
+aten = torch.ops.aten
+_END = 2**63 - 1
+
+# patch(resizer, old node, new node) mends the new node's arguments in place; where it must add a
+# node behind it, it returns the one that now stands for the value.
+Patch = Callable[[Resizer, fx.Node, fx.Node], "fx.Node | None"]
+PATCHES: dict[Any, Patch] = {}
+
+
+def register_patch(*targets: Any) -> Callable[[Patch], Patch]:
+    """Register what rewriting does to an op's size arguments.
+
+    The function takes the :class:`~fxprune.rewrite.resize.Resizer`, the original node and its copy
+    in the new graph, whose arguments it mends.
+
+    Raises:
+        RuleError: an op has a patch already.
+    """
+
+    def register(patch: Patch) -> Patch:
+        for target in targets:
+            if target in PATCHES:
+                raise RuleError(f"{target} has a patch already: {PATCHES[target].__name__}")
+            PATCHES[target] = patch
+        return patch
+
+    return register
+
+
+def find_patch(target: Any) -> Patch | None:
+    """The patch of an op: its overload's, else its packet's."""
+    return PATCHES.get(target) or PATCHES.get(getattr(target, "overloadpacket", None))
+
+
+def _resized(resize: Resizer, node: fx.Node, layout: Layout, size: Any) -> Any:
+    """A size argument for an axis of the given layout."""
+    if not resize.changed(layout) or size == -1:
+        return size
+    if isinstance(size, int):
+        return resize.size(layout)
+    # A symbolic product such as batch * heads: exchange its static part.
+    old, new = resize.static_factor(layout)
+    with node.graph.inserting_before(node):
+        symbolic = node.graph.call_function(operator.floordiv, (size, old))
+        return node.graph.call_function(operator.mul, (symbolic, new))
+
+
+def _sizes(place: int) -> Patch:
+    def sizes(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+        """A list with one size for each output axis."""
+        given: Any = new.args[place]
+        layouts = resize.axes(old)
+        new.update_arg(
+            place, [_resized(resize, new, x, s) for x, s in zip(layouts, given, strict=True)]
+        )
+
+    return sizes
+
+
+register_patch(
+    aten.view.default, aten.reshape, aten._unsafe_view, aten._reshape_alias, aten.expand,
+    aten.broadcast_to, aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
+)(_sizes(1))  # fmt: skip
+register_patch(aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn)(_sizes(0))
+
+
+@register_patch(aten.unflatten)
+def unflatten(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Sizes of the axes that one axis is split into."""
+    layouts = resize.axes(old)
+    given: Any = new.args[2]
+    start = int(new.args[1]) % (len(layouts) - len(given) + 1)  # type: ignore[arg-type]
+    mine = layouts[start : start + len(given)]
+    new.update_arg(2, [_resized(resize, new, x, s) for x, s in zip(mine, given, strict=True)])
+
+
+@register_patch(aten.repeat)
+def repeat(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Copies of each axis: what the output has over the input."""
+    source: Any = old.args[0]
+    given: Any = new.args[1]
+    layouts, inner = resize.axes(old), resize.axes(source)
+    lead = len(layouts) - len(inner)
+    copies = []
+    for place, (layout, count) in enumerate(zip(layouts, given, strict=True)):
+        mine = resize.size(inner[place - lead]) if place >= lead else 1
+        copies.append(resize.size(layout) // mine if isinstance(count, int) else count)
+    new.update_arg(1, copies)
+
+
+@register_patch(aten.repeat_interleave.self_int)
+def repeat_interleave(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Copies of each unit of one axis."""
+    source: Any = old.args[0]
+    given: Any = new.args[2] if len(new.args) > 2 else new.kwargs.get("dim")
+    inner = resize.axes(source)
+    if isinstance(new.args[1], int):
+        place = 0 if given is None else given % len(inner)
+        mine = 1
+        for layout in inner if given is None else (inner[place],):
+            mine *= resize.size(layout)
+        new.update_arg(1, resize.size(resize.axes(old)[place]) // mine)
+    if isinstance(new.kwargs.get("output_size"), int):
+        new.update_kwarg("output_size", None)
+
+
+@register_patch(aten.slice.Tensor)
+def slice_(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """A boundary moves to the number of kept units before it."""
+    source: Any = old.args[0]
+    _, axis, start, end, step = (*new.args, *(0, None, None, 1)[len(new.args) - 1 :])
+    layout = resize.axes(source)[axis]
+    if not resize.changed(layout):
+        return
+    if step != 1:
+        # Every n-th unit of (outer x n): only the outer units can be gone.
+        new.args = (new.args[0], axis, start, _END, step)
+        return
+    first, last, _ = slice(start, end).indices(layout.size)
+    new.args = (new.args[0], axis, resize.before(layout, first), resize.before(layout, last))
+
+
+@register_patch(aten.narrow)
+def narrow(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Start and length of a piece."""
+    source, axis, start, length = old.args
+    layout = resize.axes(source)[axis]  # type: ignore[arg-type, index]
+    if resize.changed(layout) and isinstance(start, int) and isinstance(length, int):
+        first = resize.before(layout, start % layout.size)
+        last = resize.before(layout, start % layout.size + length)
+        new.args = (new.args[0], axis, first, last - first)
+
+
+@register_patch(
+    aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk,
+    aten.tensor_split, aten.split_copy, aten.split_with_sizes_copy,
+)  # fmt: skip
+def split(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Pieces may have lost different numbers of units, so their sizes are listed."""
+    source: Any = old.args[0]
+    given: Any = old.args[2] if len(old.args) > 2 else old.kwargs.get("dim", 0)
+    place = given % len(resize.axes(source))
+    if not resize.changed(resize.axes(source)[place]):
+        return
+    pieces = resize.inferred.axes[old]
+    new.target = aten.split_with_sizes.default
+    new.args = (new.args[0], [resize.size(axes[place]) for axes in pieces], place)  # type: ignore[index]
+    new.kwargs = {}
+
+
+@register_patch(aten.layer_norm, aten.rms_norm, aten.native_layer_norm)
+def layer_norm(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """``normalized_shape``."""
+    source: Any = old.args[0]
+    shape: Any = new.args[1]
+    new.update_arg(1, [resize.size(layout) for layout in resize.axes(source)[-len(shape) :]])
+
+
+@register_patch(aten.group_norm)
+def group_norm(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """The number of groups."""
+    new.update_arg(1, resize.size(resize.inferred.notes[old, "groups"]))
+
+
+@register_patch(aten.conv1d, aten.conv2d, aten.conv3d)
+def convolution(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """The number of groups."""
+    blocks = resize.inferred.notes.get((old, "groups"))
+    if blocks is None:
+        return
+    if len(new.args) > 6:
+        new.update_arg(6, resize.size(blocks))
+    else:
+        new.update_kwarg("groups", resize.size(blocks))
+
+
+@register_patch(aten.scaled_dot_product_attention)
+def attention(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """The implicit scale 1/sqrt(d) of the original head size becomes explicit."""
+    query: Any = old.args[0]
+    layout = resize.axes(query)[-1]
+    if resize.changed(layout) and new.kwargs.get("scale") is None and len(new.args) < 7:
+        new.update_kwarg("scale", float(layout.size) ** -0.5)
+
+
+@register_patch(aten.squeeze)
+def squeeze(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Name the axes that go: one pruned down to a single unit must stay."""
+    source: Any = old.args[0]
+    axes = resize.axes(source)
+    named: Any = old.args[1] if len(old.args) > 1 else range(len(axes))
+    gone = {a % len(axes) for a in ([named] if isinstance(named, int) else named)}
+    new.target = aten.squeeze.dims
+    new.args = (new.args[0], sorted(a for a in gone if axes[a].size == 1))
+
+
+@register_patch(aten.arange)
+def arange(resize: Resizer, old: fx.Node, new: fx.Node) -> fx.Node | None:
+    """Keep the numbers of the kept units (a slope of ALiBi belongs to its head)."""
+    layout = resize.axes(old)[0]
+    if not resize.changed(layout):
+        return None
+    module = new.graph.owning_module
+    if module is None:
+        raise RewriteError(f"{new.name}: the graph has no module to hold the kept numbers")
+    name = f"_kept_{old.name}"
+    module.register_buffer(name, resize.index(layout).to(old.meta["val"].device))
+    with new.graph.inserting_after(new):
+        index = new.graph.get_attr(name)
+    with new.graph.inserting_after(index):
+        picked = new.graph.call_function(aten.index_select.default, (new, 0, index))
+    new.replace_all_uses_with(picked, delete_user_cb=lambda user: user is not picked)
+    index.meta = dict(old.meta)
+    picked.meta = dict(old.meta)
+    return picked

@@ -1,0 +1,74 @@
+"""New sizes and positions of every axis under a plan."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from fxprune.axes import dims
+from fxprune.axes.dims import Dim, Layout, Units
+from fxprune.axes.infer import Inferred
+from fxprune.trace.sizes import Sizes
+
+
+class Resizer:
+    """Answers what becomes of an axis when a plan is applied.
+
+    Args:
+        inferred: the axes of the graph.
+        kept: the units that stay, by dim; absent dims keep all.
+        sizes: stand-ins of symbolic sizes.
+    """
+
+    def __init__(self, inferred: Inferred, kept: Mapping[Dim, Units], sizes: Sizes) -> None:
+        self.inferred = inferred
+        self.sizes = sizes
+        self.kept = kept
+        self._counts = {dim: len(units) for dim, units in kept.items()}
+
+    def axes(self, node: fx.Node) -> tuple[Layout, ...]:
+        """Layouts of a single-valued node's axes."""
+        axes = self.inferred.axes[node]
+        assert isinstance(axes, tuple)
+        return axes
+
+    def stand_ins(self, value: torch.Tensor) -> tuple[int, ...]:
+        """The shape with stand-in numbers for symbolic sizes."""
+        return tuple(size for size, _ in self.sizes.shape(value))
+
+    def changed(self, layout: Layout) -> bool:
+        """Whether the axis loses units."""
+        return any(atom in self.kept for atom in dims.atoms(layout))
+
+    def size(self, layout: Layout) -> int:
+        """Size after pruning (of a symbolic axis: of its stand-in)."""
+        return dims.kept_size(layout, self._counts)
+
+    def index(self, layout: Layout) -> torch.Tensor:
+        """Positions that stay, int64 of shape (size after,), ascending."""
+        return torch.from_numpy(dims.index(layout, self.kept))
+
+    def before(self, layout: Layout, boundary: int) -> int:
+        """How many of the first ``boundary`` positions stay."""
+        return bisect.bisect_left(dims.index(layout, self.kept), boundary)
+
+    def static_factor(self, layout: Layout) -> tuple[int, int]:
+        """(old, new) product of the non-symbolic factors of an axis."""
+        old = new = 1
+        for atom in dims.atoms(layout):
+            if not atom.free:
+                old *= atom.size
+                new *= self._counts.get(atom, atom.size)
+        return old, new
+
+    def slice(self, tensor: torch.Tensor, layouts: tuple[Layout, ...]) -> torch.Tensor:
+        """The tensor without the pruned positions; itself if it loses none."""
+        shrinking = [axis for axis, layout in enumerate(layouts) if self.changed(layout)]
+        # The axis that loses most goes first: later copies are then smaller.
+        shrinking.sort(key=lambda axis: self.size(layouts[axis]) / max(1, layouts[axis].size))
+        for axis in shrinking:
+            tensor = tensor.index_select(axis, self.index(layouts[axis]).to(tensor.device))
+        return tensor

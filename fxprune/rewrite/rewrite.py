@@ -1,0 +1,122 @@
+"""From a plan to a physically smaller GraphModule."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import fx, nn
+
+from fxprune.axes import dims
+from fxprune.groups.dependency import DependencyGraph, discover
+from fxprune.plan import Plan
+from fxprune.rewrite import leaves, shapes
+from fxprune.rewrite.patches import find_patch
+from fxprune.rewrite.resize import Resizer
+from fxprune.trace.attributes import set_attribute
+from fxprune.trace.traced import Traced
+
+
+def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphModule:
+    """Apply a plan: a smaller GraphModule that computes what the original does without the units.
+
+    Leaf modules (``nn.Linear``, norms, embeddings, convolutions) are restored as ``call_module``
+    under their own names, so hooks, PEFT and quantisers find them. The result trains, compiles and
+    takes other batch and sequence sizes than the example.
+
+    Args:
+        traced: the original. It is not changed, and tensors that lose nothing are shared with it.
+        plan: what stays.
+        consume: free every original tensor as soon as its smaller copy exists. Peak memory is then
+            the weights and the largest tensor, and the original model cannot be used afterwards.
+
+    Returns:
+        The smaller GraphModule, in the original's training or evaluation mode.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        RewriteError: an op does not take the smaller sizes.
+    """
+    graph = discover(traced)
+    plan.check(graph)
+    resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
+    # Everything that can fail runs on meta tensors, before any weight is touched.
+    affected = {n for n in traced.graph_module.graph.nodes if _affected(resize, n)}
+    module, nodes = _skeleton(traced, resize, affected)
+    shapes.propagate(module, nodes, resize, affected.__contains__)
+    tensors = _slice_tensors(traced, graph, resize, consume)
+    return _assemble(traced, module, tensors)
+
+
+def _skeleton(
+    traced: Traced, resize: Resizer, affected: set[fx.Node]
+) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
+    """The patched graph over ``meta`` tensors of the new shapes."""
+    root = nn.Module()
+    for name, tensor in traced.tensors.items():
+        layouts = resize.inferred.tensors[name]
+        small = torch.empty(
+            [resize.size(layout) for layout in layouts], dtype=tensor.dtype, device="meta"
+        )
+        set_attribute(root, name, small)
+    graph = fx.Graph()
+    nodes: dict[fx.Node, fx.Node] = {}
+    for old in traced.graph_module.graph.nodes:
+        nodes[old] = graph.node_copy(old, lambda n: nodes[n])
+        nodes[old].meta = dict(old.meta)
+    graph.set_codegen(copy.copy(traced.graph_module.graph._codegen))
+    module = fx.GraphModule(root, graph, class_name=type(traced.module).__name__)
+    for old, new in list(nodes.items()):
+        patch = find_patch(old.target) if old.op == "call_function" else None
+        if patch and old in affected:
+            nodes[old] = patch(resize, old, new) or new
+    return module, nodes
+
+
+def _affected(resize: Resizer, node: fx.Node) -> bool:
+    """Whether any axis of the node or of its inputs loses units."""
+    for value in (node, *node.all_input_nodes):
+        axes = resize.inferred.axes.get(value, ())
+        for each in axes if isinstance(axes, list) else [axes]:
+            if any(resize.changed(layout) for layout in each):
+                return True
+    return False
+
+
+def _slice_tensors(
+    traced: Traced, graph: DependencyGraph, resize: Resizer, consume: bool
+) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in traced.tensors.items():
+        layouts = graph.layouts[name]
+        if not any(dim in resize.kept for layout in layouts for dim in dims.atoms(layout)):
+            tensors[name] = tensor
+            continue
+        with torch.no_grad():
+            small = resize.slice(tensor, layouts)
+        if isinstance(tensor, nn.Parameter):
+            small = nn.Parameter(small, requires_grad=tensor.requires_grad)
+        tensors[name] = small
+        if consume:
+            tensor.data = tensor.new_empty(0)
+    return tensors
+
+
+def _assemble(
+    traced: Traced, skeleton: fx.GraphModule, tensors: dict[str, torch.Tensor]
+) -> fx.GraphModule:
+    """Real tensors and real leaf modules in place of the skeleton's."""
+    root = nn.Module()
+    for name, buffer in skeleton.named_buffers(recurse=False):
+        set_attribute(root, name, buffer)
+    for name, tensor in tensors.items():
+        set_attribute(root, name, tensor)
+    graph = skeleton.graph
+    leaves.restore(traced, graph, root, tensors)
+    module = fx.GraphModule(root, graph, class_name=type(traced.module).__name__)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.graph.lint()
+    module.recompile()
+    module.train(traced.module.training)
+    return module

@@ -1,0 +1,130 @@
+"""Shape propagation through the rewritten graph, checked against the layouts.
+
+Every node that the plan touches is run on ``meta`` tensors in which symbolic sizes have their
+stand-in numbers; the shape it gives must be the one its layouts predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import RewriteError
+from fxprune.rewrite.resize import Resizer
+from fxprune.trace.source import location
+
+
+def propagate(
+    module: fx.GraphModule,
+    nodes: dict[fx.Node, fx.Node],
+    resize: Resizer,
+    affected: Callable[[fx.Node], bool],
+) -> None:
+    """Check the shapes of a rewritten graph and renew ``node.meta["val"]``.
+
+    Args:
+        module: the rewritten graph over ``meta`` tensors.
+        nodes: original node to the one that now stands for its value.
+        resize: sizes under the plan.
+        affected: whether the plan touches an original node.
+
+    Raises:
+        RewriteError: an op does not take the smaller sizes or gives others than predicted.
+    """
+    originals = {new: old for old, new in nodes.items()}
+    fakes: dict[Any, torch.Tensor] = {}
+
+    def stand_in(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return torch.empty(resize.stand_ins(value), dtype=value.dtype, device="meta")
+        if isinstance(value, torch.device):
+            return torch.device("meta")
+        return resize.sizes.value(value) if isinstance(value, torch.SymInt) else value
+
+    values: dict[fx.Node, Any] = {}
+    for node in module.graph.nodes:
+        old = originals.get(node)
+        if node.op == "output":
+            continue
+        if node.op == "get_attr":
+            values[node] = _attribute(module, node)
+        elif node.op == "placeholder" or (old is not None and not affected(old)):
+            values[node] = pytree.tree_map(stand_in, node.meta.get("val"))
+            continue
+        else:
+            values[node] = _run(node, values)
+        if old is None:
+            continue
+        _check(resize, old, node, values[node])
+        node.meta["val"] = _renewed(resize, old, fakes)
+
+
+def _attribute(module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
+    value = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    assert isinstance(value, torch.Tensor)
+    return value.to("meta")
+
+
+def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    assert callable(node.target)
+    try:
+        with torch.no_grad():
+            return node.target(*args, **kwargs)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RewriteError(
+            f"{node.target} at {location(node) or node.name} does not take the smaller sizes: "
+            f"{reason}. If its rule is your own, register a patch for its size arguments"
+        ) from error
+
+
+def _check(resize: Resizer, old: fx.Node, new: fx.Node, value: Any) -> None:
+    axes = resize.inferred.axes.get(old)
+    if axes is None:
+        return
+    several = isinstance(axes, list)
+    for result, layouts in zip(value if several else [value], axes if several else [axes], strict=False):  # type: ignore[arg-type]
+        expected = tuple(resize.size(layout) for layout in layouts)  # type: ignore[union-attr]
+        if isinstance(result, torch.Tensor) and tuple(result.shape) != expected:
+            raise RewriteError(
+                f"{new.target} at {location(new) or new.name} gives shape {tuple(result.shape)} "
+                f"where {expected} was expected; please report the model"
+            )
+
+
+def _renewed(resize: Resizer, old: fx.Node, fakes: dict[Any, torch.Tensor]) -> Any:
+    """The node's fake value in its new shape. Layers repeat shapes, so they are kept."""
+    value, axes = old.meta.get("val"), resize.inferred.axes.get(old)
+    if isinstance(value, list | tuple) and isinstance(axes, list):
+        pairs = zip(value, axes, strict=False)
+        return type(value)(_renewed_tensor(resize, v, a, fakes) for v, a in pairs)
+    if isinstance(value, torch.Tensor) and isinstance(axes, tuple):
+        return _renewed_tensor(resize, value, axes, fakes)
+    return value
+
+
+def _renewed_tensor(resize: Resizer, value: Any, axes: Any, fakes: dict[Any, torch.Tensor]) -> Any:
+    if not isinstance(value, FakeTensor) or not any(resize.changed(layout) for layout in axes):
+        return value
+    shape: list[Any] = []
+    for size, layout in zip(value.shape, axes, strict=True):
+        if not resize.changed(layout):
+            shape.append(size)
+        elif isinstance(size, int):
+            shape.append(resize.size(layout))
+        else:
+            before, after = resize.static_factor(layout)
+            shape.append(size // before * after)
+    key = (tuple(map(str, shape)), value.dtype, value.device)
+    if key not in fakes:
+        with value.fake_mode:
+            fakes[key] = torch.empty(shape, dtype=value.dtype, device=value.device)
+    return fakes[key]

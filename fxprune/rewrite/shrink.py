@@ -1,0 +1,172 @@
+"""A smaller copy of a leaf module, and the check that calling it is what its nodes compute."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+TORCH_LEAVES = (
+    nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _BatchNorm, _ConvNd, _DropoutNd,
+)  # fmt: skip
+
+
+def smaller(
+    module: nn.Module, tensors: Mapping[str, torch.Tensor], nodes: list[fx.Node]
+) -> nn.Module | None:
+    """A copy of the module with other tensors, its size attributes mended.
+
+    Args:
+        module: the original; it keeps its tensors and hooks.
+        tensors: new parameters and buffers by name; those left out are shared.
+        nodes: what the module's call left in the rewritten graph.
+
+    Returns:
+        The copy, or None for a module of an unknown class whose size attributes are ambiguous.
+    """
+    result = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, OrderedDict | dict | set) and name.startswith(("_", "forward")):
+            result.__dict__[name] = type(value)()  # hooks stay with the original
+    result.__dict__["_modules"] = {}
+    result.__dict__["_parameters"] = dict(module._parameters)
+    result.__dict__["_buffers"] = dict(module._buffers)
+    result.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    for name, tensor in tensors.items():
+        slot = "_parameters" if name in module._parameters else "_buffers"
+        result.__dict__[slot][name] = tensor
+    return result if _mend_sizes(module, result, nodes) else None
+
+
+def _mend_sizes(module: nn.Module, result: Any, nodes: list[fx.Node]) -> bool:
+    if isinstance(module, nn.Linear):
+        result.out_features, result.in_features = result.weight.shape
+    elif isinstance(module, nn.Embedding):
+        result.num_embeddings, result.embedding_dim = result.weight.shape
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        result.normalized_shape = tuple(_argument(nodes, 1, module.normalized_shape))
+    elif isinstance(module, _BatchNorm) and result.running_mean is not None:
+        result.num_features = len(result.running_mean)
+    elif isinstance(module, nn.GroupNorm):
+        result.num_groups = _argument(nodes, 1, module.num_groups)
+        result.num_channels = len(result.weight) if result.affine else module.num_channels
+    elif isinstance(module, _ConvNd) and not module.transposed:
+        result.groups = _argument(nodes, 6, module.groups)
+        result.out_channels = result.weight.shape[0]
+        result.in_channels = result.weight.shape[1] * result.groups
+    elif {"nx", "nf"} <= vars(module).keys():  # transformers' Conv1D: a transposed Linear
+        result.nx, result.nf = result.weight.shape
+    else:
+        return _mend_unknown(module, result)
+    return True
+
+
+def _mend_unknown(module: nn.Module, result: Any) -> bool:
+    """Any other class: an integer that was the size of a shrunk axis becomes the new size.
+
+    Returns:
+        False where one old size has several new ones and so an attribute cannot be told.
+    """
+    sizes: dict[int, set[int]] = {}
+    for name, before in (*module._parameters.items(), *module._buffers.items()):
+        if before is not None:
+            for old, new in zip(before.shape, getattr(result, name).shape, strict=True):
+                sizes.setdefault(old, set()).add(new)
+    for name, value in vars(module).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value in sizes:
+            if len(sizes[value]) > 1:
+                return False
+            setattr(result, name, *sizes[value])
+    return True
+
+
+def _argument(nodes: list[fx.Node], place: int, default: Any) -> Any:
+    """An argument of the one op behind a torch module."""
+    for node in nodes:
+        if len(node.args) > place:
+            return node.args[place]
+    return nodes[0].kwargs.get("groups", default) if nodes else default
+
+
+def equivalent(
+    module: nn.Module,
+    names: Mapping[str, str],
+    nodes: list[fx.Node],
+    source: fx.Node,
+    result: fx.Node,
+) -> bool:
+    """Whether calling the module is what its nodes compute.
+
+    torch's own leaf modules are one op, which needs no proof. Any other class is run against its
+    nodes on random tensors and must agree to the last bit.
+
+    Args:
+        module: the smaller module.
+        names: names of its tensors to the FQNs that the nodes read.
+        nodes: the nodes of one call.
+        source: the tensor that enters.
+        result: the node whose value leaves.
+    """
+    for base in TORCH_LEAVES:
+        if isinstance(module, base) and type(module).forward in _forwards(base):
+            ops = [n for n in nodes if n.target is not torch.ops.aten.add_.Tensor]
+            return len(ops) == 1
+    random = torch.Generator().manual_seed(0)
+
+    def draw(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+        if dtype.is_floating_point:
+            return (torch.rand(shape, generator=random) + 0.5).to(dtype)
+        return torch.zeros(shape, dtype=dtype)
+
+    values: dict[Any, Any] = {}
+    probe = copy.copy(module)
+    probe.__dict__["_parameters"] = dict(module._parameters)
+    probe.__dict__["_buffers"] = dict(module._buffers)
+    for slot in (probe._parameters, probe._buffers):
+        for name, tensor in slot.items():
+            if tensor is not None:
+                drawn = draw(list(tensor.shape), tensor.dtype)
+                slot[name] = nn.Parameter(drawn, False) if slot is probe._parameters else drawn
+                values[names[name]] = slot[name]
+    probe.training = False
+    symbols: dict[Any, int] = {}
+    for size in source.meta["val"].shape:
+        if not isinstance(size, int):
+            symbols.setdefault(size.node.expr, 2 + len(symbols))
+    shape = [
+        s if isinstance(s, int) else symbols[s.node.expr] for s in source.meta["val"].shape
+    ]
+    values[source] = draw(shape, source.meta["val"].dtype)
+
+    def value(node: fx.Node) -> Any:
+        if node in values:
+            return values[node]
+        if node.op == "get_attr":
+            return values[str(node.target)]
+        given = node.meta["val"]
+        return given if isinstance(given, torch.device) else symbols[given.node.expr]
+
+    try:
+        with torch.no_grad():
+            expected = probe(values[source])
+            for node in nodes:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+                assert callable(node.target)
+                values[node] = node.target(*args, **kwargs)
+    except Exception:
+        # It cannot be called with one tensor: its nodes stay, which is as correct.
+        return False
+    return isinstance(expected, torch.Tensor) and torch.equal(expected, values[result])
+
+
+def _forwards(base: type[nn.Module]) -> set[Any]:
+    """The forward methods of torch's own classes of that kind."""
+    own = (c for c in base.__subclasses__() if c.__module__.startswith("torch.nn.modules"))
+    return {base.forward, *(c.forward for c in own)}

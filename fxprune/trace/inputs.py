@@ -1,0 +1,106 @@
+"""Example inputs: made from a transformers config, checked against the model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.errors import TraceError
+
+# Two sequences of eleven tokens: larger than 1, so that torch.export keeps both sizes symbolic.
+BATCH, LENGTH = 2, 11
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the first parameter or buffer (the CPU where there is none)."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def from_config(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Example inputs for a transformers model, from its config alone.
+
+    Returns:
+        ``input_ids`` of shape (2, 11), for encoder-decoders ``decoder_input_ids`` too, or
+        ``pixel_values`` of shape (2, channels, height, width).
+
+    Raises:
+        TraceError: the model has no transformers config, or reads something else.
+    """
+    config = getattr(model, "config", None)
+    main = getattr(model, "main_input_name", None)
+    device = device_of(model)
+    if config is not None and main == "input_ids":
+        # Token 2, not 0: a padding token would switch padding rules on in some models.
+        ids = torch.full((BATCH, LENGTH), 2, dtype=torch.long, device=device)
+        if getattr(config, "is_encoder_decoder", False):
+            return {"input_ids": ids, "decoder_input_ids": ids[:, : LENGTH - 4].clone()}
+        return {"input_ids": ids}
+    if config is not None and main == "pixel_values" and hasattr(config, "image_size"):
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = getattr(config, "num_channels", 3)
+        dtype = next((p.dtype for p in model.parameters()), torch.float32)
+        return {"pixel_values": torch.zeros(BATCH, channels, height, width, device=device).to(dtype)}
+    raise TraceError(
+        f"no example inputs can be made for {type(model).__name__}: "
+        "pass args=(...) or kwargs={...} with tensors such as the model takes"
+    )
+
+
+def tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor inside nested example inputs, with a name a user recognises."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from tensors(item, f"{name}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from tensors(item, f"{name}[{i}]")
+
+
+def named(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every example tensor, positional ones as ``args[i]``."""
+    for i, value in enumerate(args):
+        yield from tensors(value, f"args[{i}]")
+    for key, value in kwargs.items():
+        yield from tensors(value, key)
+
+
+def check(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse inputs the model cannot take before the slow export starts.
+
+    Raises:
+        TraceError: wrong names or number of inputs, or a tensor on another device.
+    """
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        takes = ", ".join(signature.parameters)
+        raise TraceError(
+            f"the example inputs do not fit {type(model).__name__}.forward: {error}. "
+            f"It takes: {takes}"
+        ) from error
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        known = set(signature.parameters)
+        # transformers models swallow unknown names in **kwargs; a typo would go unseen.
+        unknown = [k for k in kwargs if k not in known]
+        if unknown and hasattr(model, "main_input_name"):
+            raise TraceError(
+                f"{type(model).__name__}.forward has no input named {', '.join(unknown)}. "
+                f"It takes: {', '.join(k for k in known if k not in {'args', 'kwargs'})}"
+            )
+    home = device_of(model)
+    for name, tensor in named(args, kwargs):
+        if tensor.device != home:
+            raise TraceError(
+                f"example input {name} is on {tensor.device} but the model is on {home}: "
+                f"move one of them, for example {name}.to({str(home)!r})"
+            )

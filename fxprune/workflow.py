@@ -1,0 +1,220 @@
+"""Load, prune, measure, save: what ``fxprune prune`` and ``fxprune demo`` have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from fxprune.errors import CalibrationError, CriterionError, ModelError
+from fxprune.progress import step
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx, nn
+
+    from fxprune.hf.models import LoadedModel
+    from fxprune.hf.text import Text
+    from fxprune.prune import PruneResult
+    from fxprune.recipe import Recipe
+    from fxprune.report import Measurement
+
+MACS_AT, LATENCY_AT = (1, 64), (4, 128)  # (batch, tokens); 1 x 64 is what LLM-Pruner counts at
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A pruned model and what it costs.
+
+    Attributes:
+        before: costs of the original.
+        after: costs of the pruned model.
+        caption: how they were measured.
+        result: what :func:`fxprune.prune` gave.
+        folder: where it is saved.
+    """
+
+    before: Measurement
+    after: Measurement
+    caption: str
+    result: PruneResult
+    folder: Path
+
+    def write_report(self, path: Path, **facts: Any) -> None:
+        """Write both measurements as JSON, with facts about how they came about."""
+        from fxprune.report import as_json
+
+        content = {**facts, **as_json(self.before, self.after), "measured": self.caption}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def texts(file: Path | None, evaluation: Path | None) -> tuple[Text, Text]:
+    """Text to calibrate on and other text to measure on.
+
+    Args:
+        file: to calibrate on; its second half measures unless ``evaluation`` is given. None takes
+            prose that comes with Python.
+        evaluation: to measure on.
+
+    Raises:
+        CalibrationError: a file cannot be read, or both are one file.
+    """
+    from fxprune.hf import text
+
+    if file is not None and evaluation is not None and file.resolve() == evaluation.resolve():
+        raise CalibrationError(f"{file} cannot both calibrate and measure; leave out the second")
+    halves = text.builtin() if file is None else text.split(text.read(file))
+    if evaluation is None:
+        return halves
+    return halves[0] if file is None else text.read(file), text.read(evaluation)
+
+
+def check_model(spec: str, recipe: Recipe) -> bool:
+    """Look at a model's config before its weights are loaded.
+
+    Returns:
+        Whether it is a language model, which text can calibrate and measure.
+
+    Raises:
+        ModelError: no such model, or it has no weights.
+        CriterionError: the criterion needs a language model and this is none.
+    """
+    from fxprune.hf.architecture import is_causal, model_class
+    from fxprune.hf.models import load_config, resolve
+
+    if resolve(spec).kind == "config":
+        raise ModelError(f"{spec} has no weights to prune; give the folder it came from")
+    config = load_config(spec)
+    causal = is_causal(config)
+    if recipe.criterion == "taylor" and not causal:
+        raise CriterionError(
+            f"{model_class(config).__name__} is no causal language model, which taylor needs here; "
+            "take magnitude or random, or calibrate in Python with fxprune.prune"
+        )
+    return causal
+
+
+def load(spec: str, device: str = "cpu") -> LoadedModel:
+    """Load a model with its weights onto a device.
+
+    Raises:
+        ModelError: it cannot be loaded, or is a language model without a tokenizer.
+    """
+    from fxprune.hf.architecture import is_causal
+    from fxprune.hf.models import load_model
+
+    loaded = load_model(spec)
+    if loaded.tokenizer is None and is_causal(loaded.config):
+        raise ModelError(f"{spec} has no tokenizer; save it there with save_pretrained")
+    loaded.model.to(device)
+    return loaded
+
+
+def run(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    calibration: Text | None,
+    evaluation: Text | None,
+    reload: Callable[[], nn.Module],
+    progress: bool = True,
+) -> Outcome:
+    """Prune a loaded model, save it and measure it before and after.
+
+    Args:
+        loaded: the model; its weights are freed as they are sliced.
+        recipe: what to do.
+        folder: where to save the pruned model.
+        calibration: text for criteria that need some.
+        evaluation: text for perplexity; None leaves that out.
+        reload: loads the original once more. It is timed in turns with the pruned model, which
+            cannot be done while pruning frees the original.
+        progress: show progress bars.
+
+    Raises:
+        FxpruneError: whatever a stage refuses.
+    """
+    from fxprune import prune, report
+    from fxprune.hf import checkpoint, text
+    from fxprune.hf.perplexity import perplexity, windows
+    from fxprune.trace.inputs import device_of, from_config
+
+    model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
+    example = from_config(model)
+    crops = ids = None
+    if calibration is not None and tokenizer is not None:
+        samples, length = recipe.calibration_samples, recipe.calibration_length
+        crops = text.crops(tokenizer, calibration, samples, length, recipe.seed)
+    if evaluation is not None and tokenizer is not None:
+        tokens = text.joined(tokenizer, evaluation)
+        ids = windows(tokens, recipe.evaluation_length, recipe.evaluation_samples)
+
+    def measure(module: nn.Module) -> Measurement:
+        return report.Measurement(
+            report.parameters(module),
+            report.macs(module, (), report.resized(example, *MACS_AT)),
+            report.size(module),
+            None if ids is None else perplexity(module, ids, progress=progress),
+        )
+
+    before = measure(model)
+    result = prune(
+        model,
+        kwargs=example,
+        pruning_ratio=recipe.ratio,
+        criterion=recipe.make_criterion(),
+        calibration=crops,
+        kinds=recipe.kinds,
+        ranking=cast(Literal["local", "global"], recipe.ranking),
+        keep_first=recipe.keep_first,
+        keep_last=recipe.keep_last,
+        verify=recipe.verify,
+        consume=True,
+        progress=progress,
+    )
+    small = result.graph_module
+    with step("saving", progress):
+        checkpoint.save(folder, small, result.plan, result.traced, tokenizer)
+    if _static(small):
+        after = report.Measurement(report.parameters(small), size=report.size(small))
+        return Outcome(before, after, "static sizes: costs not compared", result, folder)
+    after = measure(small)
+    if room_for(before.size or 0):
+        with step("timing", progress):
+            inputs = report.resized(example, *LATENCY_AT)
+            both = (reload().to(device), small)
+            times = report.latency([report.forward(module, (), inputs) for module in both])
+        before, after = replace(before, latency=times[0]), replace(after, latency=times[1])
+    return Outcome(before, after, _caption(example, ids, evaluation), result, folder)
+
+
+def room_for(size: int) -> bool:
+    """Whether that many bytes fit into free memory with something to spare (if it can be told)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return True
+    return 1.5 * size < 1024 * free
+
+
+def _static(graph_module: fx.GraphModule) -> bool:
+    """Whether the graph takes only inputs of the example's sizes."""
+    values = [n.meta.get("val") for n in graph_module.graph.nodes if n.op == "placeholder"]
+    return all(isinstance(size, int) for v in values for size in getattr(v, "shape", ()))
+
+
+def _caption(example: Mapping[str, Any], ids: torch.Tensor | None, text: Text | None) -> str:
+    from fxprune.report import resized, shape_words
+
+    said = [
+        f"MACs: matrix products of one forward pass of {shape_words(resized(example, *MACS_AT))}"
+    ]
+    if ids is not None and text is not None:
+        said.append(f"perplexity: {ids.shape[0]} windows of {ids.shape[1]} tokens of {text.name}")
+    shape = shape_words(resized(example, *LATENCY_AT))
+    said.append(f"latency: median forward pass of {shape}, both models in turns")
+    return "\n".join(said)

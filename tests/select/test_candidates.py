@@ -1,0 +1,99 @@
+"""Which groups may be pruned, and what is said when none may."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fxprune.axes.dims import Dim
+from fxprune.errors import GroupError, SelectionError
+from fxprune.groups.group import Group
+from fxprune.select.candidates import candidate, choose_groups
+from tests.toys import ToyGraph, ToyLM, toy_graph
+
+
+@pytest.fixture
+def graph() -> ToyGraph:
+    return toy_graph(ToyLM(layers=4))
+
+
+def names(groups: list[Group]) -> list[str]:
+    return [group.name for group in groups]
+
+
+def test_kinds(graph: ToyGraph) -> None:
+    assert names(choose_groups(graph, ["mlp"])) == [f"layers.{i}.mlp:units" for i in range(4)]
+    assert names(choose_groups(graph, "channel")) == ["channel"]
+    assert len(choose_groups(graph, ("mlp", "attention"))) == 8
+
+
+def test_named_groups_of_any_kind(graph: ToyGraph) -> None:
+    chosen = choose_groups(graph, ["mlp"], names=["channel", "channel"])
+    assert names(chosen) == ["channel"]
+    assert names(choose_groups(graph, (), names="channel")) == ["channel"]
+    with pytest.raises(GroupError, match="no group 'chanel'"):
+        choose_groups(graph, (), names=["chanel"])
+    with pytest.raises(GroupError, match=r"'layers\.0\.attention:head_dim' is frozen: rotary"):
+        choose_groups(graph, (), names=["layers.0.attention:head_dim"])
+    with pytest.raises(SelectionError, match="no group was chosen"):
+        choose_groups(graph, (), names=[])
+    with pytest.raises(SelectionError, match="no group was chosen"):
+        choose_groups(graph, ())
+
+
+def test_protected_layers(graph: ToyGraph) -> None:
+    chosen = choose_groups(graph, ["mlp", "channel"], keep_first=1, keep_last=2)
+    assert names(chosen) == ["layers.1.mlp:units", "channel"]
+
+
+def test_every_stack_has_its_own_ends() -> None:
+    groups = tuple(
+        Group(f"{stack}.{i}", "mlp", 4, (), Dim(4), False, None, (stack, i))
+        for stack, size in (("encoder", 3), ("decoder", 2))
+        for i in range(size)
+    )
+    # A layer with nothing but frozen groups is still a layer.
+    frozen = Group("decoder.2", "mlp", 4, (), Dim(4), False, "no", ("decoder", 2))
+    graph = ToyGraph(None, {}, groups, (frozen,))  # type: ignore[arg-type]
+    chosen = choose_groups(graph, ["mlp"], keep_first=1, keep_last=1)
+    assert names(chosen) == ["encoder.1", "decoder.1"]
+
+
+def test_everything_protected(graph: ToyGraph) -> None:
+    with pytest.raises(SelectionError, match=r"in a protected layer \(keep_first=3, keep_last=1\)"):
+        choose_groups(graph, ["mlp"], keep_first=3, keep_last=1)
+    with pytest.raises(SelectionError, match="cannot be negative"):
+        choose_groups(graph, ["mlp"], keep_first=-1)
+
+
+def test_unknown_and_missing_kinds(graph: ToyGraph) -> None:
+    with pytest.raises(SelectionError, match="unknown kind 'mpl': choose from mlp, attention"):
+        choose_groups(graph, ["mpl"])
+    with pytest.raises(SelectionError, match="no prunable group of kind expert; kinds it has: att"):
+        choose_groups(graph, ["expert"])
+    with pytest.raises(SelectionError) as caught:
+        choose_groups(graph, ["head_dim", "expert"])
+    message = str(caught.value)
+    assert "kinds it has: attention, channel, mlp, query" in message
+    assert "layers.0.attention:head_dim and 3 more: rotary" in message
+
+
+def test_order_is_by_score_then_position(graph: ToyGraph) -> None:
+    group = graph["layers.0.mlp:units"]
+    scores = {group.name: torch.tensor([2.0, 0, 1, 0, 5, 4, 3, 2, 1, 0])}
+    found = candidate(group, scores, min_kept=3)
+    assert found.order.tolist() == [1, 3, 9, 2, 8, 0, 7, 6, 5, 4]
+    assert found.scores.tolist() == sorted(scores[group.name].tolist())
+    assert found.most == 7
+    assert candidate(group, scores, min_kept=11).most == 0
+
+
+def test_scores_that_do_not_fit(graph: ToyGraph) -> None:
+    group = graph["layers.0.mlp:units"]
+    with pytest.raises(SelectionError, match=r"no scores for group 'layers\.0\.mlp:units'"):
+        candidate(group, {}, 1)
+    with pytest.raises(SelectionError, match=r"have shape \(9,\); it has 10 units"):
+        candidate(group, {group.name: np.ones(9)}, 1)
+    with pytest.raises(SelectionError, match="are not finite"):
+        candidate(group, {group.name: np.full(10, np.nan)}, 1)

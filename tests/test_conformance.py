@@ -1,0 +1,185 @@
+"""Every promise about discovery and rewriting, on every architecture of the zoo.
+
+``python -m tests.conformance_table`` writes docs/conformance.md from the same table and checks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import fx
+
+import fxprune
+from fxprune.axes.dims import Dim, Layout, Product, resolve
+from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.group import Group
+from fxprune.plan import Plan
+from tests.zoo import BY_NAME, CASES, OTHER, ZOO, Entry, built
+
+
+def _cases(pairs: Any) -> list[Any]:
+    """One worker per model, so that each is traced once."""
+    return [
+        pytest.param(*pair, id="-".join(pair), marks=pytest.mark.xdist_group(pair[0]))
+        for pair in pairs
+    ]
+
+
+every_case = pytest.mark.parametrize(("name", "attention"), _cases(CASES))
+
+
+@functools.cache
+def discovered(name: str, attention: str) -> DependencyGraph:
+    args, kwargs = BY_NAME[name].example()
+    return fxprune.discover(fxprune.trace(built(name, attention), args, kwargs))
+
+
+def output(result: Any) -> torch.Tensor:
+    return result if isinstance(result, torch.Tensor) else result.logits
+
+
+def counted(groups: tuple[Group, ...]) -> dict[str, dict[int, int]]:
+    """Kind -> size -> number of groups."""
+    kinds: dict[str, Counter[int]] = {}
+    for group in groups:
+        kinds.setdefault(group.kind, Counter())[group.size] += 1
+    return {kind: dict(sizes) for kind, sizes in kinds.items()}
+
+
+# discovery
+
+
+@every_case
+def test_expected_groups(name: str, attention: str) -> None:
+    entry = BY_NAME[name]
+    found = counted(discovered(name, attention).groups)
+    for kind, sizes in entry.expected.items():
+        assert dict(sizes) == found.get(kind, {}), kind
+    assert set(found) <= {*entry.expected, *entry.frozen_ok}
+
+
+@every_case
+def test_frozen_groups_say_why(name: str, attention: str) -> None:
+    frozen = discovered(name, attention).frozen
+    assert all(group.reason for group in frozen)
+    kinds = {group.kind for group in frozen}
+    assert kinds.isdisjoint({"attention", "query"})
+    if "mlp" in BY_NAME[name].expected:
+        assert "mlp" not in kinds
+
+
+def signature(graph: DependencyGraph) -> set[tuple[Any, ...]]:
+    """Groups as values: names, kinds, sizes, and each site with the whole axis it stands on."""
+    names = {group.dim: group.name for group in (*graph.groups, *graph.frozen)}
+
+    def draw(layout: Layout) -> Any:
+        layout = resolve(layout)
+        if isinstance(layout, Dim):
+            return names.get(layout, layout.size)
+        return "x" if isinstance(layout, Product) else "+", tuple(map(draw, layout.parts))
+
+    return {
+        (
+            group.name,
+            group.kind,
+            group.size,
+            frozenset((site.tensor, site.axis, draw(site.layout)) for site in group.sites),
+        )
+        for group in graph.groups
+    }
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in ZOO if len(e.backends) > 1], ids=lambda entry: entry.name
+)
+def test_eager_and_sdpa_give_the_same_groups(entry: Entry) -> None:
+    eager, sdpa = (signature(discovered(entry.name, b)) for b in ("eager", "sdpa"))
+    assert eager == sdpa
+
+
+@every_case
+def test_rules_and_unification_agree(name: str, attention: str) -> None:
+    """Two derivations of one thing: the R1-R3 closure of any site is its unification class."""
+    graph = discovered(name, attention)
+    members: dict[str, set[Any]] = {}
+    for node in graph.network.nodes:
+        members.setdefault(graph.network.nodes[node]["group"], set()).add(node)
+    for group in graph.groups:
+        for site in group.sites:
+            (start,) = (n for n in graph.neurons(site.tensor, site.axis) if n[1] == group.name)
+            reached = graph.trigger(start)
+            assert reached == members[group.name], f"{group.name} from {site}"
+            assert graph.sites_of(reached) == {str(s) for s in group.sites}
+
+
+# rewriting
+
+
+@st.composite
+def plans(draw: st.DrawFn, graph: DependencyGraph) -> Plan:
+    """A plan over all groups at once; about a third of them stay whole."""
+    choice = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kept = {}
+    for group in graph.groups:
+        if choice.random() < 0.7:
+            count = int(choice.integers(1, group.size, endpoint=True))
+            kept[group.name] = np.sort(choice.permutation(group.size)[:count]).tolist()
+    return Plan.of(graph, kept)
+
+
+# Shrinking a seed explains nothing and takes minutes.
+@settings(max_examples=4, phases=[Phase.generate])
+@given(data=st.data())
+@every_case
+def test_the_oracle_holds(name: str, attention: str, data: st.DataObject) -> None:
+    """The smaller model computes what the original does without the removed units.
+
+    At another batch and length than it was traced with; and it trains.
+    """
+    graph = discovered(name, attention)
+    plan = data.draw(plans(graph))
+    small = fxprune.rewrite(graph.traced, plan)
+    args, kwargs = BY_NAME[name].example(*OTHER)
+    fxprune.verify(graph.traced, small, plan, kwargs or args)
+    assert sum(p.numel() for p in small.parameters()) == plan.parameters_after
+
+    small.zero_grad()
+    output(small(*args, **kwargs)).square().mean().backward()
+    for fqn, parameter in small.named_parameters():
+        assert parameter.grad is not None, fqn
+        assert parameter.grad.isfinite().all(), fqn
+        parameter.grad = None  # unpruned parameters are the original's own
+
+
+@every_case
+def test_an_empty_plan_changes_nothing(name: str, attention: str) -> None:
+    graph = discovered(name, attention)
+    small = fxprune.rewrite(graph.traced, Plan.of(graph, {}))
+    assert isinstance(small, fx.GraphModule)
+    model = built(name, attention)
+    args, kwargs = BY_NAME[name].example(*OTHER)
+    with torch.no_grad():
+        torch.testing.assert_close(output(small(*args, **kwargs)), output(model(*args, **kwargs)))
+    theirs = {id(p) for p in model.parameters()}
+    assert all(id(p) in theirs for p in small.parameters()), "unpruned tensors are shared"
+
+
+@every_case
+def test_the_original_is_untouched(name: str, attention: str) -> None:
+    graph = discovered(name, attention)
+    model = built(name, attention)
+    before = {k: (v, v.clone(), v._version) for k, v in model.state_dict().items()}
+    code = graph.traced.graph_module.code
+    kept = {g.name: range(1, g.size) for g in graph.groups}
+    fxprune.rewrite(graph.traced, Plan.of(graph, {n: tuple(r) for n, r in kept.items()}))
+    assert graph.traced.graph_module.code == code
+    for key, value in model.state_dict().items():
+        assert value.data_ptr() == before[key][0].data_ptr()
+        assert torch.equal(value, before[key][1])
