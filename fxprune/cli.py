@@ -128,7 +128,7 @@ def prune(
     _check_device(device)
     from rich.console import Console
 
-    from fxprune import report, workflow
+    from fxprune import workflow
     from fxprune.progress import step
 
     calibration, evaluation = workflow.texts(text, eval_text)
@@ -145,9 +145,7 @@ def prune(
     )
     outcome.write_report(out / "report.json", model=loaded.name, recipe=asdict(recipe))
     console = Console()
-    console.print(report.table(outcome.before, outcome.after, outcome.caption))
-    if verify:
-        console.print(f"proof: {outcome.result.report}", highlight=False)
+    outcome.show(console)
     console.print(f"saved in {out}; open it with fxprune.load({str(out)!r})", soft_wrap=True)
 
 
@@ -188,9 +186,10 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 def main() -> None:
     """Run the command line; errors the user can mend are one line and exit status 2."""
-    warnings.showwarning = _show_warning
-    try:
-        app()
-    except FxpruneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            app()
+        except FxpruneError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)

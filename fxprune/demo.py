@@ -45,14 +45,14 @@ def demo(
     from rich.console import Console
 
     from fxprune.hf import checkpoint, text
-    from fxprune.hf.models import load_model
+    from fxprune.hf.models import fetch, load_model
     from fxprune.recipe import Recipe
-    from fxprune.report import table
     from fxprune.workflow import run
 
-    recipe = Recipe(ratio=ratio)
+    recipe = Recipe(ratio=ratio, ranking="global", evaluation_samples=40)
     recipe.check()
     console = console or Console()
+    fetch(model)
     with step(f"loading {model}"):
         loaded = load_model(model)
     assert loaded.tokenizer is not None
@@ -69,8 +69,7 @@ def demo(
         reload=lambda: load_model(model).model,
     )
     small, plan = outcome.result.graph_module, outcome.result.plan
-    console.print(table(outcome.before, outcome.after, outcome.caption))
-    console.print(f"proof: {outcome.result.report}")
+    outcome.show(console)
     console.print(f"\nbefore: {PROMPT}[bold]{told}", highlight=False)
     console.print(f"after:  {PROMPT}[bold]{continuation(small, loaded.tokenizer)}", highlight=False)
     plan.save(out / "plan.json")

@@ -1,4 +1,7 @@
-"""Progress bars, on standard error so that what is printed stays clean."""
+"""Progress on standard error, so that what is printed stays clean.
+
+On a terminal bars and spinners that disappear; elsewhere (a log) one line per step.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ T = TypeVar("T")
 
 
 def track(items: Sequence[T], description: str, show: bool = True) -> Iterator[T]:
-    """Iterate with a progress bar that disappears at the end."""
-    if not show:
-        yield from items
+    """Iterate with a progress bar."""
+    if not show or not sys.stderr.isatty():
+        with step(description, show):
+            yield from items
         return
     from rich.console import Console
     from rich.progress import track as rich_track
@@ -24,11 +28,14 @@ def track(items: Sequence[T], description: str, show: bool = True) -> Iterator[T
 
 @contextlib.contextmanager
 def step(description: str, show: bool = True) -> Iterator[None]:
-    """Show a spinner while one long step runs."""
+    """Show that one long step runs."""
     if not show:
         yield
-        return
-    from rich.console import Console
+    elif sys.stderr.isatty():
+        from rich.console import Console
 
-    with Console(file=sys.stderr).status(description):
+        with Console(file=sys.stderr).status(description):
+            yield
+    else:
+        print(f"{description} ...", file=sys.stderr, flush=True)
         yield

@@ -81,8 +81,6 @@ class Recipe:
         """The criterion itself."""
         from fxprune.importance import Magnitude, Random, Taylor
 
-        return {
-            "taylor": Taylor,
-            "magnitude": Magnitude,
-            "random": lambda: Random(self.seed),
-        }[self.criterion]()
+        if self.criterion == "random":
+            return Random(self.seed)
+        return Magnitude() if self.criterion == "magnitude" else Taylor()

@@ -79,7 +79,7 @@ def macs(
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         counter = stack.enter_context(FlopCounterMode(display=False))
         module(*inputs[0], **inputs[1])
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def latency(
@@ -124,17 +124,16 @@ def forward(
     return call
 
 
-def table(before: Measurement, after: Measurement, caption: str = "") -> Table:
+def table(before: Measurement, after: Measurement) -> Table:
     """Both measurements side by side, with the change; a row that neither has is left out.
 
     Args:
         before: of the original.
         after: of the pruned model.
-        caption: how it was measured.
     """
     from rich.table import Table
 
-    made = Table(caption=caption or None, caption_justify="left")
+    made = Table()
     made.add_column("")
     for column in ("before", "after", "change"):
         made.add_column(column, justify="right")
@@ -161,7 +160,8 @@ def _rows(before: Measurement, after: Measurement) -> Iterator[tuple[str, str, s
         if old is None and new is None:
             continue
         change = f"{100 * (new / old - 1):+.1f} %" if old and new is not None else ""
-        yield label, *("-" if x is None else write(x) for x in (old, new)), change
+        cells = ["-" if value is None else write(value) for value in (old, new)]
+        yield label, cells[0], cells[1], change
 
 
 def scaled(number: float) -> str:

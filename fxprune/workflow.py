@@ -13,6 +13,7 @@ from fxprune.progress import step
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
     from torch import fx, nn
 
     from fxprune.hf.models import LoadedModel
@@ -42,11 +43,21 @@ class Outcome:
     result: PruneResult
     folder: Path
 
+    def show(self, console: Console) -> None:
+        """Print the table of costs, how they were measured and what the oracle found."""
+        from fxprune.report import table
+
+        console.print(table(self.before, self.after))
+        console.print(self.caption, style="dim", highlight=False, soft_wrap=True)
+        if self.result.report is not None:
+            console.print(f"proof: {self.result.report}", highlight=False, soft_wrap=True)
+
     def write_report(self, path: Path, **facts: Any) -> None:
         """Write both measurements as JSON, with facts about how they came about."""
         from fxprune.report import as_json
 
-        content = {**facts, **as_json(self.before, self.after), "measured": self.caption}
+        measured = self.caption.splitlines()
+        content = {**facts, **as_json(self.before, self.after), "measured": measured}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -72,7 +83,7 @@ def texts(file: Path | None, evaluation: Path | None) -> tuple[Text, Text]:
 
 
 def check_model(spec: str, recipe: Recipe) -> bool:
-    """Look at a model's config before its weights are loaded.
+    """Look at a model's config, and fetch its weights, before they are loaded.
 
     Returns:
         Whether it is a language model, which text can calibrate and measure.
@@ -82,10 +93,8 @@ def check_model(spec: str, recipe: Recipe) -> bool:
         CriterionError: the criterion needs a language model and this is none.
     """
     from fxprune.hf.architecture import is_causal, model_class
-    from fxprune.hf.models import load_config, resolve
+    from fxprune.hf.models import fetch, load_config
 
-    if resolve(spec).kind == "config":
-        raise ModelError(f"{spec} has no weights to prune; give the folder it came from")
     config = load_config(spec)
     causal = is_causal(config)
     if recipe.criterion == "taylor" and not causal:
@@ -93,6 +102,7 @@ def check_model(spec: str, recipe: Recipe) -> bool:
             f"{model_class(config).__name__} is no causal language model, which taylor needs here; "
             "take magnitude or random, or calibrate in Python with fxprune.prune"
         )
+    fetch(spec)
     return causal
 
 

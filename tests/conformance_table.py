@@ -58,7 +58,10 @@ def row(entry: Entry, attention: str) -> list[str]:
     """One line of the table."""
     args, kwargs = entry.example()
     graph = fxprune.discover(fxprune.trace(entry.build(attention), args, kwargs))
-    frozen = "; ".join(f"{kind}: {why}" for kind, why in entry.frozen_ok.items())
+    reasons: dict[str, list[str]] = {}
+    for kind, why in entry.frozen_ok.items():
+        reasons.setdefault(why, []).append(kind)
+    frozen = "; ".join(f"{', '.join(kinds)}: {why}" for why, kinds in reasons.items())
     return [
         entry.name,
         attention,

@@ -18,12 +18,12 @@ from fxprune.plan import Plan
 from tests.zoo import _LLAMA, BY_NAME, OTHER, built
 
 SMALLER: dict[str, Any] = {
-    "hidden_size": 30,
-    "intermediate_size": 28,
+    "hidden_size": 28,
+    "intermediate_size": 30,
     "num_key_value_heads": 2,
     "num_attention_heads": 4,
 }
-KEPT = {"channel": 30, "mlp": 28, "attention": 2}
+KEPT = {"channel": 28, "mlp": 30, "attention": 2}
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from fxprune.axes import dims
 from fxprune.axes.dims import Dim, Layout
@@ -109,7 +110,21 @@ class Context:
         """Whether a value depends on the model's inputs rather than on parameters alone."""
         return isinstance(node, fx.Node) and node not in self.derived
 
-    def flow(self, source: fx.Node, layout: Layout, target: fx.Node, fan: Fan = "one", to: Layout | None = None) -> None:
+    def opaque(self, node: fx.Node, what: str) -> Axes:
+        """Axes of an op that cannot be followed: its operands and its result are frozen."""
+        for operand in node.all_input_nodes:
+            for layout in pytree.tree_leaves(self.axes.get(operand, ())):
+                self.freeze(layout, what, node)
+        return self.fresh(node, self.why(what, node))
+
+    def flow(
+        self,
+        source: fx.Node,
+        layout: Layout,
+        target: fx.Node,
+        fan: Fan = "one",
+        to: Layout | None = None,
+    ) -> None:
         """State that a layout of ``source`` feeds ``to`` (the same layout if left out)."""
         self.links.append(Link(source, layout, target, layout if to is None else to, fan))
 

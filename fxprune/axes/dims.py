@@ -50,7 +50,7 @@ class Product:
 
     def __init__(self, parts: tuple[Layout, ...] = ()) -> None:
         self.parts = parts
-        self.size = prod(p.size for p in parts)
+        self.size: int = prod(p.size for p in parts)
 
     def __repr__(self) -> str:
         return "(" + " x ".join(map(repr, self.parts)) + ")" if self.parts else "1"
@@ -63,7 +63,7 @@ class Sum:
 
     def __init__(self, parts: tuple[Layout, ...]) -> None:
         self.parts = parts
-        self.size = sum(p.size for p in parts)
+        self.size: int = sum(p.size for p in parts)
 
     def __repr__(self) -> str:
         return "(" + " + ".join(map(repr, self.parts)) + ")"
@@ -99,26 +99,37 @@ def resolve(layout: Layout) -> Layout:
             return ONE if root.size == 1 else root
         root.binding = resolve(root.binding)
         return root.binding
-    parts: list[Layout] = []
-    kind = type(layout)
-    for part in layout.parts:
-        resolved = resolve(part)
-        if isinstance(resolved, kind):
-            parts.extend(resolved.parts)
-        elif resolved.size != (1 if kind is Product else 0):
-            parts.append(resolved)
+    parts = _flat(layout)
     if len(parts) == 1:
         return parts[0]
-    if kind is Product:
-        for i, part in enumerate(parts[:-1]):
-            if isinstance(part, Sum):
-                spread = Sum(tuple(Product((term, *parts[i + 1 :])) for term in part.parts))
-                return resolve(Product((*parts[:i], spread)))
+    if isinstance(layout, Product) and (spread := _spread(parts)):
+        return resolve(spread)
     if len(parts) == len(layout.parts) and all(
         a is b for a, b in zip(parts, layout.parts, strict=True)
     ):
         return layout
-    return kind(tuple(parts))
+    return type(layout)(tuple(parts))
+
+
+def _flat(layout: Product | Sum) -> list[Layout]:
+    """The resolved parts, those of the same kind opened up, neutral ones dropped."""
+    neutral = 1 if isinstance(layout, Product) else 0
+    parts: list[Layout] = []
+    for part in map(resolve, layout.parts):
+        if not isinstance(part, Dim) and type(part) is type(layout):
+            parts.extend(part.parts)
+        elif part.size != neutral:
+            parts.append(part)
+    return parts
+
+
+def _spread(factors: list[Layout]) -> Product | None:
+    """``(a + b) x c`` as ``a x c + b x c``; None where no sum has a factor behind it."""
+    for i, factor in enumerate(factors[:-1]):
+        if isinstance(factor, Sum):
+            terms = (Product((term, *factors[i + 1 :])) for term in factor.parts)
+            return Product((*factors[:i], Sum(tuple(terms))))
+    return None
 
 
 def atoms(layout: Layout) -> Iterator[Dim]:
@@ -174,7 +185,8 @@ def _unify(a: Layout, b: Layout) -> bool:
         return _unify_sums(a, b)
     if isinstance(a, Sum) and isinstance(b, Product):
         return _unify_sum_product(a, b)
-    assert isinstance(a, Product) and isinstance(b, Sum)
+    assert isinstance(a, Product)
+    assert isinstance(b, Sum)
     return _unify_sum_product(b, a)
 
 
@@ -255,23 +267,31 @@ def split_product(layout: Layout, outer: int) -> tuple[Layout, Layout] | None:
         layout.binding = Product(halves)
         return halves
     if isinstance(layout, Product):
-        done = 1
-        for i, part in enumerate(layout.parts):
-            if done * part.size <= outer:
-                done *= part.size
-                continue
-            if done == outer:
-                return Product(layout.parts[:i]), Product(layout.parts[i:])
-            if outer % done:
-                return None
-            middle = split_product(part, outer // done)
-            if middle is None:
-                return None
-            return (
-                Product((*layout.parts[:i], middle[0])),
-                Product((middle[1], *layout.parts[i + 1 :])),
-            )
-        return (layout, ONE) if done == outer else None
+        return _split_factors(layout, outer)
+    return _split_terms(layout, inner)
+
+
+def _split_factors(layout: Product, outer: int) -> tuple[Layout, Layout] | None:
+    done = 1
+    for i, part in enumerate(layout.parts):
+        if done * part.size <= outer:
+            done *= part.size
+            continue
+        if done == outer:
+            return Product(layout.parts[:i]), Product(layout.parts[i:])
+        if outer % done:
+            return None
+        middle = split_product(part, outer // done)
+        if middle is None:
+            return None
+        return (
+            Product((*layout.parts[:i], middle[0])),
+            Product((middle[1], *layout.parts[i + 1 :])),
+        )
+    return None
+
+
+def _split_terms(layout: Sum, inner: int) -> tuple[Layout, Layout] | None:
     terms = _blocks(layout, inner)
     if terms is None:
         return None

@@ -51,6 +51,10 @@ def find_rule(target: Any) -> Rule | None:
     packet = getattr(target, "overloadpacket", None)
     if packet in RULES:
         return RULES[packet]
-    if torch.Tag.pointwise in getattr(target, "tags", ()):
+    if torch.Tag.pointwise in getattr(target, "tags", ()) and _gives_one_tensor(target):
         return RULES.get(torch.Tag.pointwise)
     return None
+
+
+def _gives_one_tensor(target: Any) -> bool:
+    return [str(value.type) for value in target._schema.returns] == ["Tensor"]

@@ -73,10 +73,14 @@ class DependencyGraph:
             GroupError: no such tensor or axis.
         """
         name = self.traced.canonical(tensor)
-        if name not in self.layouts or not -len(self.layouts[name]) <= axis < len(self.layouts[name]):
+        if name not in self.layouts or not -len(self.layouts[name]) <= axis < len(
+            self.layouts[name]
+        ):
             raise GroupError(f"the graph reads no tensor {tensor!r} with an axis {axis}")
         node = next(
-            n for n in self.traced.graph_module.graph.nodes if n.op == "get_attr" and n.target == name
+            n
+            for n in self.traced.graph_module.graph.nodes
+            if n.op == "get_attr" and n.target == name
         )
         here = set(dims.atoms(self.layouts[name][axis]))
         return tuple((node.name, g.name) for g in self._by_name.values() if g.dim in here)

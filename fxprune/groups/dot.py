@@ -66,7 +66,7 @@ def _wanted(graph: DependencyGraph, layer: int | None, group: str | None) -> set
         for stack, index in (g.layer for g in every if g.layer is not None):
             stacks.setdefault(stack, set()).add(index)
         there = "; ".join(f"{stack} {ranges(numbers)}" for stack, numbers in stacks.items())
-        raise GroupError(f"no layer {layer}; " + (f"there are {there}" if there else "no layers"))
+        raise GroupError(f"no layer {layer}; the numbered layers are: {there or 'none'}")
     return found
 
 

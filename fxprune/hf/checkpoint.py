@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,8 @@ def save(
         with whole(path, replace=True) as folder:
             plan.save(folder / PLAN)
             facts["aliases"] = write(graph_module, folder / TENSORS)
+            # safetensors makes the file private to its user; it should be as the others are.
+            shutil.copymode(folder / PLAN, folder / TENSORS)
             if _is_transformers(traced.module):
                 config: Any = traced.module.config
                 config.save_pretrained(folder)

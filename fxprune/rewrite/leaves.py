@@ -35,7 +35,9 @@ def restore(
         module = _leaf(traced.module, path)
         if module is None:
             continue
-        names = {n: traced.canonical(f"{path}.{n}") for n in (*module._parameters, *module._buffers)}
+        names = {
+            n: traced.canonical(f"{path}.{n}") for n in (*module._parameters, *module._buffers)
+        }
         ends = _ends(nodes, set(names.values()))
         if ends is None:
             continue

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.axes.arguments import argument
 from fxprune.axes.dims import Layout
 from fxprune.errors import OracleError
 from fxprune.groups.dependency import DependencyGraph, discover
@@ -26,8 +27,15 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torc
 
 # Ops that average or sum units. Zeroed units would still be counted, so these run on kept ones.
 _REDUCTIONS = {
-    aten.layer_norm, aten.rms_norm, aten.native_layer_norm, aten.group_norm, aten.mean, aten.sum,
-    aten.var, aten.std, aten.norm, aten.linalg_vector_norm,
+    aten.layer_norm, aten.rms_norm, aten.native_layer_norm, aten.group_norm, aten.instance_norm,
+    aten.mean, aten.nanmean, aten.sum, aten.nansum, aten.var, aten.std, aten.var_mean,
+    aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm,
+}  # fmt: skip
+
+# Products of activations. A removed unit need not be zero there: ``elu(0) + 1`` is not.
+_CONTRACTIONS = {
+    aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot, aten.inner,
+    aten.tensordot, aten.einsum, aten.scaled_dot_product_attention,
 }  # fmt: skip
 
 
@@ -157,17 +165,21 @@ class _Masked(fx.Interpreter):
         self._resize = resize
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        contracts = getattr(n.target, "overloadpacket", None) in _CONTRACTIONS
+
         # Weights are zeroed when they are used, so that one copy at a time is alive.
         def load(node: fx.Node) -> Any:
             value = self.env[node]
             if node.op == "get_attr" and isinstance(value, nn.Parameter):
                 return self._zeroed(value, self._layouts[str(node.target)])
+            if contracts and isinstance(value, torch.Tensor) and value.is_floating_point():
+                return self._zeroed(value, self._resize.axes(node))
             return value
 
         return fx.node.map_arg((n.args, n.kwargs), load)
 
     def run_node(self, n: fx.Node) -> Any:
-        if getattr(n.target, "overloadpacket", None) in _REDUCTIONS and any(
+        if _averages(n) and any(
             self._resize.changed(layout)
             for source in n.all_input_nodes
             if source in self._resize.inferred.axes
@@ -199,20 +211,29 @@ class _Masked(fx.Interpreter):
         inputs = {copy: self._gather(source) for source, copy in copies.items()}
         args, kwargs = fx.node.map_arg((small.args, small.kwargs), lambda c: inputs[c])
         assert callable(small.target)
-        return self._scatter(n, small.target(*args, **kwargs))
+        result, axes = small.target(*args, **kwargs), self._resize.inferred.axes[n]
+        if isinstance(axes, list):
+            return tuple(self._scatter(*each) for each in zip(result, axes, strict=True))
+        return self._scatter(result, axes)
 
     def _gather(self, node: fx.Node) -> Any:
         value = self.env[node]
         axes = self._resize.inferred.axes.get(node)
         return self._resize.slice(value, axes) if isinstance(axes, tuple) else value
 
-    def _scatter(self, n: fx.Node, value: torch.Tensor) -> torch.Tensor:
-        for axis, layout in enumerate(self._resize.axes(n)):
+    def _scatter(self, value: torch.Tensor, layouts: tuple[Layout, ...]) -> torch.Tensor:
+        for axis, layout in enumerate(layouts):
             if self._resize.changed(layout):
                 shape = [layout.size if a == axis else s for a, s in enumerate(value.shape)]
                 place = self._resize.index(layout).to(value.device)
                 value = value.new_zeros(shape).index_copy(axis, place, value)
         return value
+
+
+def _averages(node: fx.Node) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    # A batch norm in evaluation mode averages nothing.
+    return packet in _REDUCTIONS or (packet is aten.batch_norm and bool(argument(node, "training")))
 
 
 def _inputs(traced: Traced, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -235,9 +256,8 @@ def _flatten(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
     named = {**dict(zip(info.orig_args, args, strict=False)), **kwargs}
     missing = [name for name in info.orig_args if name not in named]
     if missing or len(named) > len(info.orig_args):
-        raise OracleError(
-            f"the example must have the inputs the model was traced with: {', '.join(info.orig_args)}"
-        )
+        names = ", ".join(info.orig_args)
+        raise OracleError(f"the example must have the inputs the model was traced with: {names}")
     first = tuple(named[name] for name in info.orig_args[: positional.num_children])
     return pytree.tree_leaves((first, {name: named[name] for name in by_name.context}))
 

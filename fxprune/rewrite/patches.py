@@ -16,9 +16,10 @@ from torch import fx
 from fxprune.axes.dims import Layout
 from fxprune.errors import RewriteError, RuleError
 from fxprune.rewrite.resize import Resizer
+from fxprune.trace.bounds import END, slice_bounds
 
 aten = torch.ops.aten
-_END = 2**63 - 1
+_ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv}
 
 # patch(resizer, old node, new node) mends the new node's arguments in place; where it must add a
 # node behind it, it returns the one that now stands for the value.
@@ -51,12 +52,25 @@ def find_patch(target: Any) -> Patch | None:
     return PATCHES.get(target) or PATCHES.get(getattr(target, "overloadpacket", None))
 
 
-def _resized(resize: Resizer, node: fx.Node, layout: Layout, size: Any) -> Any:
-    """A size argument for an axis of the given layout."""
+def _resized(resize: Resizer, node: fx.Node, layout: Layout, size: Any, before: Any) -> Any:
+    """A size argument for an axis of the given layout.
+
+    Args:
+        resize: sizes under the plan.
+        node: the new node.
+        layout: layout of the axis.
+        size: the argument in the new graph.
+        before: the argument in the original graph.
+    """
     if not resize.changed(layout) or size == -1:
         return size
     if isinstance(size, int):
         return resize.size(layout)
+    now = _evaluated(resize, before)
+    if now == resize.size(layout):
+        return size  # read off a value that is smaller already
+    if now != layout.size:
+        raise RewriteError(f"the size {size} of {node.name} cannot be followed")
     # A symbolic product such as batch * heads: exchange its static part.
     old, new = resize.static_factor(layout)
     with node.graph.inserting_before(node):
@@ -64,14 +78,27 @@ def _resized(resize: Resizer, node: fx.Node, layout: Layout, size: Any) -> Any:
         return node.graph.call_function(operator.mul, (symbolic, new))
 
 
+def _evaluated(resize: Resizer, size: Any) -> int:
+    """What a size expression of the original graph gives in the rewritten one, in stand-ins."""
+    if not isinstance(size, fx.Node):
+        return int(size)
+    source: Any = size.args[0]
+    if size.target is aten.sym_size.int:
+        axis: Any = size.args[1]
+        return resize.size(resize.axes(source)[axis])
+    if size.target in _ARITHMETIC:
+        assert callable(size.target)
+        return int(size.target(*(_evaluated(resize, x) for x in size.args)))
+    return resize.sizes.value(size.meta["val"])
+
+
 def _sizes(place: int) -> Patch:
     def sizes(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
         """A list with one size for each output axis."""
         given: Any = new.args[place]
-        layouts = resize.axes(old)
-        new.update_arg(
-            place, [_resized(resize, new, x, s) for x, s in zip(layouts, given, strict=True)]
-        )
+        before: Any = old.args[place]
+        triples = zip(resize.axes(old), given, before, strict=True)
+        new.update_arg(place, [_resized(resize, new, *each) for each in triples])
 
     return sizes
 
@@ -88,18 +115,20 @@ def unflatten(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """Sizes of the axes that one axis is split into."""
     layouts = resize.axes(old)
     given: Any = new.args[2]
+    before: Any = old.args[2]
     start = int(new.args[1]) % (len(layouts) - len(given) + 1)  # type: ignore[arg-type]
-    mine = layouts[start : start + len(given)]
-    new.update_arg(2, [_resized(resize, new, x, s) for x, s in zip(mine, given, strict=True)])
+    triples = zip(layouts[start : start + len(given)], given, before, strict=True)
+    new.update_arg(2, [_resized(resize, new, *each) for each in triples])
 
 
-@register_patch(aten.repeat)
+@register_patch(aten.repeat, aten.tile)
 def repeat(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """Copies of each axis: what the output has over the input."""
     source: Any = old.args[0]
     given: Any = new.args[1]
     layouts, inner = resize.axes(old), resize.axes(source)
     lead = len(layouts) - len(inner)
+    given = [*[1] * (len(layouts) - len(given)), *given]  # tile may name the last axes only
     copies = []
     for place, (layout, count) in enumerate(zip(layouts, given, strict=True)):
         mine = resize.size(inner[place - lead]) if place >= lead else 1
@@ -127,13 +156,14 @@ def repeat_interleave(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
 def slice_(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """A boundary moves to the number of kept units before it."""
     source: Any = old.args[0]
-    _, axis, start, end, step = (*new.args, *(0, None, None, 1)[len(new.args) - 1 :])
+    axis, start, end, step = slice_bounds(new)
     layout = resize.axes(source)[axis]
     if not resize.changed(layout):
         return
     if step != 1:
         # Every n-th unit of (outer x n): only the outer units can be gone.
-        new.args = (new.args[0], axis, start, _END, step)
+        first, _, _ = slice(start, end, step).indices(layout.size)
+        new.args = (new.args[0], axis, first, END, step)
         return
     first, last, _ = slice(start, end).indices(layout.size)
     new.args = (new.args[0], axis, resize.before(layout, first), resize.before(layout, last))
@@ -165,6 +195,15 @@ def split(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     new.target = aten.split_with_sizes.default
     new.args = (new.args[0], [resize.size(axes[place]) for axes in pieces], place)  # type: ignore[index]
     new.kwargs = {}
+
+
+@register_patch(aten.pad, aten.constant_pad_nd)
+def pad(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Padding stands for units, of which some may be gone."""
+    given: Any = new.args[1]
+    notes = [resize.inferred.notes.get((old, f"pad{place}")) for place in range(len(given))]
+    pairs = zip(notes, given, strict=True)
+    new.update_arg(1, [amount if x is None else resize.size(x) for x, amount in pairs])
 
 
 @register_patch(aten.layer_norm, aten.rms_norm, aten.native_layer_norm)

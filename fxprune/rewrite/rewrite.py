@@ -108,7 +108,8 @@ def _assemble(
     """Real tensors and real leaf modules in place of the skeleton's."""
     root = nn.Module()
     for name, buffer in skeleton.named_buffers(recurse=False):
-        set_attribute(root, name, buffer)
+        if name not in tensors:
+            set_attribute(root, name, buffer)  # kept numbers of an arange
     for name, tensor in tensors.items():
         set_attribute(root, name, tensor)
     graph = skeleton.graph

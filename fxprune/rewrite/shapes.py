@@ -90,9 +90,9 @@ def _check(resize: Resizer, old: fx.Node, new: fx.Node, value: Any) -> None:
     axes = resize.inferred.axes.get(old)
     if axes is None:
         return
-    several = isinstance(axes, list)
-    for result, layouts in zip(value if several else [value], axes if several else [axes], strict=False):  # type: ignore[arg-type]
-        expected = tuple(resize.size(layout) for layout in layouts)  # type: ignore[union-attr]
+    pairs = zip(value, axes, strict=False) if isinstance(axes, list) else [(value, axes)]
+    for result, layouts in pairs:
+        expected = tuple(resize.size(layout) for layout in layouts)
         if isinstance(result, torch.Tensor) and tuple(result.shape) != expected:
             raise RewriteError(
                 f"{new.target} at {location(new) or new.name} gives shape {tuple(result.shape)} "

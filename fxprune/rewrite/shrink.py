@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 TORCH_LEAVES = (
-    nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _BatchNorm, _ConvNd, _DropoutNd,
+    nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
+    _BatchNorm, _ConvNd, _DropoutNd,
 )  # fmt: skip
 
 
@@ -118,52 +119,63 @@ def equivalent(
         if isinstance(module, base) and type(module).forward in _forwards(base):
             ops = [n for n in nodes if n.target is not torch.ops.aten.add_.Tensor]
             return len(ops) == 1
-    random = torch.Generator().manual_seed(0)
-
-    def draw(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-        if dtype.is_floating_point:
-            return (torch.rand(shape, generator=random) + 0.5).to(dtype)
-        return torch.zeros(shape, dtype=dtype)
-
-    values: dict[Any, Any] = {}
-    probe = copy.copy(module)
-    probe.__dict__["_parameters"] = dict(module._parameters)
-    probe.__dict__["_buffers"] = dict(module._buffers)
-    for slot in (probe._parameters, probe._buffers):
-        for name, tensor in slot.items():
-            if tensor is not None:
-                drawn = draw(list(tensor.shape), tensor.dtype)
-                slot[name] = nn.Parameter(drawn, False) if slot is probe._parameters else drawn
-                values[names[name]] = slot[name]
-    probe.training = False
-    symbols: dict[Any, int] = {}
-    for size in source.meta["val"].shape:
-        if not isinstance(size, int):
-            symbols.setdefault(size.node.expr, 2 + len(symbols))
-    shape = [
-        s if isinstance(s, int) else symbols[s.node.expr] for s in source.meta["val"].shape
-    ]
-    values[source] = draw(shape, source.meta["val"].dtype)
-
-    def value(node: fx.Node) -> Any:
-        if node in values:
-            return values[node]
-        if node.op == "get_attr":
-            return values[str(node.target)]
-        given = node.meta["val"]
-        return given if isinstance(given, torch.device) else symbols[given.node.expr]
-
+    probe = _Probe(module, names, source)
     try:
         with torch.no_grad():
-            expected = probe(values[source])
+            expected = probe.module(probe.values[source])
             for node in nodes:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), probe.value)
                 assert callable(node.target)
-                values[node] = node.target(*args, **kwargs)
+                probe.values[node] = node.target(*args, **kwargs)
     except Exception:
         # It cannot be called with one tensor: its nodes stay, which is as correct.
         return False
-    return isinstance(expected, torch.Tensor) and torch.equal(expected, values[result])
+    return isinstance(expected, torch.Tensor) and torch.equal(expected, probe.values[result])
+
+
+class _Probe:
+    """A module with random tensors and a random input, and the values its nodes read."""
+
+    def __init__(self, module: nn.Module, names: Mapping[str, str], source: fx.Node) -> None:
+        self.values: dict[Any, Any] = {}
+        self._random = torch.Generator().manual_seed(0)
+        self.module = copy.copy(module)
+        self.module.training = False
+        parameters: dict[str, nn.Parameter | None] = dict(module._parameters)
+        buffers: dict[str, torch.Tensor | None] = dict(module._buffers)
+        for name, parameter in parameters.items():
+            if parameter is not None:
+                parameters[name] = nn.Parameter(self._draw(parameter.shape, parameter.dtype), False)
+                self.values[names[name]] = parameters[name]
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                buffers[name] = self._draw(buffer.shape, buffer.dtype)
+                self.values[names[name]] = buffers[name]
+        self.module.__dict__.update(_parameters=parameters, _buffers=buffers)
+        # Every symbolic size gets a small number of its own.
+        shape = source.meta["val"].shape
+        symbols = dict.fromkeys(s.node.expr for s in shape if not isinstance(s, int))
+        self._symbols = {symbol: 2 + place for place, symbol in enumerate(symbols)}
+        drawn = [s if isinstance(s, int) else self._symbols[s.node.expr] for s in shape]
+        self.values[source] = self._draw(drawn, source.meta["val"].dtype)
+
+    def _draw(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        if dtype.is_floating_point:
+            return (torch.rand(list(shape), generator=self._random) + 0.5).to(dtype)
+        return torch.zeros(list(shape), dtype=dtype)
+
+    def value(self, node: fx.Node) -> Any:
+        """What a node stands for: a computed value, a tensor of the module, a size, a device."""
+        if node in self.values:
+            return self.values[node]
+        if node.op == "get_attr":
+            return self.values[str(node.target)]
+        given = node.meta["val"]
+        return (
+            torch.device("cpu")
+            if isinstance(given, torch.device)
+            else self._symbols[given.node.expr]
+        )
 
 
 def _forwards(base: type[nn.Module]) -> set[Any]:

@@ -15,11 +15,11 @@ import torch
 from torch import fx, nn
 
 from fxprune.trace.attributes import get_attribute, set_attribute
+from fxprune.trace.bounds import END, slice_bounds
 from fxprune.trace.sizes import Sizes
 from fxprune.trace.source import module_path
 
 aten = torch.ops.aten
-_END = 2**63 - 1
 _CHECKS = {
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -68,11 +68,13 @@ def _inline_regions(graph_module: fx.GraphModule) -> None:
         again = False
         for node in list(graph_module.graph.nodes):
             if node.target is hops.wrap_with_set_grad_enabled:
-                enabled, body, *args = node.args
+                given: Any = node.args
+                enabled, body, *args = given
                 _inline(graph_module, node, body, args, detach=not enabled)
                 again = True
             elif node.target is hops.wrap_with_autocast and not node.args[2]:
-                _inline(graph_module, node, node.args[4], list(node.args[5:]), detach=False)
+                given = node.args
+                _inline(graph_module, node, given[4], list(given[5:]), detach=False)
                 again = True
 
 
@@ -80,36 +82,45 @@ def _inline(
     graph_module: fx.GraphModule, node: fx.Node, body: fx.Node, args: list[Any], detach: bool
 ) -> None:
     """Replace a region call by the nodes of its body."""
-    region = get_attribute(graph_module, str(body.target))
-    placeholders = [n for n in region.graph.nodes if n.op == "placeholder"]
-    values: dict[fx.Node, Any] = dict(zip(placeholders, args, strict=True))
-    with graph_module.graph.inserting_before(node):
-        for inner in region.graph.nodes:
-            if inner.op == "output":
-                continue
-            if inner.op == "get_attr":
-                # A region's own constants move up under a name that is free there.
-                name = f"{body.target}_{inner.target}".replace(".", "_")
-                setattr(graph_module, name, get_attribute(region, inner.target))
-                values[inner] = graph_module.graph.get_attr(name)
-            elif inner.op != "placeholder":
-                values[inner] = graph_module.graph.node_copy(inner, lambda n: values[n])
-            if inner.op != "placeholder":
-                values[inner].meta = dict(inner.meta)
-                if "nn_module_stack" in node.meta:
-                    values[inner].meta.setdefault("nn_module_stack", node.meta["nn_module_stack"])
-        results = region.graph.output_node().args[0]
-        outputs = [values[r] if isinstance(r, fx.Node) else r for r in results]
+    graph = graph_module.graph
+    with graph.inserting_before(node):
+        outputs = _copy_body(graph_module, node, str(body.target), args)
         if detach:
             # Gradients stopped at the region before; they must stop there still.
-            outputs = [_detached(graph_module.graph, value) for value in outputs]
+            outputs = [_detached(graph, value) for value in outputs]
     for user in list(node.users):
         if user.target is operator.getitem:
-            user.replace_all_uses_with(outputs[user.args[1]])
-            graph_module.graph.erase_node(user)
-    graph_module.graph.erase_node(node)
+            place: Any = user.args[1]
+            user.replace_all_uses_with(outputs[place])
+            graph.erase_node(user)
+    graph.erase_node(node)
     if not body.users:
-        graph_module.graph.erase_node(body)
+        graph.erase_node(body)
+
+
+def _copy_body(
+    graph_module: fx.GraphModule, node: fx.Node, name: str, args: list[Any]
+) -> list[Any]:
+    """Copy a region's nodes to the insertion point; return what the region returns."""
+    region = get_attribute(graph_module, name)
+    graph = graph_module.graph
+    placeholders = [n for n in region.graph.nodes if n.op == "placeholder"]
+    values: dict[fx.Node, Any] = dict(zip(placeholders, args, strict=True))
+    for inner in region.graph.nodes:
+        if inner.op in ("placeholder", "output"):
+            continue
+        if inner.op == "get_attr":
+            # A region's own constants move up under a name that is free there.
+            moved = f"{name}_{inner.target}".replace(".", "_")
+            setattr(graph_module, moved, get_attribute(region, inner.target))
+            values[inner] = graph.get_attr(moved)
+        else:
+            values[inner] = graph.node_copy(inner, lambda n: values[n])
+        values[inner].meta = dict(inner.meta)
+        if "nn_module_stack" in node.meta:
+            values[inner].meta.setdefault("nn_module_stack", node.meta["nn_module_stack"])
+    results: Any = region.graph.output_node().args[0]
+    return [values[r] if isinstance(r, fx.Node) else r for r in results]
 
 
 def _detached(graph: fx.Graph, value: Any) -> Any:
@@ -123,13 +134,14 @@ def _detached(graph: fx.Graph, value: Any) -> Any:
 
 
 def _drop_no_op(node: fx.Node, sizes: Sizes) -> None:
-    source = node.args[0] if node.args else None
+    given: Any = node.args
+    source = given[0] if given else None
     if not isinstance(source, fx.Node):
         return
     if node.target is aten.slice.Tensor:
-        _, axis, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+        axis, start, end, step = slice_bounds(node)
         size = source.meta["val"].shape[axis]
-        whole = end is None or end == _END or (isinstance(size, int) and _at_least(end, size))
+        whole = end is None or end == END or (isinstance(size, int) and _at_least(end, size))
         if step == 1 and start in (0, None) and whole:
             node.replace_all_uses_with(source)
     elif node.target in (aten.alias.default, aten.lift_fresh_copy.default):
@@ -153,7 +165,8 @@ def _at_least(end: Any, size: int) -> bool:
 
 def _index_to_slice(graph_module: fx.GraphModule, node: fx.Node) -> None:
     """``x[..., [i, i + 1]]`` with a constant run of positions is a slice."""
-    source, indices = node.args
+    given: Any = node.args
+    source, indices = given
     places = [i for i, index in enumerate(indices) if index is not None]
     if len(places) != 1 or indices[places[0]].op != "get_attr":
         return
@@ -168,7 +181,7 @@ def _index_to_slice(graph_module: fx.GraphModule, node: fx.Node) -> None:
         return
     with graph_module.graph.inserting_before(node):
         end = positions[-1] + 1
-        args = (source, places[0], positions[0], _END if end == size else end)
+        args = (source, places[0], positions[0], END if end == size else end)
         sliced = graph_module.graph.call_function(aten.slice.Tensor, args)
     sliced.meta = dict(node.meta)
     node.replace_all_uses_with(sliced)

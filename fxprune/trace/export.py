@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import inspect
 import traceback
 import warnings
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import FxpruneWarning, TraceError
 from fxprune.trace import inputs
 from fxprune.trace.clean import clean
-from fxprune.trace.sizes import Sizes
+from fxprune.trace.sizes import Sizes, is_symbolic
 from fxprune.trace.traced import Traced
 
 _AXES = {0: "batch", 1: "sequence"}
@@ -49,40 +50,23 @@ def trace(
     """
     given = dict(kwargs or {})
     if not args and not given:
-        given = dict(_from_placeholders(model) or inputs.from_config(model))
+        if isinstance(model, fx.GraphModule):
+            args, given = inputs.from_placeholders(model)
+        else:
+            given = dict(inputs.from_config(model))
     inputs.check(model, args, given)
     with _quiet_evaluation(model):
         # A symbolic size must be at least 2 in the example; rows are repeated where it is 1.
         wide_args, wide_kwargs = _widen(args), _widen(given)
         program, lost = _export(model, wide_args, wide_kwargs)
         lost = lost or _static_axes(program, wide_args, wide_kwargs)
-        graph_module = program.module(check_guards=False)
+        graph_module = _unlifted(model, program)
     if lost:
         warnings.warn(f"{type(model).__name__}: {lost}", FxpruneWarning, stacklevel=2)
     assert isinstance(graph_module, fx.GraphModule)
     sizes = Sizes()
     graph_module, tensors, aliases = clean(graph_module, model, sizes)
     return Traced(graph_module, model, args, given, tensors, aliases, sizes)
-
-
-def _from_placeholders(model: nn.Module) -> dict[str, Any] | None:
-    """Example inputs of a GraphModule that was exported before, read off its placeholders."""
-    if not isinstance(model, fx.GraphModule):
-        return None
-    given: dict[str, Any] = {}
-    device = inputs.device_of(model)
-    for node in model.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor):
-            raise TraceError(
-                f"input {node.name} of the GraphModule has no recorded example: "
-                "pass args=(...) or kwargs={...}"
-            )
-        shape = [s if isinstance(s, int) else (s.node.hint or 2 * inputs.LENGTH) for s in value.shape]
-        given[str(node.target)] = torch.zeros(shape, dtype=value.dtype, device=device)
-    return given
 
 
 def _export(
@@ -104,6 +88,17 @@ def _export(
             "it can only be captured with static sizes, so the rewritten graph takes inputs of "
             f"the example's shapes only ({_first_line(symbolic)})"
         )
+
+
+def _unlifted(model: nn.Module, program: ExportedProgram) -> nn.Module:
+    """The program as a module that reads its tensors by name."""
+    try:
+        return program.module(check_guards=False)
+    except SyntaxError as error:  # torch generates code from module names
+        raise TraceError(
+            f"{type(model).__name__} has a module name that torch cannot write into code "
+            f"(a quote or a backslash): {error.text or error}"
+        ) from error
 
 
 def _dynamic_shapes(value: Any) -> Any:
@@ -143,7 +138,7 @@ def _static_axes(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[s
         f"axis {axis} ({_AXES[axis]}) of {name} is fixed at {value.shape[axis]}"
         for (name, tensor), value in zip(examples, values, strict=False)
         for axis in _dynamic_shapes(tensor)
-        if isinstance(value.shape[axis], int)
+        if not is_symbolic(value.shape[axis])
     ]
     if not fixed:
         return ""
@@ -170,9 +165,8 @@ def _transformers_patches(model: nn.Module) -> Iterator[None]:
     """What transformers itself swaps to make hard models exportable, if it is there."""
     with contextlib.ExitStack() as stack:
         if hasattr(model, "config") and hasattr(model, "main_input_name"):
-            with contextlib.suppress(ImportError):
-                from transformers.exporters import exporter_dynamo as exporter
-
+            with contextlib.suppress(ImportError, AttributeError):
+                exporter = importlib.import_module("transformers.exporters.exporter_dynamo")
                 stack.enter_context(exporter.apply_patches("dynamo"))
                 stack.enter_context(exporter.reset_model_state(model))
         yield

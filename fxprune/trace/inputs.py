@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import TraceError
 
@@ -46,11 +47,39 @@ def from_config(model: nn.Module) -> dict[str, torch.Tensor]:
         height, width = (size, size) if isinstance(size, int) else size
         channels = getattr(config, "num_channels", 3)
         dtype = next((p.dtype for p in model.parameters()), torch.float32)
-        return {"pixel_values": torch.zeros(BATCH, channels, height, width, device=device).to(dtype)}
+        return {
+            "pixel_values": torch.zeros(BATCH, channels, height, width, device=device).to(dtype)
+        }
     raise TraceError(
         f"no example inputs can be made for {type(model).__name__}: "
         "pass args=(...) or kwargs={...} with tensors such as the model takes"
     )
+
+
+def from_placeholders(module: fx.GraphModule) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs of a GraphModule that was exported before, in the shapes recorded in it.
+
+    Raises:
+        TraceError: nothing is recorded, as in a module made by ``torch.fx.symbolic_trace``.
+    """
+    leaves: list[Any] = []
+    device = device_of(module)
+    for node in module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            raise TraceError(
+                f"input {node.name} of the GraphModule has no recorded example: "
+                "pass args=(...) or kwargs={...}"
+            )
+        shape = [s if isinstance(s, int) else (s.node.hint or LENGTH) for s in value.shape]
+        leaves.append(torch.zeros(shape, dtype=value.dtype, device=device))
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    if info is None:
+        return tuple(leaves), {}
+    args, kwargs = pytree.tree_unflatten(leaves, info.in_spec)
+    return tuple(args), dict(kwargs)
 
 
 def tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:

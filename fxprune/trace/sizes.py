@@ -18,7 +18,8 @@ def _is_prime(n: int) -> bool:
     return n % 2 == 1 and all(n % k for k in range(3, int(n**0.5) + 1, 2))
 
 
-def _symbolic(size: int | torch.SymInt) -> bool:
+def is_symbolic(size: int | torch.SymInt) -> bool:
+    """Whether a size can vary (a SymInt may have been specialised to a number)."""
     return not isinstance(size, int) and bool(size.node.expr.free_symbols)
 
 
@@ -47,4 +48,4 @@ class Sizes:
 
     def shape(self, value: torch.Tensor) -> tuple[tuple[int, bool], ...]:
         """Each axis of the tensor as (size or stand-in, whether it is symbolic)."""
-        return tuple((self.value(s), _symbolic(s)) for s in value.shape)
+        return tuple((self.value(s), is_symbolic(s)) for s in value.shape)

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+PARAMETERS = 15_504  # 257 * 24 + 2 * (3 * 24 * 24 + 3 * 24 * 40 + 2 * 24) + 24
 VOCABULARY = 257  # 256 bytes and an end of text
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
+from fxprune.axes.arguments import argument
 from fxprune.axes.context import Context
 from fxprune.axes.dims import Dim, Layout, Product
 from fxprune.axes.registry import Axes, register_rule
@@ -22,8 +23,9 @@ def attention(ctx: Context, node: fx.Node) -> Axes:
 
     q (..., heads, queries, d), k (..., kv, keys, d), v (..., kv, keys, e) to (..., queries, e).
     """
-    q, k, v, *rest = node.args
-    mask: Any = rest[0] if rest else node.kwargs.get("attn_mask")
+    given: Any = node.args
+    q, k, v = given[:3]
+    mask = argument(node, "attn_mask")
     contract(ctx, node, q, ctx.of(q)[-1], k, ctx.of(k)[-1], ())
     ctx.unify(ctx.of(k)[-2], ctx.of(v)[-2], node)
     ctx.align(k, ctx.of(k)[-2], v, ctx.of(v)[-2])
@@ -52,7 +54,9 @@ def _heads(ctx: Context, node: fx.Node, operands: tuple[Any, Any, Any], back: in
     query = ctx.of(operands[0])[-back]
     for operand in operands[1:]:
         theirs = ctx.of(operand)[-back] if len(ctx.of(operand)) >= back else dims.ONE
-        if theirs.size == query.size:
+        if query.size == 1:
+            query = theirs  # one set of queries for every batch
+        elif theirs.size == query.size:
             ctx.unify(query, theirs, node)
         elif theirs.size > 1:
             repeat = Dim(query.size // theirs.size)
@@ -62,5 +66,6 @@ def _heads(ctx: Context, node: fx.Node, operands: tuple[Any, Any, Any], back: in
             ctx.tag(query, "repeat")
         if theirs.size > 1:
             ctx.flow(operand, theirs, node)
-    ctx.flow(operands[0], query, node)
+    if ctx.of(operands[0])[-back].size > 1:
+        ctx.flow(operands[0], query, node)
     return query

@@ -31,7 +31,8 @@ def contract(
 @register_rule(aten.linear)
 def linear(ctx: Context, node: fx.Node) -> Axes:
     """``y = x W^T + b``: x (..., in), W (out, in), b (out)."""
-    x, weight, *bias = node.args
+    given: Any = node.args
+    x, weight, *bias = given
     out = ctx.of(weight)[0]
     contract(ctx, node, x, ctx.of(x)[-1], weight, ctx.of(weight)[1], (out,))
     ctx.flow(weight, out, node)
@@ -43,7 +44,7 @@ def linear(ctx: Context, node: fx.Node) -> Axes:
     return (*ctx.of(x)[:-1], out)
 
 
-@register_rule(aten.mm, aten.bmm, aten.matmul)
+@register_rule(aten.mm, aten.bmm, aten.matmul, aten.mv, aten.dot)
 def matmul(ctx: Context, node: fx.Node) -> Axes:
     """``a @ b`` with any ranks."""
     a, b = node.args
@@ -53,7 +54,8 @@ def matmul(ctx: Context, node: fx.Node) -> Axes:
 @register_rule(aten.addmm, aten.baddbmm)
 def addmm(ctx: Context, node: fx.Node) -> Axes:
     """``beta * c + alpha * (a @ b)``."""
-    c, a, b = node.args[:3]
+    given: Any = node.args
+    c, a, b = given[:3]
     out = _product(ctx, node, a, b)
     for mine, theirs in zip(reversed(out), reversed(ctx.of(c)), strict=False):
         if theirs.size > 1:
@@ -69,75 +71,116 @@ def _product(ctx: Context, node: fx.Node, a: Any, b: Any) -> Axes:
     if len(right) == 1:
         right = (*right, dims.ONE)
     both = ctx.activation(a) and ctx.activation(b)
-    rank = max(len(left), len(right)) - 2
-    batch: list[Layout] = []
-    for back in range(rank + 2, 2, -1):
-        mine = left[-back] if len(left) >= back else dims.ONE
-        theirs = right[-back] if len(right) >= back else dims.ONE
-        if mine.size > 1 and theirs.size > 1:
-            ctx.unify(mine, theirs, node)
-        elif both:
-            # One key/value head that serves every query head.
-            ctx.tag(mine if mine.size > 1 else theirs, "repeat")
-        merged = mine if mine.size > 1 else theirs
-        if mine.size > 1:
-            ctx.flow(a, mine, node, to=merged)
-        if theirs.size > 1:
-            ctx.flow(b, theirs, node, to=merged)
-        batch.append(merged)
+    batch = _batch(ctx, node, (a, left), (b, right), both)
     rows, columns = left[-2], right[-1]
-    features = (columns,) if ctx.activation(a) else (rows,)
-    contract(ctx, node, a, left[-1], b, right[-2], features)
+    contract(ctx, node, a, left[-1], b, right[-2], (columns,) if ctx.activation(a) else (rows,))
     ctx.flow(a, rows, node)
     ctx.flow(b, columns, node)
     if both:
         for layout in batch:
             ctx.tag(layout, "batch")
         ctx.tag(columns, "outer")
-    out = [*batch]
-    if len(ctx.of(a)) > 1:
-        out.append(rows)
-    if len(ctx.of(b)) > 1:
-        out.append(columns)
-    return tuple(out)
+    mine = (rows,) if len(ctx.of(a)) > 1 else ()
+    theirs = (columns,) if len(ctx.of(b)) > 1 else ()
+    return (*batch, *mine, *theirs)
+
+
+def _batch(
+    ctx: Context, node: fx.Node, a: tuple[Any, Axes], b: tuple[Any, Axes], both: bool
+) -> list[Layout]:
+    """The axes before the matrices, broadcast from the right."""
+    batch: list[Layout] = []
+    for back in range(max(len(a[1]), len(b[1])), 2, -1):
+        mine, theirs = (axes[-back] if len(axes) >= back else dims.ONE for _, axes in (a, b))
+        if mine.size > 1 and theirs.size > 1:
+            ctx.unify(mine, theirs, node)
+        elif both:
+            # One key/value head that serves every query head.
+            ctx.tag(mine if mine.size > 1 else theirs, "repeat")
+        merged = mine if mine.size > 1 else theirs
+        for (operand, _), layout in ((a, mine), (b, theirs)):
+            if layout.size > 1:
+                ctx.flow(operand, layout, node, to=merged)
+        batch.append(merged)
+    return batch
+
+
+@register_rule(aten.tensordot, aten.inner, aten.outer)
+def tensordot(ctx: Context, node: fx.Node) -> Axes:
+    """The named axes of both are contracted; the others follow one another."""
+    given: Any = node.args
+    a, b = given[:2]
+    left, right = ctx.of(a), ctx.of(b)
+    if node.target is aten.tensordot.default:
+        pairs = [(i % len(left), j % len(right)) for i, j in zip(given[2], given[3], strict=True)]
+    elif node.target is aten.outer.default:
+        pairs = []
+    else:
+        pairs = [(len(left) - 1, len(right) - 1)]
+    rows = tuple(x for i, x in enumerate(left) if i not in {i for i, _ in pairs})
+    columns = tuple(x for j, x in enumerate(right) if j not in {j for _, j in pairs})
+    for i, j in pairs:
+        contract(ctx, node, a, left[i], b, right[j], columns if ctx.activation(a) else rows)
+    for operand, passing in ((a, rows), (b, columns)):
+        for layout in passing:
+            ctx.flow(operand, layout, node)
+    return (*rows, *columns)
 
 
 @register_rule(aten.einsum)
 def einsum(ctx: Context, node: fx.Node) -> Axes:
     """Equal letters are one axis. Letters that only operands have are contracted."""
-    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
-    terms, arrow, output = equation.partition("->")
-    inputs = terms.split(",")
-    if "." in equation or not arrow:
-        for operand in operands:
-            for layout in ctx.of(operand):
-                ctx.freeze(layout, "einsum with an ellipsis or without an output", node)
-        return ctx.fresh(node, ctx.why("einsum with an ellipsis or without an output", node))
+    operands: Any = node.args[1]
+    terms, output = _spelled_out(str(node.args[0]), [len(ctx.of(x)) for x in operands])
     letters: dict[str, Layout] = {}
     owners: dict[str, list[tuple[Any, Layout]]] = {}
-    for term, operand in zip(inputs, operands, strict=True):
+    for term, operand in zip(terms, operands, strict=True):
         for letter, layout in zip(term, ctx.of(operand), strict=True):
-            owners.setdefault(letter, []).append((operand, layout))
             if layout.size == 1:
                 continue
-            if letter in letters:
-                ctx.unify(letters[letter], layout, node)
-            else:
-                letters[letter] = layout
-    both = sum(ctx.activation(o) for o in operands) > 1
-    result = tuple(letters.get(letter, dims.ONE) for letter in output)
+            owners.setdefault(letter, []).append((operand, layout))
+            ctx.unify(letters.setdefault(letter, layout), layout, node)
+    both = sum(ctx.activation(x) for x in operands) > 1
     for letter, layout in letters.items():
-        shared = len(owners[letter]) > 1
-        if letter in output:
-            for owner, own in owners[letter]:
-                ctx.flow(owner, own, node, to=layout)
-            if both:
-                ctx.tag(layout, "batch" if shared else "outer")
+        if letter not in output:
+            features = tuple(letters[x] for x in output if len(owners.get(x, ())) == 1)
+            _contracted(ctx, node, owners[letter], features)
             continue
-        (first, own), *rest = owners[letter]
-        if not rest:
-            ctx.tag(own, "normalised")
-        features = tuple(letters[x] for x in output if x in letters and len(owners[x]) == 1)
-        for other, theirs in rest:
-            contract(ctx, node, first, own, other, theirs, features)
-    return result
+        for owner, own in owners[letter]:
+            ctx.flow(owner, own, node, to=layout)
+        if both:
+            ctx.tag(layout, "batch" if len(owners[letter]) > 1 else "outer")
+    return tuple(letters.get(letter, dims.ONE) for letter in output)
+
+
+def _contracted(
+    ctx: Context, node: fx.Node, owners: list[tuple[Any, Layout]], features: Axes
+) -> None:
+    (first, own), *rest = owners
+    if not rest:
+        ctx.tag(own, "normalised")
+        for feature in features:
+            ctx.flow(first, own, node, "all", feature)
+    for other, theirs in rest:
+        contract(ctx, node, first, own, other, theirs, features)
+
+
+def _spelled_out(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Terms and output of an equation, without an ellipsis and with an output.
+
+    The axes of an ellipsis, aligned from the right, are called 0, 1, ...
+    """
+    left, arrow, output = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    lengths = [r - len(t.replace("...", "")) for t, r in zip(terms, ranks, strict=True)]
+    longest = max((n for t, n in zip(terms, lengths, strict=True) if "..." in t), default=0)
+    rest = "".join(str(i) for i in range(longest))
+    terms = [
+        term.replace("...", rest[longest - count :]) if "..." in term else term
+        for term, count in zip(terms, lengths, strict=True)
+    ]
+    if not arrow:
+        joined = "".join(terms)
+        single = sorted(x for x in set(joined) if joined.count(x) == 1 and x not in rest)
+        output = "..." + "".join(single)
+    return terms, output.replace("...", rest)

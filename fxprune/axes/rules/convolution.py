@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxprune.axes import dims
+from fxprune.axes.arguments import argument
 from fxprune.axes.context import Context
 from fxprune.axes.dims import Dim, Layout, Product
 from fxprune.axes.registry import Axes, register_rule
 
 aten = torch.ops.aten
-_PLACE_OF_GROUPS = 6
+_RANK = re.compile(r"(\d)d")
 
 
 @register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
 def convolution(ctx: Context, node: fx.Node) -> Axes:
-    """x (batch, in, ...), weight (out, in / groups, ...), bias (out)."""
-    x, weight = node.args[:2]
-    bias: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    given: Any = node.args[_PLACE_OF_GROUPS:] or (node.kwargs.get("groups", 1),)
-    groups = int(given[0])
+    """Input (batch, in, ...), weight (out, in / groups, ...), bias (out)."""
+    x: Any = node.args[0]
+    weight: Any = node.args[1]
+    bias: Any = argument(node, "bias")
+    groups = int(argument(node, "groups"))
     spatial = len(ctx.of(weight)) - 2
     lead = ctx.of(x)[: -spatial - 1]
     channels, (out, inner) = ctx.of(x)[-spatial - 1], ctx.of(weight)[:2]
@@ -30,8 +31,8 @@ def convolution(ctx: Context, node: fx.Node) -> Axes:
         ctx.freeze(layout, "a convolution window slides over this axis", node)
     if groups == 1:
         ctx.unify(channels, inner, node)
-        ctx.align(x, channels, weight, inner)  # type: ignore[arg-type]
-        ctx.flow(x, channels, node, "all", out)  # type: ignore[arg-type]
+        ctx.align(x, channels, weight, inner)
+        ctx.flow(x, channels, node, "all", out)
     else:
         blocks = Dim(groups)
         ctx.unify(channels, Product((blocks, inner)), node)
@@ -39,15 +40,15 @@ def convolution(ctx: Context, node: fx.Node) -> Axes:
         ctx.unify(out, Product((blocks, per_block)), node)
         ctx.notes[node, "groups"] = blocks
         if inner.size > 1:
-            ctx.align(x, inner, weight, inner)  # type: ignore[arg-type]
-            ctx.flow(x, inner, node, "all", per_block)  # type: ignore[arg-type]
-        ctx.flow(x, blocks, node)  # type: ignore[arg-type]
-    ctx.flow(weight, out, node)  # type: ignore[arg-type]
+            ctx.align(x, inner, weight, inner)
+            ctx.flow(x, inner, node, "all", per_block)
+        ctx.flow(x, blocks, node)
+    ctx.flow(weight, out, node)
     if isinstance(bias, fx.Node):
         ctx.unify(out, ctx.of(bias)[0], node)
         ctx.flow(bias, ctx.of(bias)[0], node, to=out)
     for layout in lead:
-        ctx.flow(x, layout, node)  # type: ignore[arg-type]
+        ctx.flow(x, layout, node)
     ctx.tag(channels, "convolution")
     ctx.tag(out, "convolution")
     reason = ctx.why("a convolution window slides over this axis", node)
@@ -59,27 +60,30 @@ def convolution(ctx: Context, node: fx.Node) -> Axes:
     aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d,
     aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d,
     aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d,
-    aten.upsample_bilinear2d, aten.upsample_bicubic2d,
+    aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d,
+    aten._upsample_nearest_exact3d, aten.upsample_linear1d, aten.upsample_bilinear2d,
+    aten.upsample_bicubic2d, aten.upsample_trilinear3d,
 )  # fmt: skip
 def pooling(ctx: Context, node: fx.Node) -> Axes:
     """Windows over the last axes; channels pass."""
-    source: Any = node.args[0]
-    axes = ctx.of(source)
-    name = str(node.target).split(".")[1]
-    spatial = int(name.removesuffix("d")[-1])
-    for layout in axes[-spatial:]:
-        ctx.freeze(layout, "a pooling window slides over this axis", node)
-    fresh = ctx.fresh(node, ctx.why("a pooling window slides over this axis", node))
-    kept = tuple(dims.ONE if x.size == 1 else x for x in fresh[-spatial:])
-    return (*axes[:-spatial], *kept)
+    return _windows(ctx, node, node.meta["val"])
 
 
-@register_rule(aten.max_pool2d_with_indices)
+@register_rule(
+    aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices,
+    aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d,
+)  # fmt: skip
 def pooling_with_indices(ctx: Context, node: fx.Node) -> list[Axes]:
     """As pooling, with the winners' places as a second output."""
-    source: Any = node.args[0]
-    reason = ctx.why("a pooling window slides over this axis", node)
-    for layout in ctx.of(source)[-2:]:
-        ctx.freeze(layout, "a pooling window slides over this axis", node)
-    out = (*ctx.of(source)[:-2], *ctx.fresh(node.meta["val"][0], reason)[-2:])
+    out = _windows(ctx, node, node.meta["val"][0])
     return [out, out]
+
+
+def _windows(ctx: Context, node: fx.Node, value: torch.Tensor) -> Axes:
+    source: Any = node.args[0]
+    axes = ctx.of(source)
+    spatial = int(_RANK.findall(str(node.target))[0])
+    for layout in axes[-spatial:]:
+        ctx.freeze(layout, "a pooling window slides over this axis", node)
+    reason = ctx.why("a pooling window slides over this axis", node)
+    return (*axes[:-spatial], *ctx.fresh(value, reason)[-spatial:])

@@ -6,6 +6,7 @@ import torch
 from torch import fx
 
 from fxprune.axes.context import Context
+from fxprune.axes.dims import Dim
 from fxprune.axes.registry import Axes, register_rule
 
 aten = torch.ops.aten
@@ -32,7 +33,9 @@ def filled(ctx: Context, node: fx.Node) -> Axes:
 @register_rule(aten.arange)
 def counted(ctx: Context, node: fx.Node) -> Axes:
     """Unit k has value k: pruned units are taken out of the full range (ALiBi slopes)."""
-    return ctx.fresh(node)
+    (size, free), *_ = ctx.shape(node)
+    reason = ctx.why("numbers along a symbolic axis", node) if free else None
+    return (Dim(size, free, reason),)
 
 
 @register_rule(aten.linspace, aten.eye, aten.randperm)

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
+from fxprune.axes.arguments import argument
 from fxprune.axes.context import Context
 from fxprune.axes.registry import Axes, register_rule
 
@@ -75,16 +76,26 @@ def gather(ctx: Context, node: fx.Node) -> Axes:
     return out
 
 
-@register_rule(aten.constant_pad_nd)
+@register_rule(
+    aten.pad, aten.constant_pad_nd, aten.reflection_pad1d, aten.reflection_pad2d,
+    aten.reflection_pad3d, aten.replication_pad1d, aten.replication_pad2d, aten.replication_pad3d,
+)  # fmt: skip
 def pad(ctx: Context, node: fx.Node) -> Axes:
-    """Padded axes are the sum of padding and data; negative padding freezes."""
-    source, amounts = node.args[:2]
-    axes = list(ctx.of(source))
-    pairs: Any = list(zip(amounts[::2], amounts[1::2], strict=True))  # type: ignore[index]
-    for back, (left, right) in enumerate(pairs, start=1):
-        if (left, right) == (0, 0):
+    """An axis padded with a constant is a sum; other padding, or cropping, freezes it."""
+    source: Any = node.args[0]
+    given: Any = argument(node, "pad") or argument(node, "padding")
+    constant = node.target is aten.constant_pad_nd.default or argument(node, "mode") == "constant"
+    axes, shape = list(ctx.of(source)), ctx.shape(node)
+    for back, pair in enumerate(zip(given[::2], given[1::2], strict=True), start=1):
+        size, free = shape[-back]
+        if pair == (0, 0):
             continue
-        size, free = ctx.shape(node)[-back]
-        ctx.freeze(axes[-back], "padded", node)
-        axes[-back] = dims.Dim(size, free, ctx.why("padded", node))
+        if constant and not free and all(isinstance(n, int) and n >= 0 for n in pair):
+            left, right = dims.Dim(pair[0]), dims.Dim(pair[1])
+            ctx.notes[node, f"pad{2 * back - 2}"] = left
+            ctx.notes[node, f"pad{2 * back - 1}"] = right
+            axes[-back] = dims.Sum((left, axes[-back], right))
+        else:
+            ctx.freeze(axes[-back], "padded", node)
+            axes[-back] = dims.Dim(size, free, ctx.why("padded", node))
     return tuple(axes)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxprune.axes.arguments import argument
 from fxprune.axes.context import Context
 from fxprune.axes.dims import Dim, Product
 from fxprune.axes.registry import Axes, register_rule
@@ -17,9 +18,14 @@ aten = torch.ops.aten
 @register_rule(aten.layer_norm, aten.rms_norm)
 def layer_norm(ctx: Context, node: fx.Node) -> Axes:
     """Mean and variance over the last axes, so units are only normalised together."""
-    x, shape, *parameters = node.args
+    return _over_last(ctx, node)
+
+
+def _over_last(ctx: Context, node: fx.Node) -> Axes:
+    given: Any = node.args
+    x, shape, *parameters = given
     axes = ctx.of(x)
-    count = len(shape)  # type: ignore[arg-type]
+    count = len(shape)
     for layout in axes[-count:]:
         ctx.tag(layout, "normalised")
     for parameter in parameters[:2]:
@@ -32,7 +38,7 @@ def layer_norm(ctx: Context, node: fx.Node) -> Axes:
 @register_rule(aten.native_layer_norm)
 def native_layer_norm(ctx: Context, node: fx.Node) -> list[Axes]:
     """As layer_norm, with the mean and the reciprocal deviation as further outputs."""
-    axes = layer_norm(ctx, node)
+    axes = _over_last(ctx, node)
     values = node.meta["val"]
     return [axes, *(ctx.fresh(value, "statistics of a norm") for value in values[1:])]
 
@@ -41,6 +47,8 @@ def native_layer_norm(ctx: Context, node: fx.Node) -> list[Axes]:
 def batch_norm(ctx: Context, node: fx.Node) -> Axes:
     """One scale, shift, mean and variance a channel (axis 1): exact channel by channel."""
     x, *vectors = node.args[:5]
+    if argument(node, "use_input_stats") or argument(node, "training"):
+        _averaged(ctx, x)
     for vector in vectors:
         _along_channels(ctx, node, x, vector)
     return ctx.of(x)
@@ -54,10 +62,17 @@ def group_norm(ctx: Context, node: fx.Node) -> Axes:
     groups, inner = Dim(int(count)), Dim(channels.size // int(count))  # type: ignore[arg-type]
     ctx.unify(channels, Product((groups, inner)), node)
     ctx.tag(inner, "normalised")
+    _averaged(ctx, x)
     ctx.notes[node, "groups"] = groups
     for vector in vectors[:2]:
         _along_channels(ctx, node, x, vector)
     return ctx.of(x)
+
+
+def _averaged(ctx: Context, x: Any) -> None:
+    """The axes after the channels are averaged too."""
+    for layout in ctx.of(x)[2:]:
+        ctx.tag(layout, "normalised")
 
 
 def _along_channels(ctx: Context, node: fx.Node, x: Any, vector: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -9,6 +11,10 @@ from fxprune.axes.context import Context
 from fxprune.axes.registry import Axes, register_rule
 
 aten = torch.ops.aten
+
+
+def _named(names: str) -> list[Any]:
+    return [getattr(aten, name) for name in names.split()]
 
 
 @register_rule(
@@ -30,13 +36,23 @@ aten = torch.ops.aten
     aten.empty_like,
     aten.rand_like,
     aten.randn_like,
-    getattr(aten, "__and__"),
-    getattr(aten, "__or__"),
-    getattr(aten, "__xor__"),
     aten.fill,
     aten.float_power,
     aten.copy,
-    aten.copy_,
+    # Element by element without torch's tag.
+    *_named("complex polar real imag conj resolve_conj resolve_neg hardswish log_sigmoid"),
+    *_named("floor_divide isclose bernoulli __and__ __or__ __xor__"),
+    aten.where.Scalar,
+    aten.where.ScalarSelf,
+    aten.where.ScalarOther,
+    # Other names of ops that have the tag.
+    *_named("absolute negative subtract multiply divide fix"),
+    *_named("greater greater_equal less less_equal not_equal"),
+    *_named("arccos arccosh arcsin arcsinh arctan arctan2 arctanh"),
+    *_named("special_expit special_erf special_erfc special_exp2 special_expm1 special_log1p"),
+    # In place.
+    *_named("fill_ zero_ copy_ detach_ masked_fill_ abs_ gelu_ mish_ relu6_ hardswish_ threshold_"),
+    *_named("subtract_ multiply_ divide_ true_divide_ floor_divide_ eq_ ne_ lt_ le_ gt_ ge_"),
 )
 def pointwise(ctx: Context, node: fx.Node) -> Axes:
     """Every operand's axes unify with the output's, sizes of 1 excepted."""
@@ -47,7 +63,7 @@ def pointwise(ctx: Context, node: fx.Node) -> Axes:
 @register_rule(aten.prelu)
 def prelu(ctx: Context, node: fx.Node) -> Axes:
     """The slope is one number, or one for each channel (axis 1)."""
-    x, slope = node.args
+    x, slope = node.args[:2]
     if ctx.of(slope)[0].size > 1:
         ctx.unify(ctx.of(x)[1], ctx.of(slope)[0], node)
     return ctx.of(x)

@@ -8,18 +8,11 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
+from fxprune.axes.arguments import argument, axes_of, axis_of
 from fxprune.axes.context import Context
 from fxprune.axes.registry import Axes, register_rule
 
 aten = torch.ops.aten
-
-
-def _axes_of(node: fx.Node, rank: int) -> list[int]:
-    """The reduced axes, non-negative; all of them where none are given."""
-    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if given is None or given == []:
-        return list(range(rank))
-    return [axis % rank for axis in ([given] if isinstance(given, int) else given)]
 
 
 def _reduced(ctx: Context, node: fx.Node, axes: list[int]) -> Axes:
@@ -35,24 +28,36 @@ def _reduced(ctx: Context, node: fx.Node, axes: list[int]) -> Axes:
     )
 
 
-@register_rule(
-    aten.mean, aten.sum, aten.var, aten.std, aten.norm, aten.linalg_vector_norm, aten.nansum
-)
-def total(ctx: Context, node: fx.Node) -> Axes:
-    """Units are summed: they can go, but the result is not that of zeroed units."""
+def _summed(ctx: Context, node: fx.Node) -> Axes:
     source: Any = node.args[0]
-    if node.target in (aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim):
-        given: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
-        rank = len(ctx.of(source))
-        given = range(rank) if given in (None, []) else given
-        axes = [a % rank for a in ([given] if isinstance(given, int) else given)]
-    elif "correction" in str(node.target) or "dim" in str(node.target) or len(node.args) == 1:
-        axes = _axes_of(node, len(ctx.of(source)))
-    else:
-        axes = list(range(len(ctx.of(source))))
+    axes = axes_of(node, len(ctx.of(source)))
     for axis in axes:
         ctx.tag(ctx.of(source)[axis], "normalised")
     return _reduced(ctx, node, axes)
+
+
+@register_rule(
+    aten.mean, aten.sum, aten.var, aten.std, aten.norm, aten.linalg_vector_norm, aten.nansum,
+    aten.nanmean,
+)  # fmt: skip
+def total(ctx: Context, node: fx.Node) -> Axes:
+    """Units are summed: they can go, but the result is not that of zeroed units."""
+    return _summed(ctx, node)
+
+
+@register_rule(aten.var_mean, aten.std_mean)
+def total_twice(ctx: Context, node: fx.Node) -> list[Axes]:
+    """Two sums over the same axes."""
+    return [_summed(ctx, node)] * 2
+
+
+@register_rule(aten.linalg_norm)
+def norm(ctx: Context, node: fx.Node) -> Axes:
+    """A sum if it is the norm of vectors; that of a matrix depends on all of it."""
+    order, given = argument(node, "ord"), argument(node, "dim")
+    if order is not None and (given is None or len(given) != 1):
+        return ctx.opaque(node, "the norm of a matrix")
+    return _summed(ctx, node)
 
 
 @register_rule(
@@ -62,9 +67,9 @@ def total(ctx: Context, node: fx.Node) -> Axes:
 def extreme(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     """The result depends on which units are there: the axis is frozen."""
     source: Any = node.args[0]
-    axes = _axes_of(node, len(ctx.of(source)))
+    axes = axes_of(node, len(ctx.of(source)))
     for axis in axes:
-        ctx.freeze(ctx.of(source)[axis], f"{node.target} over this axis", node)
+        ctx.freeze(ctx.of(source)[axis], "depends on every unit of this axis", node)
     out = _reduced(ctx, node, axes)
     value = node.meta["val"]
     return [out] * len(value) if isinstance(value, list | tuple) else out
@@ -75,7 +80,7 @@ def softmax(ctx: Context, node: fx.Node) -> Axes:
     """Freezes its axis; the others are what an attention head is found by."""
     source: Any = node.args[0]
     axes = ctx.of(source)
-    axis = int(node.args[1]) % len(axes)  # type: ignore[arg-type]
+    axis = axis_of(node, len(axes))
     ctx.freeze(axes[axis], "softmax over this axis", node)
     for other, layout in enumerate(axes):
         if other != axis:
@@ -87,28 +92,24 @@ def softmax(ctx: Context, node: fx.Node) -> Axes:
 def ordered(ctx: Context, node: fx.Node) -> Axes:
     """Order along the axis matters: frozen, and passed on."""
     source: Any = node.args[0]
-    given: Any = node.args[2] if node.target is aten.roll.default and len(node.args) > 2 else None
     axes = ctx.of(source)
-    worked = _axes_of(node, len(axes)) if given is None else [a % len(axes) for a in given]
-    for axis in worked:
-        ctx.freeze(axes[axis], f"{node.target} along this axis", node)
+    for axis in axes_of(node, len(axes)):
+        ctx.freeze(axes[axis], "the order of this axis matters", node)
     return axes
 
 
-@register_rule(aten.sort, aten.topk, aten.diff)
+@register_rule(aten.sort, aten.argsort, aten.topk, aten.diff)
 def reordered(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     """The axis is frozen and comes out with units of its own."""
     source: Any = node.args[0]
     axes = ctx.of(source)
-    place = 2 if node.target in (aten.topk.default, aten.diff.default) else 1
-    given = node.args[place] if len(node.args) > place else node.kwargs.get("dim", -1)
-    axis = int(given) % len(axes)  # type: ignore[arg-type]
-    ctx.freeze(axes[axis], f"{node.target} along this axis", node)
+    axis = axis_of(node, len(axes))
+    ctx.freeze(axes[axis], "the order of this axis matters", node)
     values = node.meta["val"]
     several = isinstance(values, list | tuple)
     first = values[0] if several else values
     size, free = ctx.shape(first)[axis]
-    fresh = dims.Dim(size, free, ctx.why(f"{node.target} along this axis", node))
+    fresh = dims.Dim(size, free, ctx.why("the order of this axis matters", node))
     out = (*axes[:axis], fresh, *axes[axis + 1 :])
     return [out] * len(values) if several else out
 

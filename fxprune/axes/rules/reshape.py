@@ -48,25 +48,47 @@ def regroup(ctx: Context, node: fx.Node, axes: Axes, sizes: tuple[tuple[int, boo
 
 
 @register_rule(
-    aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten._reshape_alias
-)
+    aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten._reshape_alias,
+    aten.ravel,
+)  # fmt: skip
 def view(ctx: Context, node: fx.Node) -> Axes:
     """Row-major regrouping."""
-    if str(node.target) == "aten.view.dtype":
-        return unknown_view(ctx, node)
+    if node.target is aten.view.dtype:
+        return ctx.opaque(node, "a view as another dtype")
     source: Any = node.args[0]
     return regroup(ctx, node, ctx.of(source), ctx.shape(node))
 
 
-def unknown_view(ctx: Context, node: fx.Node) -> Axes:
-    """A reinterpretation of bits."""
+@register_rule(aten.view_as, aten.reshape_as)
+def view_as(ctx: Context, node: fx.Node) -> Axes:
+    """Row-major regrouping to the axes of another value."""
     source: Any = node.args[0]
-    for layout in ctx.of(source):
-        ctx.freeze(layout, "a view as another dtype", node)
-    return ctx.fresh(node, ctx.why("a view as another dtype", node))
+    other: Any = node.args[1]
+    out = regroup(ctx, node, ctx.of(source), ctx.shape(node))
+    for mine, theirs in zip(out, ctx.of(other), strict=True):
+        ctx.unify(mine, theirs, node)
+    return out
 
 
-@register_rule(aten.transpose, aten.t, aten.numpy_T, aten.mT, aten.permute, aten.movedim)
+@register_rule(aten.view_as_complex)
+def view_as_complex(ctx: Context, node: fx.Node) -> Axes:
+    """Pairs on the last axis become one number."""
+    source: Any = node.args[0]
+    ctx.freeze(ctx.of(source)[-1], "the two parts of a complex number", node)
+    return ctx.of(source)[:-1]
+
+
+@register_rule(aten.view_as_real)
+def view_as_real(ctx: Context, node: fx.Node) -> Axes:
+    """A number becomes a pair on a new last axis."""
+    source: Any = node.args[0]
+    return (*ctx.of(source), Dim(2, reason=ctx.why("the two parts of a complex number", node)))
+
+
+@register_rule(
+    aten.transpose, aten.swapaxes, aten.swapdims, aten.t, aten.numpy_T, aten.mT, aten.mH,
+    aten.adjoint, aten.permute, aten.movedim, aten.moveaxis,
+)  # fmt: skip
 def reorder(ctx: Context, node: fx.Node) -> Axes:
     """Axes change places."""
     source: Any = node.args[0]
@@ -74,9 +96,9 @@ def reorder(ctx: Context, node: fx.Node) -> Axes:
     rank = len(axes)
     order = list(range(rank))
     name = str(node.target).split(".")[1]
-    if name in ("transpose", "mT"):
-        a, b = (node.args[1], node.args[2]) if name == "transpose" else (-1, -2)
-        a, b = int(a) % rank, int(b) % rank  # type: ignore[arg-type]
+    if name in ("transpose", "swapaxes", "swapdims", "mT", "mH", "adjoint"):
+        given: Any = node.args[1:] or (-1, -2)
+        a, b = given[0] % rank, given[1] % rank
         order[a], order[b] = order[b], order[a]
     elif name in ("t", "numpy_T"):
         order.reverse()
@@ -111,6 +133,14 @@ def squeeze(ctx: Context, node: fx.Node) -> Axes:
     return tuple(x for a, x in enumerate(axes) if not (a in gone and x.size == 1))
 
 
+@register_rule(aten.broadcast_tensors)
+def broadcast(ctx: Context, node: fx.Node) -> list[Axes]:
+    """Every operand is expanded to the shape of all."""
+    operands: Any = node.args[0]
+    values = node.meta["val"]
+    return [ctx.broadcast(node, operands, len(values[0].shape))] * len(values)
+
+
 @register_rule(aten.expand, aten.expand_as, aten.broadcast_to)
 def expand(ctx: Context, node: fx.Node) -> Axes:
     """A repeated axis is a fresh dim."""
@@ -126,11 +156,13 @@ def expand(ctx: Context, node: fx.Node) -> Axes:
             out.append(Dim(size, free))
             ctx.tag(out[-1], "repeat")
     if node.target is aten.expand_as.default:
-        return ctx.broadcast(node, [node.args[1]], len(shape))  # type: ignore[list-item]
+        other: Any = node.args[1]
+        for layout, theirs in zip(out, ctx.of(other), strict=True):
+            ctx.unify(layout, theirs, node)
     return tuple(out)
 
 
-@register_rule(aten.repeat)
+@register_rule(aten.repeat, aten.tile)
 def repeat(ctx: Context, node: fx.Node) -> Axes:
     """Each axis becomes (copies x axis)."""
     source: Any = node.args[0]

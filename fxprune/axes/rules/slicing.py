@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
+from fxprune.axes.arguments import argument, axis_of
 from fxprune.axes.context import Context
 from fxprune.axes.dims import Dim, Layout, Sum
 from fxprune.axes.registry import Axes, register_rule
@@ -31,19 +32,17 @@ def slice_(ctx: Context, node: fx.Node) -> Axes:
     """``x[start:end:step]`` along one axis."""
     source: Any = node.args[0]
     axes = ctx.of(source)
-    if node.target is aten.slice.Tensor:
-        _, axis, start, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
-    else:
-        _, axis, start, length = node.args
-        end, step = (start + length if isinstance(length, int) else None), 1  # type: ignore[operator]
-    place = int(axis) % len(axes)  # type: ignore[arg-type]
+    place = axis_of(node, len(axes))
     layout = axes[place]
     size, free = ctx.shape(source)[place]
-    bounds = (0 if start is None else start, size if end is None else end, step)
-    if free or not all(isinstance(b, int) for b in bounds):
+    start, end, step = argument(node, "start"), argument(node, "end"), argument(node, "step")
+    if free or any(isinstance(bound, fx.Node) for bound in (*node.args[1:], *node.kwargs.values())):
         piece = _cut(ctx, node, layout, node, place, "a slice of a symbolic axis")
         return _replaced(axes, place, piece)
-    first, last, stride = slice(*bounds).indices(size)
+    if node.target is not aten.slice.Tensor:
+        start = start % size if size else 0
+        end = start + argument(node, "length")
+    first, last, stride = slice(start, end, step).indices(size)
     if stride == 1:
         halves = dims.split_sum(layout, last)
         middle = halves and dims.split_sum(halves[0], first)
@@ -66,8 +65,7 @@ def split(ctx: Context, node: fx.Node) -> list[Axes]:
     """Consecutive pieces."""
     source: Any = node.args[0]
     axes, values = ctx.of(source), node.meta["val"]
-    given: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    place = given % len(axes)
+    place = axis_of(node, len(axes))
     rest: Layout | None = None if ctx.shape(source)[place][1] else axes[place]
     out: list[Axes] = []
     for value in values:
@@ -79,6 +77,21 @@ def split(ctx: Context, node: fx.Node) -> list[Axes]:
             piece, rest = _cut(ctx, node, axes[place], value, place, what), None
         out.append(_replaced(axes, place, piece))
     return out
+
+
+@register_rule(aten.glu)
+def glu(ctx: Context, node: fx.Node) -> Axes:
+    """``a * sigmoid(b)`` of the halves a and b."""
+    source: Any = node.args[0]
+    axes = ctx.of(source)
+    place = axis_of(node, len(axes))
+    free = ctx.shape(source)[place][1]
+    halves = None if free else dims.split_sum(axes[place], axes[place].size // 2)
+    if halves is None:
+        piece = _cut(ctx, node, axes[place], node, place, "a split that cuts through a block")
+        return _replaced(axes, place, piece)
+    ctx.unify(halves[0], halves[1], node)
+    return _replaced(axes, place, halves[0])
 
 
 @register_rule(aten.cat, aten.concat, aten.concatenate)

@@ -41,7 +41,7 @@ def flows(graph: DependencyGraph) -> Flows:
     """Data flow from all to all, by groups."""
     network = graph.network
     found: dict[tuple[str, str], dict[str, None]] = {}
-    for (source, a), target, edge in network.edges(data=True):
+    for (_, a), target, edge in network.edges(data=True):
         if edge["fan"] == "all" and edge["data"]:
             modules = found.setdefault((a, target[1]), {})
             modules[network.nodes[target]["module"]] = None
@@ -81,9 +81,7 @@ def boxes(groups: Iterable[Group], flow: Flows) -> list[Box]:
     return _thaw(found)
 
 
-def _signatures(
-    members: Mapping[Layer, list[Group]], flow: Flows
-) -> dict[Layer, Hashable]:
+def _signatures(members: Mapping[Layer, list[Group]], flow: Flows) -> dict[Layer, Hashable]:
     """What a layer looks like, sizes and its number apart."""
     around: dict[str, list[tuple[str, str, tuple[str, ...]]]] = {}
     for (a, b), modules in flow.items():

@@ -21,10 +21,10 @@ class Markup(str):
 def quote(text: str) -> str:
     """A DOT string that shows ``text`` as it is.
 
-    DOT itself only knows ``\\"``, labels also read backslash sequences; a doubled backslash is
-    right for both, and different names stay different.
+    DOT itself only knows the escaped quote; labels also read other backslash sequences and HTML
+    entities. Different texts stay different.
     """
-    plain = _FORBIDDEN.sub("\ufffd", text.replace("\r", ""))
+    plain = _FORBIDDEN.sub("\ufffd", text.replace("\r", "")).replace("&", "&amp;")
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
@@ -49,6 +49,8 @@ def wrapped(text: str, width: int = 36) -> Markup:
 
 def font(text: str, *, size: int = 0, colour: str = "", bold: bool = False) -> Markup:
     """Markup in another size, colour or weight."""
+    if not text:
+        return Markup()  # elements without text are a syntax error
     given = (f' POINT-SIZE="{size}"' if size else "") + (f' COLOR="{colour}"' if colour else "")
     inner = f"<B>{text}</B>" if bold else text
     return Markup(f"<FONT{given}>{inner}</FONT>" if given else inner)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 from fxprune.groups.drawing.canvas import Markup, cell, escape, font, table, wrapped
 from fxprune.groups.drawing.fold import Layer, inside, ranges
 from fxprune.groups.drawing.style import COLOURS, GREY, PLAIN, look_of
 from fxprune.groups.drawing.tiles import Tile, shown
-from fxprune.groups.drawing.words import shortened, unit
+from fxprune.groups.drawing.words import common_path, shortened, unit
 from fxprune.groups.group import Group
 from fxprune.groups.network import NeuronSet
 
@@ -42,26 +41,28 @@ def folded_label(run: Sequence[Layer], like: Sequence[int]) -> Markup:
     layers = "layer" if len(run) == 1 else "layers"
     text = f"<B>{escape(f'{run[0][0]}.{numbers}')}</B>"
     text += f"<BR/>{len(run)} {layers} like {ranges(like)}"
-    hint = font("layer=N draws one", size=9, colour=GREY)
+    hint = font("sizes may differ; layer=N draws one", size=9, colour=GREY)
     box = cell(f"{text}<BR/>{hint}", BGCOLOR="#F7F7F7", CELLPADDING=8, STYLE="rounded,dashed")
     return table([[box]], **PLAIN)
 
 
 def _parameters(tile: Tile) -> Markup:
-    names = [inside(value.tensor or "", value.layer).split(".") for value in tile]
-    owner: list[str] = commonprefix(names)
-    owner = owner[:-2] if len(tile) == 1 else owner
-    own = [".".join(name[len(owner) :]) for name in names]
-    return _title(shortened(own, _MOST), ".".join(owner), "#F3E6DC")
+    names = [inside(value.tensor or "", value.layer) for value in tile]
+    # One parameter goes by its module too: "q_proj.weight".
+    owners = [name.rpartition(".")[0] for name in names]
+    owner = owners[0].rpartition(".")[0] if len(tile) == 1 else common_path(owners)
+    own = [name.removeprefix(f"{owner}.") for name in names]
+    return _title(shortened(own, _MOST), owner, "#F3E6DC")
 
 
 def _operations(tile: Tile, *, in_row: bool) -> Markup:
     names = [value.name for value in tile]
-    places = [inside(value.module, value.layer).split(".") for value in tile]
-    if in_row and len(names) > _MOST:
+    places = [inside(value.module, value.layer) for value in tile]
+    if not in_row:
+        return _title(shortened(names, _MOST), common_path(places), "white")
+    if len(names) > _MOST:
         names = [*names[: _MOST - 1], "\u2026", names[-1]]
-    text = _ARROW.join(names) if in_row else shortened(names, _MOST)
-    return _title(text, ".".join(places[0] if in_row else commonprefix(places)), "white")
+    return _title(_ARROW.join(names), places[0], "white")
 
 
 def _title(text: str, place: str, fill: str) -> Markup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import TYPE_CHECKING
 
 from fxprune.groups.drawing.canvas import Canvas, Markup
@@ -31,7 +31,7 @@ class _Picture:
         self.graph = graph
         self.scene = part
         self.wires = wires(graph.network, part.focus)
-        visible = [value for value in part.values.values() if part.fold_of(value.name) is None]
+        visible = [value for value in part.values.values() if value.name not in part.fold]
         self.tiles = tiles(visible, self.wires, part.focus)
         self.frames = _frames(self.tiles)
         self.home = {value.name: tile for tile in self.tiles for value in tile}
@@ -39,6 +39,7 @@ class _Picture:
 
     def draw(self, canvas: Canvas) -> str:
         edges = joined(self.wires, self.end)
+        edges |= self._gaps({tail[0] for tail, _, _ in edges}, {head[0] for _, head, _ in edges})
         asked = {group for _, group in self.scene.focus}
         names = dict.fromkeys(name for tile in self.tiles for name in shown(tile))
         groups = [self.graph[name] for name in names if name in asked]
@@ -59,12 +60,26 @@ class _Picture:
         name, group = neurons
         if name not in self.scene.values:
             return None
-        fold = self.scene.fold_of(name)
-        if fold is not None:
-            return _folded(fold), None
+        if name in self.scene.fold:
+            return _folded(self.scene.fold[name]), None
         tile = self.home[name]
         cells = shown(tile)
         return tile[0].name, f"c{cells.index(group)}" if group in cells else None
+
+    def _gaps(self, tails: Set[str], heads: Set[str]) -> dict[tuple[End, End, str], frozenset[str]]:
+        """Where data leaves what was asked for and comes back: keeps the picture in order."""
+        left: dict[str, str] = {}
+        gaps: dict[tuple[End, End, str], frozenset[str]] = {}
+        for tile in self.tiles:
+            name = tile[0].name
+            for group in shown(tile):
+                if (name, group) in self.scene.focus:
+                    continue
+                if name in tails and group in left:
+                    gaps[(left.pop(group), None), (name, None), "gap"] = frozenset()
+                if name in heads:
+                    left[group] = name
+        return gaps
 
     def _backwards(self, tail: End, head: End) -> bool:
         """Whether an edge enters a weight that is used before the edge's tail, as a tied one is."""
@@ -99,7 +114,7 @@ class _Picture:
 
 
 def _folded(number: int) -> str:
-    return f"folded {number}"
+    return f"(folded {number})"
 
 
 def _frames(found: Sequence[Tile]) -> dict[str, tuple[str, ...]]:

@@ -81,9 +81,7 @@ def _boxes(canvas: Canvas, graph: DependencyGraph, inner: Iterable[Box]) -> None
         canvas.node(box.name, card(graph, box), tooltip=box.name)
 
 
-def _edges(
-    found: Sequence[Box], flow: Flows, wanted: Set[str] | None
-) -> Edges:
+def _edges(found: Sequence[Box], flow: Flows, wanted: Set[str] | None) -> Edges:
     """Flows between boxes, and the modules they run through."""
     home = {group.name: box for box in found for group in box.groups}
     edges: dict[tuple[str, str], dict[str, None]] = {}

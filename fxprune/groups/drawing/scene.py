@@ -14,6 +14,7 @@ from fxprune.groups.network import NeuronSet
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
 
+_PART = re.compile(r"[^.]+(\.\d+)*(?![^.])")
 _LEAST = 3  # so many layers alike are drawn once
 
 
@@ -52,9 +53,9 @@ class Value:
         """The layer and the part of it, or the module."""
         if self.layer is None:
             return (self.module,) if self.module else ()
-        part = inside(self.module, self.layer).partition(".")[0]
         layer = f"{self.layer[0]}.{self.layer[1]}"
-        return (layer, f"{layer}.{part}") if part else (layer,)
+        part = _PART.match(inside(self.module, self.layer))
+        return (layer, f"{layer}.{part.group()}") if part else (layer,)
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,14 @@ class Scene:
         focus: the neuron sets asked for; the other cells are context.
         folded: neighbouring layers that are not drawn, each like one that is.
         like: for each of ``folded``, the numbers of the layers they are like.
+        fold: values in layers that are not drawn, to which of ``folded`` they are in.
     """
 
     values: dict[str, Value]
     focus: Collection[NeuronSet]
     folded: tuple[tuple[Layer, ...], ...]
     like: tuple[tuple[int, ...], ...]
-
-    def fold_of(self, value: str) -> int | None:
-        """Which of ``folded`` a value lies in."""
-        layer = self.values[value].layer
-        return next((i for i, run in enumerate(self.folded) if layer in run), None)
+    fold: dict[str, int]
 
 
 def scene(graph: DependencyGraph, wanted: Collection[str] | None) -> Scene:
@@ -89,7 +87,9 @@ def scene(graph: DependencyGraph, wanted: Collection[str] | None) -> Scene:
     model = {layer: alike[0][1] for alike in classes(signatures) for layer in alike}
     folded = tuple(hidden(signatures, _LEAST))
     like = tuple(tuple(sorted({model[layer] for layer in run})) for run in folded)
-    return Scene(values, focus, folded, like)
+    place = {layer: number for number, run in enumerate(folded) for layer in run}
+    fold = {v.name: place[v.layer] for v in values.values() if v.layer in place}
+    return Scene(values, focus, folded, like, fold)
 
 
 def _values(
@@ -125,9 +125,7 @@ def _value(
     module = tensor.rpartition(".")[0] if tensor else data["module"]
     on = tuple(axes.get((tensor, group), "") for group in groups) if tensor else ()
     layer = layer_of(module)
-    return Value(
-        name, module, data["source"], tensor, data["parameter"], layer, tuple(groups), on
-    )
+    return Value(name, module, data["source"], tensor, data["parameter"], layer, tuple(groups), on)
 
 
 def _signatures(graph: DependencyGraph, values: Iterable[Value]) -> dict[Layer, Hashable]:

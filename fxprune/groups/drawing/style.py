@@ -45,13 +45,13 @@ PLAIN: dict[str, str | int] = {
 Attributes = dict[str, str | float]
 LINES: dict[str, tuple[str, Attributes]] = {
     "R1 R2": (
-        "R1 and R2: the only input, and the only output",
+        "R1 and R2: fed by this alone, and feeds this alone",
         {"style": "solid", "penwidth": 2.4, "color": "black"},
     ),
-    "R1": ("R1: the only input", {"style": "solid", "penwidth": 1.2, "color": "black"}),
-    "R2": ("R2: the only output", {"style": "dashed", "penwidth": 1.2, "color": "black"}),
+    "R1": ("R1: fed by this alone", {"style": "solid", "penwidth": 1.2, "color": "black"}),
+    "R2": ("R2: feeds this alone", {"style": "dashed", "penwidth": 1.2, "color": "black"}),
     "R3": (
-        "R3: aligned, though it has other partners",
+        "R3: one to one with this, among others",
         {"style": "dotted", "penwidth": 2.4, "color": "black"},
     ),
     "weight": (
@@ -61,6 +61,10 @@ LINES: dict[str, tuple[str, Attributes]] = {
     "all": (
         "all to all: data flow, no dependency",
         {"style": "solid", "penwidth": 1.0, "color": "#8A8A8A", "arrowhead": "vee"},
+    ),
+    "gap": (
+        "neurons in between, not drawn",
+        {"style": "dotted", "penwidth": 1.0, "color": "#8A8A8A", "arrowhead": "vee"},
     ),
 }
 
@@ -114,10 +118,12 @@ def legend(
     for line, (meaning_of_line, look_of_line) in LINES.items():
         if line in lines:
             rows.append((_sample(look_of_line), cell(escape(meaning_of_line), ALIGN="LEFT")))
+    if not rows:
+        return
     with canvas.cluster("legend", style="rounded", color="#999999"):
-        canvas.node("legend", table(rows, BORDER=0, CELLBORDER=0, CELLSPACING=3, CELLPADDING=2))
+        canvas.node("(legend)", table(rows, BORDER=0, CELLBORDER=0, CELLSPACING=3, CELLPADDING=2))
         if notes:
-            canvas.node("frozen", _notes(notes))
+            canvas.node("(frozen)", _notes(notes))
 
 
 def _sample(look: Attributes) -> Markup:

@@ -34,6 +34,16 @@ def without_numbers(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(_NUMBER.sub("*", name) for name in names))
 
 
+def common_path(paths: Sequence[str]) -> str:
+    """The innermost place that all dotted paths are in or at."""
+    found: list[str] = []
+    for parts in zip(*(path.split(".") for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        found.append(parts[0])
+    return ".".join(found)
+
+
 def span(numbers: Sequence[int]) -> str:
     """The smallest and the largest number."""
     low, high = min(numbers), max(numbers)

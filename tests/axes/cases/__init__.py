@@ -1,0 +1,25 @@
+"""The table of single-op models, one file per family of ops."""
+
+from tests.axes.cases import (
+    attention,
+    convolution,
+    lookup,
+    matrix,
+    pointwise,
+    reductions,
+    sharing,
+    slices,
+    views,
+)
+
+CASES = [
+    *attention.CASES,
+    *convolution.CASES,
+    *lookup.CASES,
+    *matrix.CASES,
+    *pointwise.CASES,
+    *reductions.CASES,
+    *sharing.CASES,
+    *slices.CASES,
+    *views.CASES,
+]

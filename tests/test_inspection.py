@@ -1,0 +1,80 @@
+"""The summary of groups: few rows for many layers, and nothing lost in the JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+import fxprune
+from fxprune import inspection
+from tests.hf import tiny
+
+
+@pytest.fixture(scope="module")
+def graph() -> fxprune.DependencyGraph:
+    return fxprune.discover(fxprune.trace(tiny.llama(num_hidden_layers=4)))
+
+
+def test_layers_are_one_row(graph: fxprune.DependencyGraph) -> None:
+    rows = inspection.rows(graph, (*graph.groups, *graph.frozen))
+    mlp = next(row for row in rows if row.kind == "mlp")
+    assert (mlp.name, mlp.count, mlp.sizes) == ("model.layers.*.mlp:units", 4, (40,))
+    assert mlp.parameters == 4 * 3 * 24 * 40
+    assert sum(row.count for row in rows) == len(graph.groups) + len(graph.frozen)
+    reasons = [row.reason is not None for row in rows]
+    assert reasons == sorted(reasons)  # frozen ones last
+
+
+def test_rows_group_by_group(graph: fxprune.DependencyGraph) -> None:
+    rows = inspection.rows(graph, graph.groups, each=True)
+    assert [row.name for row in rows] == [group.name for group in graph.groups]
+
+
+def test_sizes_that_differ_are_a_span(graph: fxprune.DependencyGraph) -> None:
+    row = inspection.Row("x", "mlp", (8, 12, 40), 3, 10, None)
+    assert "8-40" in _printed([row])
+
+
+def test_carried_parameters(graph: fxprune.DependencyGraph) -> None:
+    # The residual stream touches every matrix and norm; nothing else is in this model.
+    channel = next(group for group in graph.groups if group.kind == "channel")
+    total = sum(p.numel() for p in graph.traced.module.parameters())
+    assert inspection.carried(graph, channel) == total
+    # A head: its rows of q, k and v, its columns of o.
+    heads = next(group for group in graph.groups if group.kind == "attention")
+    assert inspection.carried(graph, heads) == 24 * (24 + 12 + 12 + 24)
+
+
+def test_tables(graph: fxprune.DependencyGraph) -> None:
+    shown = _printed(inspection.rows(graph, (*graph.groups, *graph.frozen)))
+    assert "can be pruned" in shown
+    assert "model.layers.*.self_attn:heads" in shown
+    assert "embedding rows are looked up by index" in shown
+    assert "100.0 %" in shown
+    assert len(shown.splitlines()) < 30
+    assert "groups" not in _printed(inspection.rows(graph, graph.groups, each=True))
+
+
+def test_no_rows_no_tables() -> None:
+    assert inspection.tables([], 1) == []
+
+
+def test_json_has_everything(graph: fxprune.DependencyGraph) -> None:
+    content = json.loads(json.dumps(inspection.as_json(graph, {"model": "tiny"})))
+    assert content["model"] == "tiny"
+    assert content["kinds"]["mlp"] == 4
+    assert {g["name"] for g in content["groups"]} == {g.name for g in graph.groups}
+    first = next(g for g in content["groups"] if g["kind"] == "mlp")
+    assert first["layer"] == ["model.layers", 0]
+    assert {"tensor": "model.layers.0.mlp.up_proj.weight", "axis": 0} in first["sites"]
+    assert all(g["reason"] for g in content["frozen"])
+
+
+def _printed(rows: list[inspection.Row]) -> str:
+    stream = io.StringIO()
+    for table in inspection.tables(rows, sum(row.parameters for row in rows[:1])):
+        Console(file=stream, width=100).print(table)
+    return stream.getvalue()

@@ -1,0 +1,111 @@
+"""fxprune among other people's compiler passes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_manager import PassManager
+
+import fxprune
+from fxprune.errors import SelectionError
+from fxprune.passes import META, ApplyPlan, Discover, Prune
+from fxprune.plan import Plan
+
+X = torch.randn(5, 6)
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 30)
+        self.second = nn.Linear(30, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class CountNodes(PassBase):
+    """Somebody else's pass."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        self.seen.append(len(graph_module.graph.nodes))
+        return PassResult(graph_module, False)
+
+
+def test_prune_runs_in_a_pass_manager_next_to_others() -> None:
+    module = fx.symbolic_trace(Chain())
+    before = {n: p.clone() for n, p in module.named_parameters()}
+    counter = CountNodes()
+    passes = [
+        counter,
+        Discover(args=(X,)),
+        Prune(args=(X,), pruning_ratio=0.4, criterion=fxprune.Magnitude()),
+        counter,
+    ]
+    result = PassManager(passes)(module)
+    assert result.modified
+    assert result.graph_module.first.out_features < 30
+    assert isinstance(result.graph_module.meta[META], Plan)
+    assert result.graph_module(X).shape == (5, 4)
+    assert len(counter.seen) == 2
+    assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
+
+
+def test_a_plan_is_a_pass() -> None:
+    sizes = {"x": {0: torch.export.Dim.DYNAMIC}}
+    module = torch.export.export(Chain(), (X,), dynamic_shapes=sizes).module()
+    graph = fxprune.discover(fxprune.trace(module))
+    plan = Plan.of(graph, {graph.groups[0].name: (1, 4, 7)})
+    result = ApplyPlan(plan=plan)(module)
+    assert result is not None
+    assert result.modified
+    assert result.graph_module.get_parameter("first.weight").shape == (3, 6)
+
+
+def test_discover_leaves_the_graph_alone() -> None:
+    module = fx.symbolic_trace(Chain())
+    result = Discover(args=(X,))(module)
+    assert result is not None
+    assert not result.modified
+    assert [g.size for g in result.graph_module.meta[META].groups] == [30]
+
+
+def test_passes_are_values() -> None:
+    one = Prune(pruning_ratio=0.2)
+    assert one == Prune(pruning_ratio=0.2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.pruning_ratio = 0.3  # type: ignore[misc]
+
+
+def test_what_a_user_sees_of_a_failure() -> None:
+    """PassManager raises a bare Exception; ours is its cause, so a traceback shows both."""
+    manager = PassManager([Prune(args=(X,), pruning_ratio=1.5, criterion=fxprune.Magnitude())])
+    with pytest.raises(Exception, match="'Prune' pass") as caught:
+        manager(fx.symbolic_trace(Chain()))
+    assert isinstance(caught.value.__cause__, SelectionError)
+    assert "outside [0, 1)" in str(caught.value.__cause__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Breaks(Discover):
+    """Returns a graph that is not well formed."""
+
+    def call(self, graph_module: fx.GraphModule) -> PassResult:
+        broken = fx.GraphModule(nn.Module(), fx.Graph())
+        node = broken.graph.placeholder("x")
+        broken.graph.output(node)
+        broken.graph.erase_node(broken.graph.output_node())
+        broken.graph.call_module("nowhere")
+        return PassResult(broken, True)
+
+
+def test_ensures_sees_the_new_module() -> None:
+    with pytest.raises((RuntimeError, AttributeError), match="nowhere"):
+        Breaks()(fx.symbolic_trace(Chain()))
