@@ -86,11 +86,24 @@ def test_rewrite(kinds: tuple[str, ...], consume: bool) -> None:
     assert ratio <= (1.15 if consume else 2.0)
 
 
+LAYERS_32 = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 MODELS = {
-    "llama-7b": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000),
-    "llama-3-8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256),
-    "llama-70b": dict(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, vocab_size=32000),
-}  # fmt: skip
+    "llama-7b": {**LAYERS_32, "intermediate_size": 11008, "vocab_size": 32000},
+    "llama-3-8b": {
+        **LAYERS_32,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "llama-70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+    },
+}
 
 
 @pytest.mark.parametrize("name", MODELS)

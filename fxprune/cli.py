@@ -67,7 +67,8 @@ def inspect(
     if dot is not None:
         graph.to_dot(dot, layer=layer, collapse=layer is None)
     console = Console()
-    console.print(f"{facts['model']}: {facts['architecture']}", highlight=False)
+    name = f"{loaded.name}: {facts['architecture']}"
+    console.print(name, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{total:,} parameters, {report.scaled(facts['macs'])}MACs for {shape}")
     if not chosen:
         console.print(f"no groups in layer {layer}")
@@ -94,7 +95,9 @@ def prune(
     ] = None,
     eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
     kinds: Annotated[str, typer.Option(help="Kinds of groups, with commas.")] = "mlp,attention",
-    ranking: Annotated[str, typer.Option(help="local or global.")] = "local",
+    ranking: Annotated[
+        str, typer.Option(help="global: all units together; local: an equal share of each group.")
+    ] = "global",
     keep_first: Annotated[int, typer.Option(help="Leave the first layers alone.")] = 0,
     keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
     seed: Annotated[int, typer.Option(help="Of crops and random scores.")] = 0,
@@ -146,7 +149,9 @@ def prune(
     outcome.write_report(out / "report.json", model=loaded.name, recipe=asdict(recipe))
     console = Console()
     outcome.show(console)
-    console.print(f"saved in {out}; open it with fxprune.load({str(out)!r})", soft_wrap=True)
+    console.print(
+        f"saved in {out}; open it with fxprune.load({str(out)!r})", markup=False, soft_wrap=True
+    )
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from fxprune.hf.text import Text
 
 PROMPT = "The moon is smaller than the earth, and"
-NEW_TOKENS = 32
+NEW_TOKENS = 24
 
 
 def demo(
@@ -49,14 +50,16 @@ def demo(
     from fxprune.recipe import Recipe
     from fxprune.workflow import run
 
-    recipe = Recipe(ratio=ratio, ranking="global", evaluation_samples=40)
+    recipe = Recipe(ratio=ratio, evaluation_samples=32)
     recipe.check()
     console = console or Console()
+    # Generated text and paths may hold anything, brackets too.
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     fetch(model)
     with step(f"loading {model}"):
         loaded = load_model(model)
     assert loaded.tokenizer is not None
-    console.print(f"{model}: {type(loaded.model).__name__}, pruning {ratio:.0%} with Taylor")
+    say(f"{model}: {type(loaded.model).__name__}, pruning {ratio:.0%} with Taylor")
     told = continuation(loaded.model, loaded.tokenizer)
     calibration, other = text.builtin()
     folder = out / "pruned"
@@ -70,8 +73,8 @@ def demo(
     )
     small, plan = outcome.result.graph_module, outcome.result.plan
     outcome.show(console)
-    console.print(f"\nbefore: {PROMPT}[bold]{told}", highlight=False)
-    console.print(f"after:  {PROMPT}[bold]{continuation(small, loaded.tokenizer)}", highlight=False)
+    say(f"\nbefore: {PROMPT}{told}")
+    say(f"\nafter: {PROMPT}{continuation(small, loaded.tokenizer)}")
     plan.save(out / "plan.json")
     outcome.result.graph.to_dot(out / "groups.dot", collapse=True)
     outcome.write_report(out / "report.json", model=model, ratio=ratio, criterion=plan.criterion)
@@ -82,11 +85,10 @@ def demo(
             same = torch.equal(small(input_ids=ids).logits, again(input_ids=ids).logits)
     if not same:
         raise CheckpointError(f"{folder} does not give back what was saved")
-    console.print(
+    say(
         f"\nreloaded from {folder}: bit-equal logits. In Python: fxprune.load({str(folder)!r})\n"
         f"plan: {out / 'plan.json'}   figures: {out / 'report.json'}\n"
-        f"groups: {out / 'groups.dot'} (dot -Tsvg {out / 'groups.dot'} > groups.svg)",
-        soft_wrap=True,
+        f"groups: {out / 'groups.dot'} (dot -Tsvg {out / 'groups.dot'} > groups.svg)"
     )
 
 

@@ -100,6 +100,7 @@ def tables(shown: Iterable[Row], total: int) -> list[Table]:
         total: parameters of the model, to show shares of.
     """
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     shown = list(shown)
@@ -117,9 +118,9 @@ def tables(shown: Iterable[Row], total: int) -> list[Table]:
         for row in shown:
             if numeric == (row.reason is None):
                 share = f" {100 * row.parameters / total:5.1f} %" if total else ""
-                cell = row.reason or scaled(row.parameters) + share
+                cell = escape(row.reason) if row.reason else scaled(row.parameters) + share
                 counted = (str(row.count),) if many else ()
-                table.add_row(row.kind, *counted, _span(row.sizes), row.name, cell)
+                table.add_row(row.kind, *counted, _span(row.sizes), escape(row.name), cell)
         made.append(table)
     return [table for table in made if table.row_count]
 

@@ -36,7 +36,7 @@ class Recipe:
     ratio: float = 0.2
     criterion: str = "taylor"
     kinds: tuple[str, ...] = ("mlp", "attention")
-    ranking: str = "local"
+    ranking: str = "global"
     seed: int = 0
     keep_first: int = 0
     keep_last: int = 0

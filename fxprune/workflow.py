@@ -48,9 +48,10 @@ class Outcome:
         from fxprune.report import table
 
         console.print(table(self.before, self.after))
-        console.print(self.caption, style="dim", highlight=False, soft_wrap=True)
+        plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+        console.print(self.caption, style="dim", **plain)
         if self.result.report is not None:
-            console.print(f"proof: {self.result.report}", highlight=False, soft_wrap=True)
+            console.print(f"proof: {self.result.report}", **plain)
 
     def write_report(self, path: Path, **facts: Any) -> None:
         """Write both measurements as JSON, with facts about how they came about."""

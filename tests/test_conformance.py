@@ -75,6 +75,18 @@ def test_frozen_groups_say_why(name: str, attention: str) -> None:
         assert "mlp" not in kinds
 
 
+@every_case
+def test_units_under_a_norm_are_marked(name: str, attention: str) -> None:
+    """A norm runs over streams, and in some families over each query and key head."""
+    for group in discovered(name, attention).groups:
+        if group.kind == "channel":
+            assert group.normalised == (name != "resnet"), group.name  # batch norm has its own
+        elif group.name.endswith("qk_dim"):
+            assert group.normalised == (name in ("qwen3", "gemma3")), group.name
+        else:
+            assert not group.normalised, group.name
+
+
 def signature(graph: DependencyGraph) -> set[tuple[Any, ...]]:
     """Groups as values: names, kinds, sizes, and each site with the whole axis it stands on."""
     names = {group.dim: group.name for group in (*graph.groups, *graph.frozen)}

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import fxprune
-from fxprune.demo import PROMPT, check_out, continuation, demo
+from fxprune.demo import NEW_TOKENS, PROMPT, check_out, continuation, demo
 from fxprune.errors import CheckpointError, SelectionError
 from fxprune.hf.text import Text
 from tests.hf import tiny
@@ -31,7 +31,7 @@ def test_everything_is_shown_and_written(tmp_path: Path) -> None:
     for word in ("parameters", "MACs", "size on disk", "perplexity", "latency", "proof:"):
         assert word in shown
     assert f"before: {PROMPT}" in shown
-    assert f"after:  {PROMPT}" in shown
+    assert f"after: {PROMPT}" in shown
     assert "bit-equal" in shown
     small = fxprune.load(tmp_path / "out" / "pruned")
     after = sum(p.numel() for p in small.parameters())
@@ -69,7 +69,7 @@ def test_continuation_is_what_generate_gives() -> None:
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     with torch.no_grad():
         whole = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False,
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False,
             pad_token_id=0,
         )  # fmt: skip
     assert continuation(model, tokenizer) == tokenizer.decode(whole[0, ids.shape[1] :])

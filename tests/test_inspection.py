@@ -58,6 +58,12 @@ def test_tables(graph: fxprune.DependencyGraph) -> None:
     assert "groups" not in _printed(inspection.rows(graph, graph.groups, each=True))
 
 
+def test_brackets_are_no_markup() -> None:
+    row = inspection.Row("x[red]", "mlp", (8,), 1, 10, "indexed by [b] at [/model.py]")
+    assert "x[red]" in _printed([row])
+    assert "indexed by [b] at [/model.py]" in _printed([row])
+
+
 def test_no_rows_no_tables() -> None:
     assert inspection.tables([], 1) == []
 

@@ -22,12 +22,13 @@ class Dim:
 
     Args:
         size: number of units (at least 1). A symbolic axis carries a stand-in number.
-        free: the size is symbolic (batch, sequence), so the dim is never pruned.
+        free: the size is symbolic (batch, sequence), so the dim is never pruned. None: a factor of
+            a symbolic size, of which it is not known yet whether it is the symbolic one.
     """
 
     __slots__ = ("binding", "free", "reason", "size")
 
-    def __init__(self, size: int, free: bool = False, reason: str | None = None) -> None:
+    def __init__(self, size: int, free: bool | None = False, reason: str | None = None) -> None:
         self.size = size
         self.free = free
         self.reason = reason
@@ -36,7 +37,7 @@ class Dim:
     @property
     def frozen(self) -> bool:
         """Whether units of this dim must stay (``reason`` says why)."""
-        return self.free or self.reason is not None
+        return bool(self.free) or self.reason is not None
 
     def __repr__(self) -> str:
         mark = "*" if self.free else "!" if self.reason else ""
@@ -192,7 +193,10 @@ def _unify(a: Layout, b: Layout) -> bool:
 
 def _bind(dim: Dim, layout: Layout) -> bool:
     if isinstance(layout, Dim) and dim.free != layout.free:
-        return False
+        if layout.free is None:
+            layout.free = dim.free
+        elif dim.free is not None:
+            return False
     if not isinstance(layout, Dim) and any(atom is dim for atom in atoms(layout)):
         return False
     dim.binding = layout
@@ -263,7 +267,9 @@ def split_product(layout: Layout, outer: int) -> tuple[Layout, Layout] | None:
     if inner == 1:
         return layout, ONE
     if isinstance(layout, Dim):
-        halves = (Dim(outer, reason=layout.reason), Dim(inner, reason=layout.reason))
+        # In batch * heads, say, one half is symbolic and the other is not.
+        free = None if layout.free else layout.free
+        halves = (Dim(outer, free, layout.reason), Dim(inner, free, layout.reason))
         layout.binding = Product(halves)
         return halves
     if isinstance(layout, Product):

@@ -74,9 +74,7 @@ def infer(traced: Traced) -> Inferred:
             _mark_residual(ctx, node, origin)
         else:
             _unknown(ctx, node)
-    return Inferred(
-        ctx.axes, tensors, ctx.tags, ctx.links, ctx.notes, ctx.derived, intermediate
-    )
+    return Inferred(ctx.axes, tensors, ctx.tags, ctx.links, ctx.notes, ctx.derived, intermediate)
 
 
 def _call(ctx: Context, node: fx.Node) -> None:

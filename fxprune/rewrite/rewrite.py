@@ -13,7 +13,7 @@ from fxprune.plan import Plan
 from fxprune.rewrite import leaves, shapes
 from fxprune.rewrite.patches import find_patch
 from fxprune.rewrite.resize import Resizer
-from fxprune.trace.attributes import set_attribute
+from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.traced import Traced
 
 
@@ -59,6 +59,7 @@ def _skeleton(
             [resize.size(layout) for layout in layouts], dtype=tensor.dtype, device="meta"
         )
         set_attribute(root, name, small)
+    _share_regions(traced, root)
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
     for old in traced.graph_module.graph.nodes:
@@ -71,6 +72,14 @@ def _skeleton(
         if patch and old in affected:
             nodes[old] = patch(resize, old, new) or new
     return module, nodes
+
+
+def _share_regions(traced: Traced, root: nn.Module) -> None:
+    """Sub-graphs of control flow (``torch.cond``): frozen, so they stay as they are."""
+    for node in traced.graph_module.graph.nodes:
+        if node.op == "get_attr" and node.target not in traced.tensors:
+            value = get_attribute(traced.graph_module, str(node.target))
+            set_attribute(root, str(node.target), value)
 
 
 def _affected(resize: Resizer, node: fx.Node) -> bool:
@@ -112,6 +121,7 @@ def _assemble(
             set_attribute(root, name, buffer)  # kept numbers of an arange
     for name, tensor in tensors.items():
         set_attribute(root, name, tensor)
+    _share_regions(traced, root)
     graph = skeleton.graph
     leaves.restore(traced, graph, root, tensors)
     module = fx.GraphModule(root, graph, class_name=type(traced.module).__name__)

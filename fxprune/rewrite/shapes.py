@@ -16,7 +16,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
 from fxprune.rewrite.resize import Resizer
+from fxprune.trace.attributes import get_attribute
 from fxprune.trace.source import location
+
+_SLICES = {torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default}
 
 
 def propagate(
@@ -52,7 +55,12 @@ def propagate(
         if node.op == "output":
             continue
         if node.op == "get_attr":
-            values[node] = _attribute(module, node)
+            value = get_attribute(module, str(node.target))
+            values[node] = value.to("meta") if isinstance(value, torch.Tensor) else value
+        elif old is not None and _sliced_to_symbol(old):
+            # The stand-in of a length may be more than there is, such as 10007 of 512 positions.
+            shape = [resize.size(layout) for layout in resize.axes(old)]
+            values[node] = torch.empty(shape, dtype=old.meta["val"].dtype, device="meta")
         elif node.op == "placeholder" or (old is not None and not affected(old)):
             values[node] = pytree.tree_map(stand_in, node.meta.get("val"))
             continue
@@ -64,12 +72,10 @@ def propagate(
         node.meta["val"] = _renewed(resize, old, fakes)
 
 
-def _attribute(module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-    value = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    assert isinstance(value, torch.Tensor)
-    return value.to("meta")
+def _sliced_to_symbol(node: fx.Node) -> bool:
+    return node.target in _SLICES and any(
+        isinstance(bound, fx.Node) for bound in (*node.args[1:], *node.kwargs.values())
+    )
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:

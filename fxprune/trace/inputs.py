@@ -37,8 +37,11 @@ def from_config(model: nn.Module) -> dict[str, torch.Tensor]:
     main = getattr(model, "main_input_name", None)
     device = device_of(model)
     if config is not None and main == "input_ids":
-        # Token 2, not 0: a padding token would switch padding rules on in some models.
-        ids = torch.full((BATCH, LENGTH), 2, dtype=torch.long, device=device)
+        # Different tokens, because the oracle runs on them too; not the first three, which in
+        # many models are padding and the like.
+        vocabulary = getattr(config.get_text_config(), "vocab_size", None) or LENGTH
+        ids = 3 + torch.arange(BATCH * LENGTH, device=device).view(BATCH, LENGTH)
+        ids = ids.remainder(vocabulary)
         if getattr(config, "is_encoder_decoder", False):
             return {"input_ids": ids, "decoder_input_ids": ids[:, : LENGTH - 4].clone()}
         return {"input_ids": ids}

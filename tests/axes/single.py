@@ -8,7 +8,8 @@ layout it must have, drawn as in :func:`draw`: ``12``, ``(3 x 4)``, ``(5 + 7)``,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,8 @@ class Case:
         exact: zeroed weights give zeroed units, so the plain model is a reference.
         tokens: inputs are integers below this.
         least: units that every group keeps at least.
+        batches: the model takes other batch sizes than the example's.
+        alone: it fixes a size, so others cannot be branches of the same model.
     """
 
     name: str
@@ -66,26 +69,65 @@ class Case:
     exact: bool = True
     tokens: int = 0
     least: int = 1
+    batches: bool = True
+    alone: bool = False
 
     def build(self) -> Single:
-        torch.manual_seed(0)
-        model = Single(self.body, self.parts()).eval()
+        return Single(self.body, self.parts())
+
+    @property
+    def alike(self) -> tuple[Any, ...]:
+        """Cases that agree here can be branches of one model."""
+        return (
+            self.inputs,
+            self.exact,
+            self.tokens,
+            self.least,
+            self.batches,
+            self.alone and self.name,
+        )
+
+
+class Bundle(nn.Module):
+    """Cases as branches of one model: it is exporting that costs time."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        super().__init__()
+        self.cases = tuple(cases)
+        self.branches = nn.ModuleDict({case.name: case.build() for case in cases})
         with torch.no_grad():
-            for tensor in (*model.parameters(), *model.buffers()):
+            for tensor in (*self.parameters(), *self.buffers()):
                 if tensor.is_floating_point():
                     # Away from 0 and 1 and of one sign, so that nothing cancels and roots exist.
                     tensor.copy_(torch.rand(tensor.shape) * 0.6 + 0.1)
-        return model
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return tuple(branch(*inputs) for branch in self.branches.values())
 
     def example(self, batch: int | None = None) -> tuple[torch.Tensor, ...]:
-        generator = torch.Generator().manual_seed(batch or 0)
-        shapes = [(batch or shape[0], *shape[1:]) for shape in self.inputs]
-        if self.tokens:
-            return tuple(torch.randint(self.tokens, shape, generator=generator) for shape in shapes)
+        case, generator = self.cases[0], torch.Generator().manual_seed(batch or 0)
+        shapes = [(batch or shape[0], *shape[1:]) for shape in case.inputs]
+        if case.tokens:
+            return tuple(torch.randint(case.tokens, shape, generator=generator) for shape in shapes)
         return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
     def discover(self) -> DependencyGraph:
-        return fxprune.discover(fxprune.trace(self.build(), self.example()))
+        with warnings.catch_warnings():
+            # Some of the models have a parameter for each position.
+            warnings.simplefilter("ignore", fxprune.FxpruneWarning)
+            return fxprune.discover(fxprune.trace(self, self.example()))
+
+
+def bundles(cases: Sequence[Case], most: int = 12) -> list[tuple[Case, ...]]:
+    """Cases that are alike, a dozen together."""
+    alike: dict[tuple[Any, ...], list[Case]] = {}
+    for case in cases:
+        alike.setdefault(case.alike, []).append(case)
+    return [
+        tuple(same[start : start + most])
+        for same in alike.values()
+        for start in range(0, len(same), most)
+    ]
 
 
 def draw(layout: Layout) -> str:
@@ -98,13 +140,15 @@ def draw(layout: Layout) -> str:
     return f"({sign.join(draw(part) for part in layout.parts)})" if layout.parts else "1"
 
 
-def drawn(graph: DependencyGraph, site: str) -> str:
+def drawn(graph: DependencyGraph, case: Case, site: str) -> str:
     name, axis = site.removesuffix("]").split("[")
-    return draw(graph.layouts[graph.traced.canonical(name)][int(axis)])
+    canonical = graph.traced.canonical(f"branches.{case.name}.{name}")
+    return draw(graph.layouts[canonical][int(axis)])
 
 
-def reasons(graph: DependencyGraph, site: str) -> list[str]:
-    return [g.reason or "" for g in graph.frozen if site in {str(s) for s in g.sites}]
+def reasons(graph: DependencyGraph, case: Case, site: str) -> list[str]:
+    name = f"branches.{case.name}.{site}"
+    return [g.reason or "" for g in graph.frozen if name in {str(s) for s in g.sites}]
 
 
 def plans(graph: DependencyGraph, least: int) -> list[Plan]:
@@ -143,17 +187,22 @@ def switched_off(graph: DependencyGraph, plan: Plan) -> nn.Module:
     return model
 
 
-def prove(graph: DependencyGraph, case: Case) -> None:
+def prove(graph: DependencyGraph, bundle: Bundle) -> None:
     """Rewrite under several plans and compare with the original, at two batch sizes."""
+    case = bundle.cases[0]
     for plan in plans(graph, case.least):
         small = fxprune.rewrite(graph.traced, plan)
-        for batch in (None, 5):
-            example = case.example(batch)
-            fxprune.verify(graph.traced, small, plan, example)
-            if case.exact:
+        reference = switched_off(graph, plan) if case.exact else None
+        for batch in (None, 5) if case.batches else (None,):
+            example = bundle.example(batch)
+            if reference is not None:
                 with torch.no_grad():
-                    expected = switched_off(graph, plan)(*example)
-                    torch.testing.assert_close(small(*example), expected, rtol=1e-4, atol=1e-4)
+                    results = zip(bundle.cases, small(*example), reference(*example), strict=True)
+                for each, mine, theirs in results:
+                    torch.testing.assert_close(
+                        mine, theirs, rtol=1e-4, atol=1e-4, msg=lambda m, n=each.name: f"{n}: {m}"
+                    )
+            fxprune.verify(graph.traced, small, plan, example)
 
 
 def check_closure(graph: DependencyGraph) -> None:

@@ -3,37 +3,62 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 
 from fxprune.groups.dependency import DependencyGraph
 from tests.axes.cases import CASES
-from tests.axes.single import Case, check_closure, drawn, prove, reasons
+from tests.axes.single import Bundle, Case, bundles, check_closure, drawn, prove, reasons
 
-every_case = pytest.mark.parametrize(
-    "case", [pytest.param(c, id=c.name, marks=pytest.mark.xdist_group(c.name)) for c in CASES]
-)
+
+def _name(cases: tuple[Case, ...]) -> str:
+    return cases[0].name if len(cases) == 1 else f"{cases[0].name}-to-{cases[-1].name}"
+
+
+def _parameter(cases: tuple[Case, ...]) -> Any:
+    # One worker for all tests of a bundle, so that it is exported once.
+    return pytest.param(cases, id=_name(cases), marks=pytest.mark.xdist_group(_name(cases)))
+
+
+every_bundle = pytest.mark.parametrize("cases", [_parameter(cases) for cases in bundles(CASES)])
 
 
 @functools.cache
-def discovered(case: Case) -> DependencyGraph:
-    return case.discover()
+def discovered(cases: tuple[Case, ...]) -> DependencyGraph:
+    return Bundle(cases).eval().discover()
 
 
 def test_names_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-@every_case
-def test_axes_are_what_the_op_says(case: Case) -> None:
-    graph = discovered(case)
-    assert {site: drawn(graph, site) for site in case.axes} == dict(case.axes)
-    for site, part in case.why.items():
-        assert any(part in reason for reason in reasons(graph, site)), reasons(graph, site)
-    assert all(".py:" in g.reason or "graph" in g.reason for g in graph.frozen if g.reason)
-    check_closure(graph)
+@every_bundle
+def test_axes_are_what_the_op_says(cases: tuple[Case, ...]) -> None:
+    graph = discovered(cases)
+    for case in cases:
+        found = {site: drawn(graph, case, site) for site in case.axes}
+        assert found == dict(case.axes), case.name
+        for site, part in case.why.items():
+            given = reasons(graph, case, site)
+            assert any(part in reason for reason in given), (case.name, given)
 
 
-@every_case
-def test_pruned_equals_switched_off(case: Case) -> None:
-    prove(discovered(case), case)
+@every_bundle
+def test_frozen_groups_name_the_place(cases: tuple[Case, ...]) -> None:
+    for group in discovered(cases).frozen:
+        assert group.reason
+        assert ".py:" in group.reason or "graph" in group.reason, group
+
+
+@every_bundle
+def test_rules_and_unification_agree(cases: tuple[Case, ...]) -> None:
+    check_closure(discovered(cases))
+
+
+@every_bundle
+def test_pruned_equals_switched_off(cases: tuple[Case, ...]) -> None:
+    graph = discovered(cases)
+    bundle = graph.traced.module
+    assert isinstance(bundle, Bundle)
+    prove(graph, bundle)

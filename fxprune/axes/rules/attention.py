@@ -29,9 +29,7 @@ def attention(ctx: Context, node: fx.Node) -> Axes:
     contract(ctx, node, q, ctx.of(q)[-1], k, ctx.of(k)[-1], ())
     ctx.unify(ctx.of(k)[-2], ctx.of(v)[-2], node)
     ctx.align(k, ctx.of(k)[-2], v, ctx.of(v)[-2])
-    batch = tuple(
-        _heads(ctx, node, (q, k, v), back) for back in range(len(ctx.of(q)), 2, -1)
-    )
+    batch = tuple(_heads(ctx, node, (q, k, v), back) for back in range(len(ctx.of(q)), 2, -1))
     keys = ctx.of(k)[-2]
     ctx.freeze(keys, "softmax over this axis", node)
     if isinstance(mask, fx.Node):

@@ -157,25 +157,36 @@ def _falcon(m: Any, x: Tensor) -> Tensor:
     blocks = m.qkv(x).unflatten(-1, (3, 4, 4))
     parts = (blocks[..., :-2, :], blocks[..., [-2], :], blocks[..., [-1], :])
     q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in parts)
-    return m.o(
-        F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2)
-    )
+    return m.o(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
 
 
 MULTI_HEAD = {
-    "q.weight[0]": "(6 x 4)", "k.weight[0]": "(6 x 4)", "v.weight[0]": "(6 x 3)",
-    "o.weight[1]": "(6 x 3)", "q.bias[0]": "(6 x 4)",
-}  # fmt: skip
+    "q.weight[0]": "(6 x 4)",
+    "k.weight[0]": "(6 x 4)",
+    "v.weight[0]": "(6 x 3)",
+    "o.weight[1]": "(6 x 3)",
+    "q.bias[0]": "(6 x 4)",
+}
 GROUPED = {
-    "q.weight[0]": "(3 x 2 x 4)", "k.weight[0]": "(3 x 4)", "v.weight[0]": "(3 x 3)",
-    "o.weight[1]": "(3 x 2 x 3)", "q.bias[0]": "(3 x 2 x 4)",
-}  # fmt: skip
+    "q.weight[0]": "(3 x 2 x 4)",
+    "k.weight[0]": "(3 x 4)",
+    "v.weight[0]": "(3 x 3)",
+    "o.weight[1]": "(3 x 2 x 3)",
+    "q.bias[0]": "(3 x 2 x 4)",
+}
 ONE_KEY = {
-    "q.weight[0]": "(6 x 4)", "k.weight[0]": "4", "v.weight[0]": "3", "o.weight[1]": "(6 x 3)",
-}  # fmt: skip
-ROTARY = {"q.weight[0]": "(6 x (2 + 2))", "k.weight[0]": "(6 x (2 + 2))",
-          "q.bias[0]": "(6 x (2 + 2))", "frequencies[0]": "2"}  # fmt: skip
-PAIRS = {name: "(6 x 2 x 2!)" for name in ("q.weight[0]", "k.weight[0]", "q.bias[0]")}
+    "q.weight[0]": "(6 x 4)",
+    "k.weight[0]": "4",
+    "v.weight[0]": "3",
+    "o.weight[1]": "(6 x 3)",
+}
+ROTARY = {
+    "q.weight[0]": "(6 x (2 + 2))",
+    "k.weight[0]": "(6 x (2 + 2))",
+    "q.bias[0]": "(6 x (2 + 2))",
+    "frequencies[0]": "2",
+}
+PAIRS = dict.fromkeys(("q.weight[0]", "k.weight[0]", "q.bias[0]"), "(6 x 2 x 2!)")
 
 
 CASES = [
@@ -193,52 +204,117 @@ CASES = [
     attention("eager-gqa", repeated, kv=3, axes=GROUPED),
     attention("sdpa-repeat-kv", expanded, kv=3, axes=GROUPED),
     attention("einsum-gqa", grouped_einsum, kv=3, axes=GROUPED),
-    attention("head-bias", biased, axes={"bias[0]": "6"}, extra=lambda: {"bias": parameter(6, 1, 1)}),
-    attention("head-bias-batch", biased, axes={"bias[1]": "6"},
-              extra=lambda: {"bias": parameter(1, 6, 1, 1)}),
-    attention("head-bias-gqa",
-              lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, m.bias, enable_gqa=True),
-              kv=3, axes={**GROUPED, "bias[0]": "(3 x 2)"}, extra=lambda: {"bias": parameter(6, 1, 1)}),
+    attention(
+        "head-bias", biased, axes={"bias[0]": "6"}, extra=lambda: {"bias": parameter(6, 1, 1)}
+    ),
+    attention(
+        "head-bias-batch",
+        biased,
+        axes={"bias[1]": "6"},
+        extra=lambda: {"bias": parameter(1, 6, 1, 1)},
+    ),
+    attention(
+        "head-bias-gqa",
+        lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, m.bias, enable_gqa=True),
+        kv=3,
+        axes={**GROUPED, "bias[0]": "(3 x 2)"},
+        extra=lambda: {"bias": parameter(6, 1, 1)},
+    ),
     attention("alibi", alibi),
-    attention("relative-bias", relative, axes={"table.weight[1]": "6", "table.weight[0]": "9!"},
-              extra=lambda: {"table": nn.Embedding(9, 6)}, why={"table.weight[0]": "looked up"}),
-    attention("relative-keys", shaw, axes={"table.weight[1]": "4"},
-              extra=lambda: {"table": nn.Embedding(9, 4)}),
-    attention("talking-heads", talking, axes={
-        "before[0]": "6", "before[1]": "8", "after[0]": "8", "after[1]": "6"},
-        extra=lambda: {"before": parameter(6, 8), "after": parameter(8, 6)}),
+    attention(
+        "relative-bias",
+        relative,
+        axes={"table.weight[1]": "6", "table.weight[0]": "9!"},
+        extra=lambda: {"table": nn.Embedding(9, 6)},
+        why={"table.weight[0]": "looked up"},
+    ),
+    attention(
+        "relative-keys",
+        shaw,
+        axes={"table.weight[1]": "4"},
+        extra=lambda: {"table": nn.Embedding(9, 4)},
+    ),
+    attention(
+        "talking-heads",
+        talking,
+        axes={"before[0]": "6", "before[1]": "8", "after[0]": "8", "after[1]": "6"},
+        extra=lambda: {"before": parameter(6, 8), "after": parameter(8, 6)},
+    ),
     attention("linear-attention", linear, exact=False),
     attention("merged-bmm", merged),
     attention("merged-mask", merged_padded),
     attention("head-gate", gated, axes={"gate[0]": "6"}, extra=lambda: {"gate": parameter(6)}),
-    attention("qk-norm", normed, axes={"norm.weight[0]": "4"}, extra=lambda: {"norm": nn.RMSNorm(4)},
-              exact=False),
+    attention(
+        "qk-norm",
+        normed,
+        axes={"norm.weight[0]": "4"},
+        extra=lambda: {"norm": nn.RMSNorm(4)},
+        exact=False,
+    ),
     attention("rotary", rotary, axes=ROTARY, extra=lambda: {"frequencies": torch.ones(2)}),
-    attention("complex-rotary", complex_rotary, axes={**PAIRS, "frequencies[0]": "2"},
-              extra=lambda: {"frequencies": torch.ones(2)}),
+    attention(
+        "complex-rotary",
+        complex_rotary,
+        axes={**PAIRS, "frequencies[0]": "2"},
+        extra=lambda: {"frequencies": torch.ones(2)},
+    ),
     Case(
         "cross-latents",
-        lambda: {"latents": parameter(1, 6, 8, 4), "k": nn.Linear(6, 24), "v": nn.Linear(6, 18),
-                 "o": nn.Linear(18, 5)},
-        lambda m, x: m.o(F.scaled_dot_product_attention(
-            m.latents, m.k(x).unflatten(-1, (6, 4)).transpose(1, 2),
-            m.v(x).unflatten(-1, (6, 3)).transpose(1, 2)).transpose(1, 2).flatten(2)),
+        lambda: {
+            "latents": parameter(1, 6, 8, 4),
+            "k": nn.Linear(6, 24),
+            "v": nn.Linear(6, 18),
+            "o": nn.Linear(18, 5),
+        },
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(
+                m.latents,
+                m.k(x).unflatten(-1, (6, 4)).transpose(1, 2),
+                m.v(x).unflatten(-1, (6, 3)).transpose(1, 2),
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
         {"latents[1]": "6", "latents[3]": "4", "k.weight[0]": "(6 x 4)", "v.weight[0]": "(6 x 3)"},
+    ),
+    Case(
+        "memory-slots",
+        lambda: {
+            "q": nn.Linear(6, 24),
+            "k": parameter(1, 6, 9, 4),
+            "v": parameter(1, 6, 9, 3),
+            "o": nn.Linear(18, 5),
+        },
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(m.q(x).unflatten(-1, (6, 4)).transpose(1, 2), m.k, m.v)
+            .transpose(1, 2)
+            .flatten(2)
+        ),
+        {"k[1]": "6", "k[2]": "9!", "v[2]": "9!", "k[3]": "4", "v[3]": "3"},
+        {"k[2]": "softmax"},
     ),
     Case(
         "fused-qkv",
         lambda: {"qkv": nn.Linear(6, 72), "o": nn.Linear(24, 5)},
-        lambda m, x: m.o(F.scaled_dot_product_attention(*(
-            y.unflatten(-1, (6, 4)).transpose(1, 2) for y in m.qkv(x).chunk(3, -1)
-        )).transpose(1, 2).flatten(2)),
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(
+                *(y.unflatten(-1, (6, 4)).transpose(1, 2) for y in m.qkv(x).chunk(3, -1))
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
         {"qkv.weight[0]": "((6 x 4) + (6 x 4) + (6 x 4))", "o.weight[1]": "(6 x 4)"},
     ),
     Case(
         "fused-qkv-per-head",
         lambda: {"qkv": nn.Linear(6, 72), "o": nn.Linear(24, 5)},
-        lambda m, x: m.o(F.scaled_dot_product_attention(*(
-            y.transpose(1, 2) for y in m.qkv(x).unflatten(-1, (6, 12)).split(4, -1)
-        )).transpose(1, 2).flatten(2)),
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(
+                *(y.transpose(1, 2) for y in m.qkv(x).unflatten(-1, (6, 12)).split(4, -1))
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
         {"qkv.weight[0]": "(6 x (4 + 4 + 4))", "o.weight[1]": "(6 x 4)"},
     ),
     Case(
@@ -250,29 +326,47 @@ CASES = [
     Case(
         "fused-qkv-unbind",  # ViT
         lambda: {"qkv": nn.Linear(6, 72), "o": nn.Linear(24, 5)},
-        lambda m, x: m.o(F.scaled_dot_product_attention(
-            *m.qkv(x).unflatten(-1, (3, 6, 4)).permute(2, 0, 3, 1, 4).unbind(0)
-        ).transpose(1, 2).flatten(2)),
+        lambda m, x: m.o(
+            F.scaled_dot_product_attention(
+                *m.qkv(x).unflatten(-1, (3, 6, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
         {"qkv.weight[0]": "(3! x 6 x 4)", "o.weight[1]": "(6 x 4)"},
     ),
     Case(
-        "nn.MultiheadAttention",
-        lambda: {"up": nn.Linear(6, 12), "mha": nn.MultiheadAttention(12, 3, batch_first=True),
-                 "down": nn.Linear(12, 5)},
+        "torch-attention",
+        lambda: {
+            "up": nn.Linear(6, 12),
+            "mha": nn.MultiheadAttention(12, 3, batch_first=True),
+            "down": nn.Linear(12, 5),
+        },
         lambda m, x: m.down(m.mha(y := m.up(x), y, y, need_weights=False)[0]),
-        {"up.weight[0]": "12", "mha.in_proj_weight[0]": "(3! x 3 x 4)",
-         "mha.in_proj_weight[1]": "12", "mha.in_proj_bias[0]": "(3! x 3 x 4)",
-         "mha.out_proj.weight[1]": "(3 x 4)", "mha.out_proj.weight[0]": "12"},
+        {
+            "up.weight[0]": "12",
+            "mha.in_proj_weight[0]": "(3! x 3 x 4)",
+            "mha.in_proj_weight[1]": "12",
+            "mha.in_proj_bias[0]": "(3! x 3 x 4)",
+            "mha.out_proj.weight[1]": "(3 x 4)",
+            "mha.out_proj.weight[0]": "12",
+        },
     ),
     Case(
-        "nn.TransformerEncoderLayer",
-        lambda: {"up": nn.Linear(6, 12),
-                 "layer": nn.TransformerEncoderLayer(12, 3, 10, batch_first=True),
-                 "down": nn.Linear(12, 5)},
+        "torch-encoder-layer",
+        lambda: {
+            "up": nn.Linear(6, 12),
+            "layer": nn.TransformerEncoderLayer(12, 3, 10, batch_first=True),
+            "down": nn.Linear(12, 5),
+        },
         lambda m, x: m.down(m.layer(m.up(x))),
-        {"layer.linear1.weight[0]": "10", "layer.self_attn.out_proj.weight[1]": "(3 x 4)",
-         "up.weight[0]": "12", "layer.norm1.weight[0]": "12"},
+        {
+            "layer.linear1.weight[0]": "10",
+            "layer.self_attn.out_proj.weight[1]": "(3 x 4)",
+            "up.weight[0]": "12",
+            "layer.norm1.weight[0]": "12",
+        },
         exact=False,
         least=2,
     ),
-]  # fmt: skip
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from tests.axes.single import Case
@@ -13,7 +13,9 @@ from tests.axes.single import Case
 IMAGE = ((2, 3, 9, 9),)
 
 
-def conv(name: str, inner: Any, want: str = "12", *, out: int = 12, axes: Any = None, **options: Any) -> Case:
+def conv(
+    name: str, inner: Any, want: str = "12", *, out: int = 12, axes: Any = None, **options: Any
+) -> Case:
     """``down(inner(m, up(x)))`` with 1x1 convolutions, x having 3 channels and 9 x 9 pixels."""
     extra = options.pop("extra", dict)
     return Case(
@@ -25,9 +27,18 @@ def conv(name: str, inner: Any, want: str = "12", *, out: int = 12, axes: Any = 
     )
 
 
-def layer(name: str, make: Any, axes: dict[str, str], want: str = "12", out: int = 8, **options: Any) -> Case:
-    return conv(name, lambda m, x: m.c(x).relu(), want, out=out, extra=lambda: {"c": make()},
-                axes={f"c.{site}": text for site, text in axes.items()}, **options)  # fmt: skip
+def layer(
+    name: str, make: Any, axes: dict[str, str], want: str = "12", out: int = 8, **options: Any
+) -> Case:
+    return conv(
+        name,
+        lambda m, x: m.c(x).relu(),
+        want,
+        out=out,
+        extra=lambda: {"c": make()},
+        axes={f"c.{site}": text for site, text in axes.items()},
+        **options,
+    )
 
 
 def flat(name: str, inner: Any, pixels: int, want: str = "12", **options: Any) -> Case:
@@ -67,47 +78,121 @@ POOLS = {
 CASES = [
     *(conv(f"conv-{name}", lambda m, x, f=f: f(x)) for name, f in POOLS.items()),
     layer("conv2d", lambda: nn.Conv2d(12, 8, 3, padding=1), {"weight[0]": "8", "weight[1]": "12"}),
-    layer("conv2d-same", lambda: nn.Conv2d(12, 8, 3, padding="same", bias=False), {"weight[0]": "8"}),
-    layer("conv2d-reflect", lambda: nn.Conv2d(12, 8, 3, padding=1, padding_mode="reflect"),
-          {"weight[0]": "8"}),
-    layer("conv-grouped", lambda: nn.Conv2d(12, 8, 3, groups=4),
-          {"weight[0]": "(4 x 2)", "weight[1]": "3", "bias[0]": "(4 x 2)"}, "(4 x 3)"),
-    layer("conv-grouped-same", lambda: nn.Conv2d(12, 8, 3, groups=2, padding="same"),
-          {"weight[0]": "(2 x 4)", "weight[1]": "6"}, "(2 x 6)"),
+    layer(
+        "conv2d-same", lambda: nn.Conv2d(12, 8, 3, padding="same", bias=False), {"weight[0]": "8"}
+    ),
+    layer(
+        "conv2d-reflect",
+        lambda: nn.Conv2d(12, 8, 3, padding=1, padding_mode="reflect"),
+        {"weight[0]": "8"},
+    ),
+    layer(
+        "conv-grouped",
+        lambda: nn.Conv2d(12, 8, 3, groups=4),
+        {"weight[0]": "(4 x 2)", "weight[1]": "3", "bias[0]": "(4 x 2)"},
+        "(4 x 3)",
+    ),
+    layer(
+        "conv-grouped-same",
+        lambda: nn.Conv2d(12, 8, 3, groups=2, padding="same"),
+        {"weight[0]": "(2 x 4)", "weight[1]": "6"},
+        "(2 x 6)",
+    ),
     layer("conv-depthwise", lambda: nn.Conv2d(12, 12, 3, groups=12), {"weight[0]": "12"}, out=12),
-    layer("conv-depthwise-multiplier", lambda: nn.Conv2d(12, 24, 3, groups=12),
-          {"weight[0]": "(12 x 2)"}, out=24),
-    layer("conv-transposed", lambda: nn.ConvTranspose2d(12, 8, 3),
-          {"weight[0]": "12!", "weight[1]": "8!"}, "12!",
-          why={"up.weight[0]": "unknown op aten.conv_transpose2d"}),
-    layer("conv-batch-norm", lambda: nn.Sequential(nn.Conv2d(12, 8, 3), nn.BatchNorm2d(8)),
-          {"0.weight[0]": "8", "1.running_var[0]": "8", "1.weight[0]": "8"}),
-    layer("conv-group-norm", lambda: nn.Sequential(nn.Conv2d(12, 8, 3), nn.GroupNorm(2, 8)),
-          {"0.weight[0]": "(2 x 4)", "1.weight[0]": "(2 x 4)"}, exact=False),
-    layer("conv-prelu", lambda: nn.Sequential(nn.Conv2d(12, 8, 3), nn.PReLU(8)),
-          {"1.weight[0]": "8"}),
-    conv("conv-functional-groups", lambda m, x: F.conv2d(x, m.w, groups=3), "(3 x 4)", out=6,
-         extra=lambda: {"w": nn.Parameter(torch.empty(6, 4, 3, 3))},
-         axes={"w[0]": "(3 x 2)", "w[1]": "4"}),
-    conv("channel-shuffle", lambda m, x: x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)),
-    conv("channel-shuffle-grouped", lambda m, x: m.c(x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)),
-         "(3 x 4)", extra=lambda: {"c": nn.Conv2d(12, 12, 3, groups=4)},
-         axes={"c.weight[0]": "(4 x 3)", "c.weight[1]": "3"}) ,
-    conv("dense-concatenation", lambda m, x: torch.cat((x, m.c(x)), 1), out=19,
-         extra=lambda: {"c": nn.Conv2d(12, 7, 1)}, axes={"down.weight[1]": "(12 + 7)"}),
-    conv("residual", lambda m, x: x + m.c(x.relu()), extra=lambda: {"c": nn.Conv2d(12, 12, 3, padding=1)},
-         axes={"c.weight[0]": "12", "c.weight[1]": "12"}),
-    conv("zero-padded-shortcut", lambda m, x: F.pad(x, (0, 0, 0, 0, 2, 3)) + m.c(x), out=17,
-         extra=lambda: {"c": nn.Conv2d(12, 17, 1)}, axes={"c.weight[0]": "(2 + 12 + 3)"}),
-    conv("pixel-shuffle", lambda m, x: F.pixel_shuffle(x, 2), "12!", out=3,
-         why={"up.weight[0]": "unknown op aten.pixel_shuffle"}),
-    conv("im2col", lambda m, x: F.unfold(x, 3).unflatten(2, (7, 7)), "12!", out=108,
-         why={"up.weight[0]": "unknown op aten.im2col"}),
-    conv("excite", lambda m, x: x * m.b(m.a(F.adaptive_avg_pool2d(x, 1)).relu()).sigmoid(),
-         extra=lambda: {"a": nn.Conv2d(12, 4, 1), "b": nn.Conv2d(4, 12, 1)},
-         axes={"a.weight[0]": "4", "b.weight[0]": "12"}),
-    conv("channels-last-norm", lambda m, x: m.n(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
-         extra=lambda: {"n": nn.LayerNorm(12)}, axes={"n.weight[0]": "12"}, exact=False),
+    layer(
+        "conv-depthwise-multiplier",
+        lambda: nn.Conv2d(12, 24, 3, groups=12),
+        {"weight[0]": "(12 x 2)"},
+        out=24,
+    ),
+    layer(
+        "conv-transposed",
+        lambda: nn.ConvTranspose2d(12, 8, 3),
+        {"weight[0]": "12!", "weight[1]": "8!"},
+        "12!",
+        why={"up.weight[0]": "unknown op aten.conv_transpose2d"},
+    ),
+    layer(
+        "conv-batch-norm",
+        lambda: nn.Sequential(nn.Conv2d(12, 8, 3), nn.BatchNorm2d(8)),
+        {"0.weight[0]": "8", "1.running_var[0]": "8", "1.weight[0]": "8"},
+    ),
+    layer(
+        "conv-group-norm",
+        lambda: nn.Sequential(nn.Conv2d(12, 8, 3), nn.GroupNorm(2, 8)),
+        {"0.weight[0]": "(2 x 4)", "1.weight[0]": "(2 x 4)"},
+        exact=False,
+    ),
+    layer(
+        "conv-prelu", lambda: nn.Sequential(nn.Conv2d(12, 8, 3), nn.PReLU(8)), {"1.weight[0]": "8"}
+    ),
+    conv(
+        "conv-functional-groups",
+        lambda m, x: F.conv2d(x, m.w, groups=3),
+        "(3 x 4)",
+        out=6,
+        extra=lambda: {"w": nn.Parameter(torch.empty(6, 4, 3, 3))},
+        axes={"w[0]": "(3 x 2)", "w[1]": "4"},
+    ),
+    conv(
+        "channel-shuffle",
+        lambda m, x: x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2),
+        "(3 x 4)",
+    ),
+    conv(
+        "channel-shuffle-grouped",
+        lambda m, x: m.c(x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)),
+        "(3 x 4)",
+        extra=lambda: {"c": nn.Conv2d(12, 12, 3, groups=4)},
+        axes={"c.weight[0]": "(4 x 3)", "c.weight[1]": "3"},
+    ),
+    conv(
+        "dense-concatenation",
+        lambda m, x: torch.cat((x, m.c(x)), 1),
+        out=19,
+        extra=lambda: {"c": nn.Conv2d(12, 7, 1)},
+        axes={"down.weight[1]": "(12 + 7)"},
+    ),
+    conv(
+        "residual",
+        lambda m, x: x + m.c(x.relu()),
+        extra=lambda: {"c": nn.Conv2d(12, 12, 3, padding=1)},
+        axes={"c.weight[0]": "12", "c.weight[1]": "12"},
+    ),
+    conv(
+        "zero-padded-shortcut",
+        lambda m, x: F.pad(x, (0, 0, 0, 0, 2, 3)) + m.c(x),
+        out=17,
+        extra=lambda: {"c": nn.Conv2d(12, 17, 1)},
+        axes={"c.weight[0]": "(2 + 12 + 3)"},
+    ),
+    conv(
+        "pixel-shuffle",
+        lambda m, x: F.pixel_shuffle(x, 2),
+        "12!",
+        out=3,
+        why={"up.weight[0]": "unknown op aten.pixel_shuffle"},
+    ),
+    conv(
+        "im2col",
+        lambda m, x: F.unfold(x, 3).unflatten(2, (7, 7)),
+        "12!",
+        out=108,
+        why={"up.weight[0]": "unknown op aten.im2col"},
+    ),
+    conv(
+        "excite",
+        lambda m, x: x * m.b(m.a(F.adaptive_avg_pool2d(x, 1)).relu()).sigmoid(),
+        extra=lambda: {"a": nn.Conv2d(12, 4, 1), "b": nn.Conv2d(4, 12, 1)},
+        axes={"a.weight[0]": "4", "b.weight[0]": "12"},
+    ),
+    conv(
+        "channels-last-norm",
+        lambda m, x: m.n(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2),
+        extra=lambda: {"n": nn.LayerNorm(12)},
+        axes={"n.weight[0]": "12"},
+        exact=False,
+    ),
     flat("flatten", lambda x: x.flatten(1), 49),
     flat("flatten-view", lambda x: F.max_pool2d(x, 2).view(x.shape[0], -1), 9),
     flat("flatten-one-pixel", lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1), 1),
@@ -115,8 +200,11 @@ CASES = [
     flat("flatten-squeeze-all", lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(), 1),
     Case(
         "conv1d",
-        lambda: {"up": nn.Conv1d(6, 12, 3, padding=2), "mid": nn.Conv1d(12, 8, 3, groups=2),
-                 "down": nn.Linear(8, 5)},
+        lambda: {
+            "up": nn.Conv1d(6, 12, 3, padding=2),
+            "mid": nn.Conv1d(12, 8, 3, groups=2),
+            "down": nn.Linear(8, 5),
+        },
         lambda m, x: m.down(F.max_pool1d(F.avg_pool1d(m.mid(m.up(x.mT).relu()), 2), 2).mT),
         {"up.weight[0]": "(2 x 6)", "mid.weight[0]": "(2 x 4)", "mid.weight[1]": "6"},
         inputs=((2, 15, 6),),
@@ -124,16 +212,35 @@ CASES = [
     Case(
         "conv1d-resampling",
         lambda: {"up": nn.Conv1d(6, 12, 1), "down": nn.Conv1d(12, 5, 1)},
-        lambda m, x: m.down(F.interpolate(F.adaptive_max_pool1d(F.adaptive_avg_pool1d(F.interpolate(
-            m.up(x), scale_factor=2.0, mode="linear"), 9), 4), scale_factor=3)),
+        lambda m, x: m.down(
+            F.interpolate(
+                F.adaptive_max_pool1d(
+                    F.adaptive_avg_pool1d(
+                        F.interpolate(m.up(x), scale_factor=2.0, mode="linear"), 9
+                    ),
+                    4,
+                ),
+                scale_factor=3,
+            )
+        ),
         {"up.weight[0]": "12"},
         inputs=((2, 6, 8),),
+        alone=True,
     ),
     Case(
         "conv3d",
-        lambda: {"up": nn.Conv3d(3, 12, 2), "norm": nn.BatchNorm3d(12), "down": nn.Conv3d(12, 5, 1)},
-        lambda m, x: m.down(F.interpolate(F.adaptive_avg_pool3d(F.max_pool3d(F.avg_pool3d(
-            m.norm(m.up(x)), 2, 1), 2, 1), 2), scale_factor=2, mode="trilinear")),
+        lambda: {
+            "up": nn.Conv3d(3, 12, 2),
+            "norm": nn.BatchNorm3d(12),
+            "down": nn.Conv3d(12, 5, 1),
+        },
+        lambda m, x: m.down(
+            F.interpolate(
+                F.adaptive_avg_pool3d(F.max_pool3d(F.avg_pool3d(m.norm(m.up(x)), 2, 1), 2, 1), 2),
+                scale_factor=2,
+                mode="trilinear",
+            )
+        ),
         {"up.weight[0]": "12", "norm.running_mean[0]": "12"},
         inputs=((2, 3, 5, 5, 5),),
     ),
@@ -143,5 +250,6 @@ CASES = [
         lambda m, x: m.down(m.c(m.up(x))),
         {"up.weight[0]": "12!", "c.weight[0]": "9!", "down.weight[1]": "10!"},
         {"up.weight[0]": "window"},
+        alone=True,
     ),
-]  # fmt: skip
+]

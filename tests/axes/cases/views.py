@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.axes.single import Case, mid, parameter
+from tests.axes.single import mid, parameter
 
 
 def _merged_symbol(m: Any, x: Tensor) -> Tensor:
@@ -41,16 +41,24 @@ HEADS = {
     "view-as": lambda x: x.unflatten(-1, (3, 4)).cos().view_as(x),
     "reshape-as": lambda x: x.unflatten(-1, (3, 4)).cos().reshape_as(x),
     "transpose": lambda x: x.unflatten(-1, (3, 4)).transpose(-1, -2).transpose(2, 3).flatten(2),
-    "permute": lambda x: x.unflatten(-1, (3, 4)).permute(0, 2, 3, 1).permute(0, -1, 1, 2).flatten(2),
+    "permute": lambda x: (
+        x.unflatten(-1, (3, 4)).permute(0, 2, 3, 1).permute(0, -1, 1, 2).flatten(2)
+    ),
     "movedim": lambda x: x.unflatten(-1, (3, 4)).movedim(2, -1).movedim((-1, 1), (2, 1)).flatten(2),
     "moveaxis": lambda x: x.unflatten(-1, (3, 4)).moveaxis(2, -1).swapaxes(-1, 2).flatten(2),
     "swapdims": lambda x: x.unflatten(-1, (3, 4)).swapdims(2, 3).adjoint().flatten(2),
     "shuffle": lambda x: x.unflatten(-1, (3, 4)).mT.flatten(2).unflatten(-1, (4, 3)).mT.flatten(2),
-    "unsqueeze": lambda x: x.unsqueeze(1).unsqueeze(-1).squeeze(-1).squeeze(1).unflatten(-1, (3, 4)).flatten(2),
-    "squeeze-none": lambda x: x.unflatten(-1, (3, 4)).squeeze(2).squeeze(-1).squeeze((2, 3)).flatten(2),
+    "unsqueeze": lambda x: (
+        x.unsqueeze(1).unsqueeze(-1).squeeze(-1).squeeze(1).unflatten(-1, (3, 4)).flatten(2)
+    ),
+    "squeeze-none": lambda x: (
+        x.unflatten(-1, (3, 4)).squeeze(2).squeeze(-1).squeeze((2, 3)).flatten(2)
+    ),
     "squeeze-all": lambda x: x.unflatten(-1, (3, 4)).unsqueeze(1).squeeze().flatten(-2),
     "contiguous": lambda x: x.unflatten(-1, (3, 4)).mT.contiguous().mT.clone().flatten(2),
-    "three-ways": lambda x: x.view(*x.shape[:2], 3, 2, 2).flatten(-2).view(*x.shape[:2], 3, 4).flatten(2),
+    "three-ways": lambda x: (
+        x.view(*x.shape[:2], 3, 2, 2).flatten(-2).view(*x.shape[:2], 3, 4).flatten(2)
+    ),
 }
 
 
@@ -72,31 +80,78 @@ GROUPS_OF_TWO = {
 }
 
 CASES = [
-    *(mid(f"heads-{name}", lambda m, x, f=f: f(x), LAYOUTS.get(name, "(3 x 4)")) for name, f in HEADS.items()),
+    *(
+        mid(f"heads-{name}", lambda m, x, f=f: f(x), LAYOUTS.get(name, "(3 x 4)"))
+        for name, f in HEADS.items()
+    ),
     *(mid(name, _kv(f), "(3 x 4)", down=24) for name, f in GROUPS_OF_TWO.items()),
     mid("merged-batch-heads", _merged_product, "(3 x 4)"),
     mid("merged-sequence-first", _merged_sequence, "(3 x 4)"),
     mid("merged-batch-read-back", _merged_symbol, "(3 x 2 x 2)"),
-    mid("tile", lambda m, x: x.tile(2) * m.s, "12", down=24, extra=lambda: {"s": parameter(24)},
-        axes={"s[0]": "(2 x 12)"}),
-    mid("repeat", lambda m, x: x.repeat(1, 1, 2) * m.s, "12", down=24,
-        extra=lambda: {"s": parameter(24)}, axes={"s[0]": "(2 x 12)", "down.weight[1]": "(2 x 12)"}),
+    mid(
+        "tile",
+        lambda m, x: x.tile(2) * m.s,
+        "12",
+        down=24,
+        extra=lambda: {"s": parameter(24)},
+        axes={"s[0]": "(2 x 12)"},
+    ),
+    mid(
+        "repeat",
+        lambda m, x: x.repeat(1, 1, 2) * m.s,
+        "12",
+        down=24,
+        extra=lambda: {"s": parameter(24)},
+        axes={"s[0]": "(2 x 12)", "down.weight[1]": "(2 x 12)"},
+    ),
     mid("repeat-new-axis", lambda m, x: x.repeat(3, 1, 1, 1).mean(0)),
-    mid("repeat-vector", lambda m, x: x * m.s.repeat(x.shape[0], 7, 2), "(2 x 6)",
-        extra=lambda: {"s": parameter(6)}, axes={"s[0]": "6"}),
-    mid("repeat-interleave-vector", lambda m, x: x * m.s.repeat_interleave(2), "(6 x 2)",
-        extra=lambda: {"s": parameter(6)}, axes={"s[0]": "6"}),
-    mid("expand-vector", lambda m, x: x.unflatten(-1, (3, 4)).mul(m.s.view(1, 1, 1, 4)
-        .expand(1, 1, 3, 4)).flatten(2), "(3 x 4)", extra=lambda: {"s": parameter(4)},
-        axes={"s[0]": "4"}),
+    mid(
+        "repeat-vector",
+        lambda m, x: x * m.s.repeat(x.shape[0], 1, 2),
+        "(2 x 6)",
+        extra=lambda: {"s": parameter(6)},
+        axes={"s[0]": "6"},
+    ),
+    mid(
+        "repeat-interleave-vector",
+        lambda m, x: x * m.s.repeat_interleave(2),
+        "(6 x 2)",
+        extra=lambda: {"s": parameter(6)},
+        axes={"s[0]": "6"},
+    ),
+    mid(
+        "expand-vector",
+        lambda m, x: (
+            x.unflatten(-1, (3, 4)).mul(m.s.view(1, 1, 1, 4).expand(1, 1, 3, 4)).flatten(2)
+        ),
+        "(3 x 4)",
+        extra=lambda: {"s": parameter(4)},
+        axes={"s[0]": "4"},
+    ),
     mid("expand-one", lambda m, x: x + m.s.expand(12), extra=lambda: {"s": parameter(1)}),
-    mid("expand-scalar-axis", lambda m, x: x.mean(-1, keepdim=True).expand(-1, -1, 12) + x,
-        exact=False),
-    mid("as-complex", lambda m, x: torch.view_as_real(torch.view_as_complex(
-        x.view(*x.shape[:2], 3, 2, 2)) * 1j).flatten(2), "(3 x 2 x 2!)",
-        why={"up.weight[0]": "complex"}),
-    mid("as-another-dtype", lambda m, x: x.view(torch.int32).float(), "12!",
-        why={"up.weight[0]": "another dtype"}),
-    mid("transposed-residual", lambda m, x: x.unflatten(-1, (3, 4)).mT.flatten(2) + x,
-        "(3! x 4!)", why={"up.weight[0]": "align"}),
-]  # fmt: skip
+    mid(
+        "expand-scalar-axis",
+        lambda m, x: x.mean(-1, keepdim=True).expand(-1, -1, 12) + x,
+        exact=False,
+    ),
+    mid(
+        "as-complex",
+        lambda m, x: torch.view_as_real(
+            torch.view_as_complex(x.view(*x.shape[:2], 3, 2, 2)) * 1j
+        ).flatten(2),
+        "(3 x 2 x 2!)",
+        why={"up.weight[0]": "complex"},
+    ),
+    mid(
+        "as-another-dtype",
+        lambda m, x: x.view(torch.int32).float(),
+        "12!",
+        why={"up.weight[0]": "another dtype"},
+    ),
+    mid(
+        "transposed-residual",
+        lambda m, x: x.unflatten(-1, (3, 4)).mT.flatten(2) + x,
+        "(3! x 4!)",
+        why={"up.weight[0]": "align"},
+    ),
+]

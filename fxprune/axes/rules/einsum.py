@@ -1,0 +1,75 @@
+"""Sums of products by letters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.axes import dims
+from fxprune.axes.context import Context
+from fxprune.axes.dims import Layout
+from fxprune.axes.registry import Axes, register_rule
+from fxprune.axes.rules.contraction import contract
+
+aten = torch.ops.aten
+
+
+@register_rule(aten.einsum)
+def einsum(ctx: Context, node: fx.Node) -> Axes:
+    """Equal letters are one axis. Letters that only operands have are contracted."""
+    operands: Any = node.args[1]
+    terms, output = _spelled_out(str(node.args[0]), [len(ctx.of(x)) for x in operands])
+    letters: dict[str, Layout] = {}
+    owners: dict[str, list[tuple[Any, Layout]]] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        for letter, layout in zip(term, ctx.of(operand), strict=True):
+            if layout.size == 1:
+                continue
+            owners.setdefault(letter, []).append((operand, layout))
+            ctx.unify(letters.setdefault(letter, layout), layout, node)
+    both = sum(ctx.activation(x) for x in operands) > 1
+    for letter, layout in letters.items():
+        if letter not in output:
+            features = tuple(letters[x] for x in output if len(owners.get(x, ())) == 1)
+            _contracted(ctx, node, owners[letter], features)
+            continue
+        for owner, own in owners[letter]:
+            ctx.flow(owner, own, node, to=layout)
+        if both:
+            ctx.tag(layout, "batch" if len(owners[letter]) > 1 else "outer")
+    return tuple(letters.get(letter, dims.ONE) for letter in output)
+
+
+def _contracted(
+    ctx: Context, node: fx.Node, owners: list[tuple[Any, Layout]], features: Axes
+) -> None:
+    (first, own), *rest = owners
+    if not rest:
+        ctx.tag(own, "normalised")
+        for feature in features:
+            ctx.flow(first, own, node, "all", feature)
+    for other, theirs in rest:
+        contract(ctx, node, first, own, other, theirs, features)
+
+
+def _spelled_out(equation: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Terms and output of an equation, without an ellipsis and with an output.
+
+    The axes of an ellipsis, aligned from the right, are called 0, 1, ...
+    """
+    left, arrow, output = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    lengths = [r - len(t.replace("...", "")) for t, r in zip(terms, ranks, strict=True)]
+    longest = max((n for t, n in zip(terms, lengths, strict=True) if "..." in t), default=0)
+    rest = "".join(str(i) for i in range(longest))
+    terms = [
+        term.replace("...", rest[longest - count :]) if "..." in term else term
+        for term, count in zip(terms, lengths, strict=True)
+    ]
+    if not arrow:
+        joined = "".join(terms)
+        single = sorted(x for x in set(joined) if joined.count(x) == 1 and x not in rest)
+        output = "..." + "".join(single)
+    return terms, output.replace("...", rest)

@@ -1,0 +1,133 @@
+"""The original with removed units switched off, at its full size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.axes import dims
+from fxprune.axes.arguments import argument
+from fxprune.axes.dims import Dim, Layout
+from fxprune.groups.dependency import DependencyGraph
+from fxprune.rewrite.patches import find_patch
+from fxprune.rewrite.resize import Resizer
+from fxprune.trace.traced import Traced
+
+aten = torch.ops.aten
+
+# Ops that average or sum units. Zeroed units would still be counted, so these run on kept ones.
+_REDUCTIONS = {
+    aten.layer_norm, aten.rms_norm, aten.native_layer_norm, aten.group_norm, aten.instance_norm,
+    aten.mean, aten.nanmean, aten.sum, aten.nansum, aten.var, aten.std, aten.var_mean,
+    aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm,
+}  # fmt: skip
+
+# Products of activations. A removed unit need not be zero there: ``elu(0) + 1`` is not.
+_CONTRACTIONS = {
+    aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot, aten.inner,
+    aten.tensordot, aten.einsum, aten.scaled_dot_product_attention,
+}  # fmt: skip
+
+
+class Masked(fx.Interpreter):
+    """The original graph with removed units zeroed in the weights and left out of averages."""
+
+    def __init__(self, traced: Traced, graph: DependencyGraph, resize: Resizer) -> None:
+        super().__init__(traced.graph_module)
+        self._layouts = graph.layouts
+        self._resize = resize
+        self._symbols: dict[int, int] = {}
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """Arguments of a node, in which removed units are zero where they could count."""
+        contracts = getattr(n.target, "overloadpacket", None) in _CONTRACTIONS
+
+        # Weights are zeroed when they are used, so that one copy at a time is alive.
+        def load(node: fx.Node) -> Any:
+            value = self.env[node]
+            if node.op == "get_attr" and isinstance(value, nn.Parameter):
+                return self._zeroed(value, self._layouts[str(node.target)])
+            if contracts and isinstance(value, torch.Tensor) and value.is_floating_point():
+                return self._zeroed(value, self._resize.axes(node))
+            return value
+
+        return fx.node.map_arg((n.args, n.kwargs), load)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node, and note what its symbolic sizes are in this run."""
+        result = self._run(n)
+        value = n.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            shape = self._resize.sizes.shape(value)
+            for (size, free), actual in zip(shape, result.shape, strict=True):
+                if free:
+                    self._symbols[size] = actual
+        return result
+
+    def _actual(self, layout: Layout) -> Layout:
+        """The layout with the sizes of this run in place of stand-ins."""
+        layout = dims.resolve(layout)
+        if isinstance(layout, Dim):
+            return Dim(self._symbols.get(layout.size, layout.size)) if layout.free else layout
+        return type(layout)(tuple(map(self._actual, layout.parts)))
+
+    def _run(self, n: fx.Node) -> Any:
+        if _averages(n) and any(
+            self._resize.changed(layout)
+            for source in n.all_input_nodes
+            if source in self._resize.inferred.axes
+            for layout in self._resize.axes(source)
+        ):
+            return self._reduce(n)
+        return super().run_node(n)
+
+    def _zeroed(self, tensor: torch.Tensor, layouts: tuple[Layout, ...]) -> torch.Tensor:
+        for axis, layout in enumerate(map(self._actual, layouts)):
+            if self._resize.changed(layout):
+                keep = torch.zeros(layout.size, dtype=torch.bool, device=tensor.device)
+                keep[self._resize.index(layout).to(tensor.device)] = True
+                shape = [-1 if a == axis else 1 for a in range(tensor.dim())]
+                tensor = torch.where(keep.view(shape), tensor, 0)
+        return tensor
+
+    def _reduce(self, n: fx.Node) -> Any:
+        """Gather the kept units, run the op on them, scatter the result among zeros."""
+        patch = find_patch(n.target)
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        small = graph.node_copy(
+            n, lambda source: copies.setdefault(source, graph.placeholder(source.name))
+        )
+        small.meta = dict(n.meta)
+        if patch:
+            patch(self._resize, n, small)
+        inputs = {copy: self._gather(source) for source, copy in copies.items()}
+        args, kwargs = fx.node.map_arg((small.args, small.kwargs), lambda c: inputs[c])
+        assert callable(small.target)
+        result, axes = small.target(*args, **kwargs), self._resize.inferred.axes[n]
+        if isinstance(axes, list):
+            return tuple(self._scatter(*each) for each in zip(result, axes, strict=True))
+        return self._scatter(result, axes)
+
+    def _gather(self, node: fx.Node) -> Any:
+        value = self.env[node]
+        axes = self._resize.inferred.axes.get(node)
+        if not isinstance(axes, tuple):
+            return value
+        return self._resize.slice(value, tuple(map(self._actual, axes)))
+
+    def _scatter(self, value: torch.Tensor, layouts: tuple[Layout, ...]) -> torch.Tensor:
+        for axis, layout in enumerate(map(self._actual, layouts)):
+            if self._resize.changed(layout):
+                shape = [layout.size if a == axis else s for a, s in enumerate(value.shape)]
+                place = self._resize.index(layout).to(value.device)
+                value = value.new_zeros(shape).index_copy(axis, place, value)
+        return value
+
+
+def _averages(node: fx.Node) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    # A batch norm in evaluation mode averages nothing.
+    return packet in _REDUCTIONS or (packet is aten.batch_norm and bool(argument(node, "training")))

@@ -1,0 +1,153 @@
+"""Size patches where more than one op takes part; single ops are in tests/axes/test_rules.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import fxprune
+from fxprune.groups.dependency import DependencyGraph
+from fxprune.plan import Plan
+
+aten = torch.ops.aten
+
+
+class Root(nn.Module):
+    """Parameters of the root module itself, which no leaf module holds."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Tensor], **shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body = body
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.rand(shape) + 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def graph_of(body: Callable[[Any, Tensor], Tensor], **shapes: tuple[int, ...]) -> DependencyGraph:
+    return fxprune.discover(fxprune.trace(Root(body, **shapes), (torch.rand(2, 7, 6),)))
+
+
+def pruned(graph: DependencyGraph, kept: dict[int, tuple[int, ...]]) -> fx.GraphModule:
+    """Keep units of the groups of these sizes, and prove the result at another batch and length."""
+    plan = Plan.of(graph, {g.name: kept[g.size] for g in graph.groups if g.size in kept})
+    small = fxprune.rewrite(graph.traced, plan)
+    fxprune.verify(graph.traced, small, plan)
+    fxprune.verify(graph.traced, small, plan, torch.rand(5, 9, 6))
+    return small
+
+
+def arguments(small: fx.GraphModule, target: Any) -> list[Any]:
+    return [node.args[1:] for node in small.graph.nodes if node.target is target]
+
+
+def mlp(m: Any, x: Tensor) -> Tensor:
+    return (x @ m.a).relu() @ m.b
+
+
+def test_parameters_of_the_root_module() -> None:
+    small = pruned(graph_of(mlp, a=(6, 12), b=(12, 5)), {12: (1, 4, 5)})
+    assert {name: tuple(p.shape) for name, p in small.named_parameters()} == {
+        "a": (6, 3),
+        "b": (3, 5),
+    }
+    assert not list(small.buffers())
+
+
+def test_view_sizes() -> None:
+    graph = graph_of(
+        lambda m, x: (x @ m.a).unflatten(-1, (3, 4)).sin().flatten(2) @ m.b, a=(6, 12), b=(12, 5)
+    )
+    small = pruned(graph, {3: (0, 2), 4: (1,)})
+    assert arguments(small, aten.unflatten.int) == [(-1, [2, 1])]
+
+
+def test_split_lists_what_each_piece_keeps() -> None:
+    graph = graph_of(
+        lambda m, x: torch.cat((x @ m.a).chunk(3, -1)[1:], -1) @ m.b, a=(6, 12), b=(8, 5)
+    )
+    names = [g.name for g in graph.groups if g.size == 4]
+    plan = Plan.of(graph, {names[0]: (0, 1, 3), names[1]: (2,)})
+    small = fxprune.rewrite(graph.traced, plan)
+    fxprune.verify(graph.traced, small, plan)
+    ((sizes, axis),) = arguments(small, aten.split_with_sizes.default)
+    assert (sorted(sizes), axis) == ([1, 3, 4], 2)
+
+
+def test_boundaries_of_slices_move_to_the_kept_units_before_them() -> None:
+    graph = graph_of(lambda m, x: (x @ m.a)[..., 5:-3] @ m.b, a=(6, 12), b=(4, 5))
+    small = pruned(graph, {5: (0, 4), 4: (0, 1, 2), 3: (1,)})
+    assert arguments(small, aten.slice.Tensor) == [(2, 2, 5)]
+
+
+def test_implicit_attention_scale_becomes_explicit_only_when_head_size_shrinks() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        q, k, v = ((x @ w).unflatten(-1, (3, -1)).mT.mT.transpose(1, 2) for w in (m.q, m.k, m.v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2) @ m.o
+
+    graph = graph_of(body, q=(6, 12), k=(6, 12), v=(6, 15), o=(15, 5))
+    for kept, scale in (({3: (0, 2), 5: (1,)}, None), ({4: (0, 3)}, 0.5)):
+        small = pruned(graph, kept)
+        (call,) = (n for n in small.graph.nodes if "scaled_dot" in str(n.target))
+        assert call.kwargs.get("scale") == scale
+
+
+def test_squeeze_spares_an_axis_pruned_to_one_unit() -> None:
+    graph = graph_of(lambda m, x: (x @ m.a).unsqueeze(1).squeeze() @ m.b, a=(6, 12), b=(12, 5))
+    small = pruned(graph, {12: (7,)})
+    assert small(torch.rand(2, 7, 6)).shape == (2, 7, 5)
+    assert arguments(small, aten.squeeze.dims) == [([1],)]
+
+
+def test_kept_numbers_of_an_arange_are_a_buffer() -> None:
+    graph = graph_of(lambda m, x: x @ m.a * torch.arange(12) @ m.b, a=(6, 12), b=(12, 5))
+    small = pruned(graph, {12: (2, 11)})
+    assert [buffer.tolist() for buffer in small.buffers()] == [[2, 11]]
+    assert small.state_dict().keys() == {"a", "b", "_kept_arange"}
+
+
+@pytest.mark.parametrize("read_back", [False, True])
+def test_symbolic_products_exchange_their_static_factor_once(read_back: bool) -> None:
+    """``batch * heads`` may be computed, or read off a value that is smaller already."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        y = (x @ m.a).unflatten(-1, (3, 4)).transpose(1, 2).reshape(batch * 3, length, 4)
+        rows = y.shape[0] if read_back else batch * 3
+        y = y.view(rows, length, 2, 2).sin().reshape(rows, length, 4)
+        return y.view(batch, 3, length, 4).transpose(1, 2).flatten(2) @ m.b
+
+    graph = graph_of(body, a=(6, 12), b=(12, 5))
+    pruned(graph, {3: (0, 2)})
+    pruned(graph, {3: (1,), 2: (1,)})
+
+
+def test_learned_positions_may_be_fewer_than_a_stand_in_length() -> None:
+    graph = graph_of(
+        lambda m, x: (x @ m.a + m.p[: x.shape[1]]) @ m.b, a=(6, 12), p=(30, 12), b=(12, 5)
+    )
+    assert pruned(graph, {12: (3, 4)}).p.shape == (30, 2)
+
+
+def test_regions_of_control_flow_stay() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = torch.cond(x.sum() > 0, lambda z: z.sin(), lambda z: z.cos(), (x,))
+        return mlp(m, y)
+
+    graph = graph_of(body, a=(6, 12), b=(12, 5))
+    small = pruned(graph, {12: (0, 1)})
+    assert small(torch.rand(2, 7, 6)).shape == (2, 7, 5)
+
+
+def test_unpruned_graph_is_shared_and_unpatched() -> None:
+    graph = graph_of(mlp, a=(6, 12), b=(12, 5))
+    small = fxprune.rewrite(graph.traced, Plan.of(graph, {}))
+    assert small.a is graph.traced.module.a
+    x = torch.rand(3, 4, 6)
+    assert torch.equal(small(x), graph.traced.module(x))

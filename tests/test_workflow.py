@@ -1,0 +1,83 @@
+"""What commands share: which text goes where, and what a graph of fixed sizes costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx, nn
+
+from fxprune import workflow
+from fxprune.errors import CalibrationError, ModelError
+from fxprune.hf.models import load_model
+from fxprune.hf.text import builtin, read
+from fxprune.recipe import Recipe
+from tests.hf import tiny
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    made = (tmp_path / "a.jsonl", tmp_path / "b.txt")
+    made[0].write_text("\n".join(json.dumps({"text": word * 9}) for word in "wxyz"))
+    made[1].write_text("measure on this")
+    return made
+
+
+def test_no_file_takes_the_prose_inside_python() -> None:
+    assert workflow.texts(None, None) == builtin()
+
+
+def test_one_file_is_halved(files: tuple[Path, Path]) -> None:
+    calibration, evaluation = workflow.texts(files[0], None)
+    assert calibration.records == ("w" * 9, "x" * 9)
+    assert evaluation.records == ("y" * 9, "z" * 9)
+
+
+def test_two_files_are_taken_whole(files: tuple[Path, Path]) -> None:
+    assert workflow.texts(*files) == (read(files[0]), read(files[1]))
+    assert workflow.texts(None, files[1]) == (builtin()[0], read(files[1]))
+
+
+def test_one_file_under_two_names(files: tuple[Path, Path]) -> None:
+    with pytest.raises(CalibrationError, match="cannot both calibrate and measure"):
+        workflow.texts(files[0], files[0].parent / "." / files[0].name)
+
+
+def test_language_model_without_tokenizer(tmp_path: Path) -> None:
+    tiny.folder(tmp_path / "m", with_tokenizer=False)
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        workflow.load(str(tmp_path / "m"))
+
+
+def test_static_graph_is_recognised() -> None:
+    class Double(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    dynamic = {"x": {0: torch.export.Dim.AUTO}}
+    for shapes, static in ((dynamic, False), (None, True)):
+        exported = torch.export.export(Double(), (torch.ones(3, 4),), dynamic_shapes=shapes)
+        graph = exported.module(check_guards=False)
+        assert isinstance(graph, fx.GraphModule)
+        assert workflow._static(graph) == static
+
+
+def test_static_graph_is_saved_but_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow, "_static", lambda graph: True)
+    outcome = workflow.run(
+        load_model(tiny.folder(tmp_path / "m")),
+        Recipe(criterion="magnitude"),
+        tmp_path / "out",
+        calibration=None,
+        evaluation=None,
+        reload=tiny.llama,
+        progress=False,
+    )
+    assert outcome.after.parameters < outcome.before.parameters
+    assert outcome.after.macs is None
+    assert outcome.after.latency is None
+    assert (tmp_path / "out" / "model.safetensors").is_file()
