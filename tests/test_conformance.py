@@ -15,6 +15,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import fx
+from torch.utils._pytree import tree_map_only
 
 import fxprune
 from fxprune.axes.dims import Dim, Layout, Product, resolve
@@ -195,3 +196,19 @@ def test_the_original_is_untouched(name: str, attention: str) -> None:
     for key, value in model.state_dict().items():
         assert value.data_ptr() == before[key][0].data_ptr()
         assert torch.equal(value, before[key][1])
+
+
+@pytest.mark.parametrize("name", _cases((entry.name,) for entry in ZOO))
+def test_meta_models_give_the_same_graph(name: str) -> None:
+    """Node for node and group for group: what is planned or rebuilt on meta fits the real model."""
+    attention = BY_NAME[name].backends[-1]
+    with torch.device("meta"):
+        model = BY_NAME[name].make(attention).eval()
+    inputs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), BY_NAME[name].example())
+    on_meta = fxprune.discover(fxprune.trace(model, *inputs))
+    real = discovered(name, attention)
+    assert signature(on_meta) == signature(real)
+    nodes, theirs = (g.traced.graph_module.graph.nodes for g in (on_meta, real))
+    assert [str(n.target) for n in nodes] == [str(n.target) for n in theirs]
+    assert all(tensor.is_meta for tensor in on_meta.traced.tensors.values())
+    assert all(p.is_meta for p in model.parameters())

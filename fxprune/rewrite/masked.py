@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 # Ops that average or sum units. Zeroed units would still be counted, so these run on kept ones.
 _REDUCTIONS = {
-    aten.layer_norm, aten.rms_norm, aten.native_layer_norm, aten.group_norm, aten.instance_norm,
+    aten.layer_norm, aten.rms_norm, aten.native_layer_norm, aten.instance_norm,
     aten.mean, aten.nanmean, aten.sum, aten.nansum, aten.var, aten.std, aten.var_mean,
     aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm,
 }  # fmt: skip
@@ -74,14 +74,16 @@ class Masked(fx.Interpreter):
         return type(layout)(tuple(map(self._actual, layout.parts)))
 
     def _run(self, n: fx.Node) -> Any:
-        if _averages(n) and any(
+        if not any(
             self._resize.changed(layout)
             for source in n.all_input_nodes
-            if source in self._resize.inferred.axes
-            for layout in self._resize.axes(source)
+            if isinstance(axes := self._resize.inferred.axes.get(source), tuple)
+            for layout in axes
         ):
-            return self._reduce(n)
-        return super().run_node(n)
+            return super().run_node(n)
+        if n.target is aten.group_norm.default:
+            return self._group_norm(n)
+        return self._reduce(n) if _averages(n) else super().run_node(n)
 
     def _zeroed(self, tensor: torch.Tensor, layouts: tuple[Layout, ...]) -> torch.Tensor:
         for axis, layout in enumerate(map(self._actual, layouts)):
@@ -91,6 +93,25 @@ class Masked(fx.Interpreter):
                 shape = [-1 if a == axis else 1 for a in range(tensor.dim())]
                 tensor = torch.where(keep.view(shape), tensor, 0)
         return tensor
+
+    def _group_norm(self, n: fx.Node) -> torch.Tensor:
+        """By hand and at full size: which channels make a group is then not taken from the plan."""
+        given: Any = self.fetch_args_kwargs_from_env(n)[0][:5]
+        given = (*given, *(None, None, 1e-5)[len(given) - 2 :])
+        x, groups, weight, bias, eps = given
+        source: Any = n.args[0]
+        keep = self._zeroed(torch.ones_like(x), self._resize.axes(source))
+        blocks, kept = (each.reshape(x.shape[0], groups, -1) for each in (x, keep))
+        count = kept.sum(-1, keepdim=True).clamp(min=1)
+        centred = (blocks - (blocks * kept).sum(-1, keepdim=True) / count) * kept
+        variance = centred.square().sum(-1, keepdim=True) / count
+        result: torch.Tensor = (centred * torch.rsqrt(variance + eps)).reshape(x.shape)
+        channels = (-1, *[1] * (x.dim() - 2))
+        if weight is not None:
+            result = result * weight.view(channels)
+        if bias is not None:
+            result = result + bias.view(channels)
+        return result * keep
 
     def _reduce(self, n: fx.Node) -> Any:
         """Gather the kept units, run the op on them, scatter the result among zeros."""

@@ -17,7 +17,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneWarning, TraceError
 from fxprune.trace import inputs
+from fxprune.trace.attributes import set_attribute
 from fxprune.trace.clean import clean
+from fxprune.trace.meta import as_on_cpu
 from fxprune.trace.sizes import Sizes, is_symbolic
 from fxprune.trace.traced import Traced
 
@@ -55,17 +57,19 @@ def trace(
         else:
             given = dict(inputs.from_config(model))
     inputs.check(model, args, given)
-    with _quiet_evaluation(model):
-        # A symbolic size must be at least 2 in the example; rows are repeated where it is 1.
-        wide_args, wide_kwargs = _widen(args), _widen(given)
-        program, lost = _export(model, wide_args, wide_kwargs)
-        lost = lost or _static_axes(program, wide_args, wide_kwargs)
-        graph_module = _unlifted(model, program)
+    # A symbolic size must be at least 2 in the example; rows are repeated where it is 1.
+    wide = _widen(args), _widen(given)
+    sizes = Sizes()
+    with _quiet_evaluation(model), as_on_cpu(model, wide) as (examples, originals):
+        program, lost = _export(model, *examples)
+        lost = lost or _static_axes(program, *examples)
+        graph_module, tensors, aliases = clean(_unlifted(model, program), model, sizes)
+    for name, tensor in tensors.items():
+        if id(tensor) in originals:
+            tensors[name] = originals[id(tensor)]
+            set_attribute(graph_module, name, tensors[name])
     if lost:
         warnings.warn(f"{type(model).__name__}: {lost}", FxpruneWarning, stacklevel=2)
-    assert isinstance(graph_module, fx.GraphModule)
-    sizes = Sizes()
-    graph_module, tensors, aliases = clean(graph_module, model, sizes)
     return Traced(graph_module, model, args, given, tensors, aliases, sizes)
 
 
@@ -90,10 +94,12 @@ def _export(
         )
 
 
-def _unlifted(model: nn.Module, program: ExportedProgram) -> nn.Module:
+def _unlifted(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
     """The program as a module that reads its tensors by name."""
     try:
-        return program.module(check_guards=False)
+        module = program.module(check_guards=False)
+        assert isinstance(module, fx.GraphModule)
+        return module
     except SyntaxError as error:  # torch generates code from module names
         raise TraceError(
             f"{type(model).__name__} has a module name that torch cannot write into code "

@@ -58,6 +58,7 @@ class Case:
         least: units that every group keeps at least.
         batches: the model takes other batch sizes than the example's.
         alone: it fixes a size, so others cannot be branches of the same model.
+        normalised: prunable units are averaged somewhere; as a rule where it is not exact.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Case:
     least: int = 1
     batches: bool = True
     alone: bool = False
+    normalised: bool | None = None
 
     def build(self) -> Single:
         return Single(self.body, self.parts())

@@ -45,6 +45,15 @@ def test_axes_are_what_the_op_says(cases: tuple[Case, ...]) -> None:
 
 
 @every_bundle
+def test_groups_that_are_averaged_say_so(cases: tuple[Case, ...]) -> None:
+    groups = discovered(cases).groups
+    for case in cases:
+        mine = [g for g in groups if f"branches.{case.name}." in g.sites[0].tensor]
+        expected = not case.exact if case.normalised is None else case.normalised
+        assert any(group.normalised for group in mine) is expected, case.name
+
+
+@every_bundle
 def test_frozen_groups_name_the_place(cases: tuple[Case, ...]) -> None:
     for group in discovered(cases).frozen:
         assert group.reason

@@ -240,7 +240,7 @@ CASES = [
         axes={"before[0]": "6", "before[1]": "8", "after[0]": "8", "after[1]": "6"},
         extra=lambda: {"before": parameter(6, 8), "after": parameter(8, 6)},
     ),
-    attention("linear-attention", linear, exact=False),
+    attention("linear-attention", linear, exact=False, normalised=False),
     attention("merged-bmm", merged),
     attention("merged-mask", merged_padded),
     attention("head-gate", gated, axes={"gate[0]": "6"}, extra=lambda: {"gate": parameter(6)}),

@@ -138,6 +138,6 @@ CASES = [
         lambda m, x: x * m.s.sum(),
         extra=lambda: {"s": parameter(9)},
         axes={"s[0]": "9"},
-        exact=True,
+        normalised=True,
     ),
 ]

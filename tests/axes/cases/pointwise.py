@@ -88,9 +88,16 @@ CASES = [
     _scaled("broadcast-vector", lambda m, x: x * m.scale, (12,), 0),
     _scaled("broadcast-matrix", lambda m, x: x * m.scale + 1, (7, 12), 1, alone=True),
     _scaled("broadcast-ones", lambda m, x: x * m.scale, (1, 1, 12), 2),
-    _scaled("broadcast-up", lambda m, x: (x.unsqueeze(1) * m.scale).sum(1), (4, 1, 12), 2),
+    _scaled(
+        "broadcast-up",
+        lambda m, x: (x.unsqueeze(1) * m.scale).sum(1),
+        (4, 1, 12),
+        2,
+        normalised=True,
+    ),
     _scaled("layer-scale-in-place", lambda m, x: x.mul_(m.scale), (12,), 0),
     _scaled("expand-as", lambda m, x: x * m.scale.expand_as(x), (12,), 0),
+    _scaled("expand-as-alone", lambda m, x: m.scale.expand_as(x), (12,), 0),
     _scaled("broadcast-to", lambda m, x: x * torch.broadcast_to(m.scale, x.shape), (12,), 0),
     _scaled(
         "broadcast-tensors", lambda m, x: torch.mul(*torch.broadcast_tensors(x, m.scale)), (12,), 0

@@ -140,6 +140,7 @@ CASES = [
         lambda x: torch.linalg.norm(x.sigmoid(), ord=1, dim=(-2, -1), keepdim=True),
         "12!",
         why={"up.weight[0]": "aten.linalg_norm"},
+        normalised=False,
         batches=False,
     ),
     over("normalize", lambda x: F.normalize(x.sigmoid(), dim=-1)),

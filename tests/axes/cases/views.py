@@ -89,6 +89,13 @@ CASES = [
     mid("merged-sequence-first", _merged_sequence, "(3 x 4)"),
     mid("merged-batch-read-back", _merged_symbol, "(3 x 2 x 2)"),
     mid(
+        "view-as-alone",
+        lambda m, x: x * m.s.view_as(m.t).flatten(),
+        "(3 x 4)",
+        extra=lambda: {"s": parameter(12), "t": parameter(3, 4)},
+        axes={"s[0]": "(3 x 4)", "t[0]": "3", "t[1]": "4"},
+    ),
+    mid(
         "tile",
         lambda m, x: x.tile(2) * m.s,
         "12",
