@@ -47,6 +47,19 @@ def test_without_rules_only_the_triggers_own_weights_are_reached() -> None:
     }
 
 
+def test_r1_goes_down_the_stream_and_r2_up() -> None:
+    graph = llama()
+    product = mlp_input(graph)
+    (activation,) = (n for n in graph.network.predecessors(product) if n[0].startswith("silu"))
+    (gate,) = graph.network.predecessors(activation)
+    # The gate alone feeds the activation, but the product is fed by the up projection too.
+    down = graph.trigger(gate, ("R1",))
+    assert activation in down
+    assert product not in down
+    assert graph.trigger(gate, ("R2",)).isdisjoint({activation, product})
+    assert {activation, gate} < graph.trigger(product, ("R2",))
+
+
 def test_the_residual_stream_needs_r3() -> None:
     graph = llama()
     (channels,) = (g for g in graph.groups if g.kind == "channel")
