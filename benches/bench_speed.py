@@ -27,7 +27,7 @@ SMOLLM2 = {
     "vocab_size": 49152,
     "tie_word_embeddings": True,
 }
-KEPT_UNITS, KEPT_HEADS, ROUNDS = 1142, 2, 25
+KEPT_UNITS, KEPT_HEADS, ROUNDS = 1142, 2, 15
 
 
 def _model(attention: str, **options: Any) -> LlamaForCausalLM:

@@ -134,6 +134,12 @@ CASES = [
     ),
     mid("number-of-units", lambda m, x: x * (x.shape[-1] ** -0.5)),
     mid(
+        "gather-by-parameter",
+        lambda m, x: x.gather(1, (m.s > 0.4).long().view(1, 1, 12).expand(x.shape[0], 1, 12)),
+        extra=lambda: {"s": parameter(12)},
+        axes={"s[0]": "12"},
+    ),
+    mid(
         "parameter-sum",
         lambda m, x: x * m.s.sum(),
         extra=lambda: {"s": parameter(9)},

@@ -144,6 +144,7 @@ CASES = [
         batches=False,
     ),
     over("normalize", lambda x: F.normalize(x.sigmoid(), dim=-1)),
+    frozen("pool-over-features", lambda x: F.avg_pool1d(x, 2), "pooling window", down=6),
     mid("pooled-sequence", lambda m, x: x.mean(1)),
     mid(
         "squeeze-and-excite",

@@ -126,6 +126,12 @@ CASES = [
         axes={"s[0]": "(4 + 8)"},
     ),
     mid(
+        "stack-parameter",
+        lambda m, x: torch.stack((x[:, 0], m.s.expand(x.shape[0], -1)), 1).sum(1),
+        extra=lambda: {"s": parameter(12)},
+        axes={"s[0]": "12"},
+    ),
+    mid(
         "class-token",
         lambda m, x: torch.cat((m.s.expand(x.shape[0], -1, -1), x), 1),
         extra=lambda: {"s": parameter(1, 1, 12)},
