@@ -12,6 +12,7 @@ from fxprune.errors import CalibrationError
 from fxprune.importance.calibrate import Batch
 from fxprune.importance.loss import LossFunction, batch_loss, batch_weights
 from fxprune.progress import track
+from fxprune.trace.modes import evaluation
 
 Consumer = Callable[[str, Tensor, Tensor], None]
 
@@ -86,18 +87,14 @@ def _backward(loss: Tensor) -> None:
 def _prepared(model: nn.Module, wanted: Iterable[nn.Parameter]) -> Iterator[None]:
     """Evaluation mode, gradients for the wanted parameters alone; all restored at the end."""
     wanted = set(wanted)
-    modes = [(module, module.training) for module in model.modules()]
     states = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
-        model.eval()
         for parameter, _, _ in states:
             parameter.requires_grad_(parameter in wanted)
             parameter.grad = None
-        with torch.inference_mode(False), torch.enable_grad():
+        with evaluation(model), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
         for parameter, requires_grad, gradient in states:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient

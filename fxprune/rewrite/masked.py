@@ -8,11 +8,11 @@ import torch
 from torch import fx, nn
 
 from fxprune.axes import dims
-from fxprune.axes.arguments import argument
 from fxprune.axes.dims import Dim, Layout
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.rewrite.patches import find_patch
 from fxprune.rewrite.resize import Resizer
+from fxprune.trace.arguments import argument
 from fxprune.trace.traced import Traced
 
 aten = torch.ops.aten

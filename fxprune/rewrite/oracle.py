@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from fxprune.groups.dependency import discover
 from fxprune.plan import Plan
 from fxprune.rewrite.masked import Masked
 from fxprune.rewrite.resize import Resizer
+from fxprune.trace.modes import evaluation
 from fxprune.trace.traced import Traced
 
 # Largest difference allowed, relative to the largest output.
@@ -110,7 +110,7 @@ def compare(
 ) -> VerifyReport:
     """Run the smaller model and compare it with a reference; see :func:`verify`."""
     args, kwargs = _inputs(traced, example)
-    with torch.no_grad(), _evaluation(small):
+    with torch.no_grad(), evaluation(small):
         actual = pytree.tree_leaves(small(*args, **kwargs))
     worst, scale, tolerance = 0.0, 0.0, 0.0
     for place, (mine, theirs) in enumerate(zip(actual, expected.outputs, strict=True)):
@@ -163,14 +163,3 @@ def _flatten(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, An
         raise OracleError(f"the example must have the inputs the model was traced with: {names}")
     first = tuple(named[name] for name in info.orig_args[: positional.num_children])
     return pytree.tree_leaves((first, {name: named[name] for name in by_name.context}))
-
-
-@contextlib.contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, mode in modes:
-            each.training = mode

@@ -16,7 +16,7 @@ from torch import fx
 from fxprune.axes.dims import Layout
 from fxprune.errors import RewriteError, RuleError
 from fxprune.rewrite.resize import Resizer
-from fxprune.trace.bounds import END, slice_bounds
+from fxprune.trace.arguments import END, argument, axis_of
 
 aten = torch.ops.aten
 _ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv}
@@ -140,7 +140,7 @@ def repeat(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
 def repeat_interleave(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """Copies of each unit of one axis."""
     source: Any = old.args[0]
-    given: Any = new.args[2] if len(new.args) > 2 else new.kwargs.get("dim")
+    given = argument(new, "dim")
     inner = resize.axes(source)
     if isinstance(new.args[1], int):
         place = 0 if given is None else given % len(inner)
@@ -156,7 +156,8 @@ def repeat_interleave(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
 def slice_(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """A boundary moves to the number of kept units before it."""
     source: Any = old.args[0]
-    axis, start, end, step = slice_bounds(new)
+    axis = int(argument(new, "dim"))
+    start, end, step = (argument(new, name) for name in ("start", "end", "step"))
     layout = resize.axes(source)[axis]
     if not resize.changed(layout):
         return
@@ -187,8 +188,7 @@ def narrow(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
 def split(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """Pieces may have lost different numbers of units, so their sizes are listed."""
     source: Any = old.args[0]
-    given: Any = old.args[2] if len(old.args) > 2 else old.kwargs.get("dim", 0)
-    place = given % len(resize.axes(source))
+    place = axis_of(old, len(resize.axes(source)))
     if not resize.changed(resize.axes(source)[place]):
         return
     pieces = resize.inferred.axes[old]
@@ -237,7 +237,7 @@ def attention(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """The implicit scale 1/sqrt(d) of the original head size becomes explicit."""
     query: Any = old.args[0]
     layout = resize.axes(query)[-1]
-    if resize.changed(layout) and new.kwargs.get("scale") is None and len(new.args) < 7:
+    if resize.changed(layout) and argument(new, "scale") is None:
         new.update_kwarg("scale", float(layout.size) ** -0.5)
 
 

@@ -13,6 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from fxprune.trace.arguments import argument
+
 TORCH_LEAVES = (
     nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm,
     _BatchNorm, _ConvNd, _DropoutNd,
@@ -52,14 +54,16 @@ def _mend_sizes(module: nn.Module, result: Any, nodes: list[fx.Node]) -> bool:
     elif isinstance(module, nn.Embedding):
         result.num_embeddings, result.embedding_dim = result.weight.shape
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        result.normalized_shape = tuple(_argument(nodes, 1, module.normalized_shape))
+        result.normalized_shape = tuple(
+            _argument(nodes, "normalized_shape", module.normalized_shape)
+        )
     elif isinstance(module, _BatchNorm) and result.running_mean is not None:
         result.num_features = len(result.running_mean)
     elif isinstance(module, nn.GroupNorm):
-        result.num_groups = _argument(nodes, 1, module.num_groups)
+        result.num_groups = _argument(nodes, "num_groups", module.num_groups)
         result.num_channels = len(result.weight) if result.affine else module.num_channels
     elif isinstance(module, _ConvNd) and not module.transposed:
-        result.groups = _argument(nodes, 6, module.groups)
+        result.groups = _argument(nodes, "groups", module.groups)
         result.out_channels = result.weight.shape[0]
         result.in_channels = result.weight.shape[1] * result.groups
     elif {"nx", "nf"} <= vars(module).keys():  # transformers' Conv1D: a transposed Linear
@@ -88,12 +92,10 @@ def _mend_unknown(module: nn.Module, result: Any) -> bool:
     return True
 
 
-def _argument(nodes: list[fx.Node], place: int, default: Any) -> Any:
+def _argument(nodes: list[fx.Node], name: str, default: Any) -> Any:
     """An argument of the one op behind a torch module."""
-    for node in nodes:
-        if len(node.args) > place:
-            return node.args[place]
-    return nodes[0].kwargs.get("groups", default) if nodes else default
+    found = (argument(node, name) for node in nodes)
+    return next((value for value in found if value is not None), default)
 
 
 def equivalent(

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.trace.arguments import END, argument
 from fxprune.trace.attributes import get_attribute, set_attribute
-from fxprune.trace.bounds import END, slice_bounds
-from fxprune.trace.sizes import Sizes
 from fxprune.trace.source import module_path
 
 aten = torch.ops.aten
@@ -38,7 +37,7 @@ _CASTS = {
 
 
 def clean(
-    graph_module: fx.GraphModule, model: nn.Module, sizes: Sizes
+    graph_module: fx.GraphModule, model: nn.Module
 ) -> tuple[fx.GraphModule, dict[str, torch.Tensor], dict[str, str]]:
     """Normalise an exported graph.
 
@@ -52,7 +51,7 @@ def clean(
             graph.erase_node(node)
     for node in list(graph.nodes):
         if node.op == "call_function":
-            _drop_no_op(node, sizes)
+            _drop_no_op(node)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is aten.index.Tensor:
             _index_to_slice(graph_module, node)
@@ -133,14 +132,14 @@ def _detached(graph: fx.Graph, value: Any) -> Any:
     return detached
 
 
-def _drop_no_op(node: fx.Node, sizes: Sizes) -> None:
+def _drop_no_op(node: fx.Node) -> None:
     given: Any = node.args
     source = given[0] if given else None
     if not isinstance(source, fx.Node):
         return
     if node.target is aten.slice.Tensor:
-        axis, start, end, step = slice_bounds(node)
-        size = source.meta["val"].shape[axis]
+        start, end, step = (argument(node, name) for name in ("start", "end", "step"))
+        size = source.meta["val"].shape[argument(node, "dim")]
         whole = end is None or end == END or (isinstance(size, int) and _at_least(end, size))
         if step == 1 and start in (0, None) and whole:
             node.replace_all_uses_with(source)

@@ -20,6 +20,7 @@ from fxprune.trace import inputs
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.clean import clean
 from fxprune.trace.meta import as_on_cpu
+from fxprune.trace.modes import evaluation
 from fxprune.trace.sizes import Sizes, is_symbolic
 from fxprune.trace.traced import Traced
 
@@ -63,7 +64,7 @@ def trace(
     with _quiet_evaluation(model), as_on_cpu(model, wide) as (examples, originals):
         program, lost = _export(model, *examples)
         lost = lost or _static_axes(program, *examples)
-        graph_module, tensors, aliases = clean(_unlifted(model, program), model, sizes)
+        graph_module, tensors, aliases = clean(_unlifted(model, program), model)
     for name, tensor in tensors.items():
         if id(tensor) in originals:
             tensors[name] = originals[id(tensor)]
@@ -181,19 +182,14 @@ def _transformers_patches(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet_evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without key/value caches and without torch's own export warnings."""
-    training = [(m, m.training) for m in model.modules()]
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     caches = [(c, c.use_cache) for c in configs.values() if getattr(c, "use_cache", False)]
     try:
-        for module, _ in training:
-            module.training = False
         for config, _ in caches:
             config.use_cache = False
-        with warnings.catch_warnings():
+        with evaluation(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for module, flag in training:
-            module.training = flag
         for config, flag in caches:
             config.use_cache = flag

@@ -8,11 +8,11 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.arguments import argument
 from fxprune.axes.context import Context
 from fxprune.axes.dims import Dim, Layout, Product
 from fxprune.axes.registry import Axes, register_rule
 from fxprune.axes.rules.contraction import contract
+from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.axes.arguments import argument
 from fxprune.axes.context import Context
 from fxprune.axes.dims import Dim, Product
 from fxprune.axes.registry import Axes, register_rule
+from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
 

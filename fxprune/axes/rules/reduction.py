@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.arguments import argument, axes_of, axis_of
 from fxprune.axes.context import Context
 from fxprune.axes.registry import Axes, register_rule
+from fxprune.trace.arguments import argument, axes_of, axis_of
 
 aten = torch.ops.aten
 

@@ -12,6 +12,7 @@ from fxprune.axes import dims
 from fxprune.axes.context import Context
 from fxprune.axes.dims import Dim, Layout, Product
 from fxprune.axes.registry import Axes, register_rule
+from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
 
@@ -182,7 +183,7 @@ def repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
     """One axis becomes (axis x copies); all axes are flattened first if none is named."""
     source: Any = node.args[0]
     axes = ctx.of(source)
-    given: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    given = argument(node, "dim")
     if given is None:
         axes, given = (Product(axes),), 0
     place = given % len(axes)

@@ -8,10 +8,10 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.arguments import argument, axis_of
 from fxprune.axes.context import Context
 from fxprune.axes.dims import Dim, Layout, Sum
 from fxprune.axes.registry import Axes, register_rule
+from fxprune.trace.arguments import argument, axis_of
 
 aten = torch.ops.aten
 
@@ -100,8 +100,7 @@ def cat(ctx: Context, node: fx.Node) -> Axes:
     operands: Any = node.args[0]
     rank = len(ctx.shape(node))
     operands = [x for x in operands if len(ctx.of(x)) == rank]
-    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    place = given % rank
+    place = axis_of(node, rank)
     first = ctx.of(operands[0])
     for operand in operands[1:]:
         for axis, (mine, theirs) in enumerate(zip(first, ctx.of(operand), strict=True)):
@@ -124,8 +123,7 @@ def stack(ctx: Context, node: fx.Node) -> Axes:
     for operand in operands[1:]:
         for mine, theirs in zip(first, ctx.of(operand), strict=True):
             ctx.unify(mine, theirs, node)
-    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    place = given % (len(first) + 1)
+    place = axis_of(node, len(first) + 1)
     return (
         *first[:place],
         Dim(len(operands), reason=ctx.why("stacked tensors", node)),
@@ -148,7 +146,6 @@ def unbind(ctx: Context, node: fx.Node) -> list[Axes]:
     """Every place of an axis on its own: the axis is frozen and gone."""
     source: Any = node.args[0]
     axes = ctx.of(source)
-    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    place = given % len(axes)
+    place = axis_of(node, len(axes))
     ctx.freeze(axes[place], "every place of this axis is selected", node)
     return [axes[:place] + axes[place + 1 :]] * len(node.meta["val"])

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import fx
 
+# What torch writes for "to the end".
+END = 2**63 - 1
+
 
 def argument(node: fx.Node, name: str) -> Any:
     """The named argument: positional, by keyword or the schema's default.
