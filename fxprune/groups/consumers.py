@@ -1,0 +1,120 @@
+"""Consumers: the matrix products that read a group's units as their input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from fxprune.axes import dims
+from fxprune.axes.dims import find
+from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.group import Group, Site
+from fxprune.trace.arguments import argument
+
+aten = torch.ops.aten
+
+# Packet -> names of the activation and the weight, the weight's input and output axis and the
+# activation's axis that meets the former.
+_PRODUCTS = {
+    aten.linear: ("input", "weight", 1, 0, -1),
+    aten.addmm: ("mat1", "mat2", 0, 1, -1),
+    aten.mm: ("self", "mat2", 0, 1, -1),
+    aten.matmul: ("self", "other", 0, 1, -1),
+    aten.conv1d: ("input", "weight", 1, 0, 1),
+    aten.conv2d: ("input", "weight", 1, 0, 1),
+    aten.conv3d: ("input", "weight", 1, 0, 1),
+    aten.convolution: ("input", "weight", 1, 0, 1),
+}
+
+_TRANSPOSES = {aten.t, aten.numpy_T, aten.transpose, aten.permute}
+
+
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """One use of a weight whose input axis holds units of a group: ``y = x W``.
+
+    Attributes:
+        site: the weight, its input axis and that axis' layout.
+        output_axis: the weight's output axis.
+        node: the op.
+        source: the op's activation ``x``.
+        source_axis: the axis of ``x`` that ``site.layout`` lies on: -1 or, of a convolution, 1.
+        bias: canonical FQN of the bias that the op adds, if it is a tensor of the model.
+    """
+
+    site: Site
+    output_axis: int
+    node: fx.Node
+    source: fx.Node
+    source_axis: int
+    bias: str | None
+
+    @property
+    def module(self) -> str:
+        """FQN of the module that owns the weight."""
+        return self.site.tensor.rpartition(".")[0]
+
+
+def consumers(graph: DependencyGraph, group: Group) -> tuple[Consumer, ...]:
+    """Every use of the group's units as the input of a product with a weight, in graph order.
+
+    Only weights that the op reads as they are, or transposed, count: not one that is scaled first.
+    """
+    known = graph.traced.cache.get("consumers")
+    if known is None:
+        known = graph.traced.cache["consumers"] = _by_group(graph)
+    return known.get(group.name, ())
+
+
+def _by_group(graph: DependencyGraph) -> dict[str, tuple[Consumer, ...]]:
+    groups = {find(group.dim): group for group in (*graph.groups, *graph.frozen)}
+    found: dict[str, list[Consumer]] = {}
+    for node in graph.traced.graph_module.graph.nodes:
+        for consumer in _of_node(graph, node):
+            held = dict.fromkeys(dims.atoms(consumer.site.layout))
+            for group in (groups[dim] for dim in held if dim in groups):
+                found.setdefault(group.name, []).append(consumer)
+    return {name: tuple(each) for name, each in found.items()}
+
+
+def _of_node(graph: DependencyGraph, node: fx.Node) -> Iterator[Consumer]:
+    packet = getattr(node.target, "overloadpacket", None)
+    if node.op != "call_function" or packet not in _PRODUCTS:
+        return
+    first, second, inner, outer, source_axis = _PRODUCTS[packet]
+    source, weight = argument(node, first), argument(node, second)
+    if _transposes(weight):
+        weight, inner, outer = weight.args[0], outer, inner
+    if not _is_tensor(graph, weight) or not isinstance(source, fx.Node):
+        return
+    tensor = graph.traced.tensors[str(weight.target)]
+    if tensor.dim() < 2 or (source_axis == 1 and argument(node, "groups") != 1):
+        return  # a convolution in groups reads each unit apart
+    if not isinstance(tensor, torch.nn.Parameter):
+        return
+    bias = argument(node, "self" if packet is aten.addmm else "bias")
+    layouts = graph.layouts[str(weight.target)]
+    yield Consumer(
+        site=Site(str(weight.target), inner, layouts[inner], True),
+        output_axis=outer,
+        node=node,
+        source=source,
+        source_axis=source_axis,
+        bias=str(bias.target) if _is_tensor(graph, bias) else None,
+    )
+
+
+def _transposes(node: object) -> bool:
+    if not isinstance(node, fx.Node) or not isinstance(value := node.meta.get("val"), torch.Tensor):
+        return False
+    packet = getattr(node.target, "overloadpacket", None)
+    return value.dim() == 2 and packet in _TRANSPOSES
+
+
+def _is_tensor(graph: DependencyGraph, node: object) -> bool:
+    return (
+        isinstance(node, fx.Node) and node.op == "get_attr" and node.target in graph.traced.tensors
+    )
