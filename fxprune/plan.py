@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import prod
@@ -43,6 +43,12 @@ class Plan:
         parameters_after: parameters of the whole model after pruning.
         shapes: the shapes behind ``fingerprint``, by canonical parameter name. May be empty; it
             only makes the message better when the plan meets another model.
+        biases: canonical names of the biases that the plan adds to Linears that had none, sorted.
+            They are counted in ``parameters_after``.
+        limits: group name to what kept it from losing more or less than the others, in short:
+            ``keep_first=4``, ``min_kept=1``, ``override 0.25``. Nothing special: not listed.
+        bound: the limit of the budget that kept further units from staying (``params``,
+            ``kv_cache``), several joined by ", "; None if none did.
         version: version of the file format.
     """
 
@@ -54,6 +60,9 @@ class Plan:
     parameters_before: int = 0
     parameters_after: int = 0
     shapes: Shapes = field(default_factory=dict, repr=False)
+    biases: tuple[str, ...] = ()
+    limits: dict[str, str] = field(default_factory=dict, repr=False)
+    bound: str | None = None
     version: int = VERSION
 
     @classmethod
@@ -64,6 +73,9 @@ class Plan:
         *,
         pruning_ratio: float | None = None,
         criterion: str | None = None,
+        biases: Iterable[str] = (),
+        limits: Mapping[str, str] | None = None,
+        bound: str | None = None,
     ) -> Plan:
         """The plan that keeps these units of this graph's groups, counted and checked.
 
@@ -73,6 +85,9 @@ class Plan:
                 left out of the plan.
             pruning_ratio: the fraction of parameters that was asked for.
             criterion: what the units were scored with.
+            biases: names of the biases to add, see :attr:`biases`.
+            limits: see :attr:`limits`.
+            bound: see :attr:`bound`.
 
         Raises:
             PlanError: for what :meth:`check` refuses.
@@ -91,12 +106,15 @@ class Plan:
             pruning_ratio=pruning_ratio,
             criterion=criterion,
             shapes=shapes,
+            biases=tuple(sorted(biases)),
+            limits=dict(limits or {}),
+            bound=bound,
         )
         plan.check(graph)
         return replace(
             plan,
             parameters_before=count_parameters(graph),
-            parameters_after=count_parameters(graph, plan.kept_counts(graph)),
+            parameters_after=count_parameters(graph, plan.kept_counts(graph), plan.biases),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -132,11 +150,13 @@ class Plan:
         """Check the plan by itself, without a model.
 
         Raises:
-            PlanError: if a group keeps no unit, units are out of range, repeated or unsorted, or
-                the shapes are not those of the fingerprint.
+            PlanError: if a group keeps no unit, units are out of range, repeated or unsorted, a
+                bias is added twice, or the shapes are not those of the fingerprint.
         """
         if self.shapes and _digest(self.shapes) != self.fingerprint:
             raise PlanError("its shapes do not match its fingerprint")
+        if len(set(self.biases)) < len(self.biases):
+            raise PlanError("it adds a bias twice")
         for name, units in self.kept.items():
             size = self.sizes.get(name)
             if size is None:
@@ -165,7 +185,8 @@ class Plan:
         Raises:
             PlanError: if the plan is for another model (names the first tensor that differs, where
                 the plan has the shapes), names an unknown or frozen group, disagrees about a size,
-                keeps 0 units of a group, or has units out of range, repeated or unsorted.
+                keeps 0 units of a group, has units out of range, repeated or unsorted, or adds a
+                bias that the model has already or that belongs to no weight of a Linear.
         """
         shapes = parameter_shapes(graph)
         if _digest(shapes) != self.fingerprint:
@@ -183,6 +204,12 @@ class Plan:
                 raise PlanError(
                     f"group {name!r} has {group.size} units and the plan is for {self.sizes[name]}"
                 )
+        for name in self.biases:
+            if name in shapes:
+                raise PlanError(f"the plan adds the bias {name!r}, which the model has already")
+            weight = weight_of(name)
+            if len(shapes.get(weight, ())) != 2 or weight not in graph.layouts:
+                raise PlanError(f"the plan adds the bias {name!r}: no Linear has it")
         self.validate()
 
     def kept_units(self, graph: DependencyGraph) -> dict[Dim, Units]:
@@ -213,7 +240,11 @@ def fingerprint(graph: DependencyGraph) -> str:
     return _digest(parameter_shapes(graph))
 
 
-def count_parameters(graph: DependencyGraph, counts: Mapping[Dim, int] | None = None) -> int:
+def count_parameters(
+    graph: DependencyGraph,
+    counts: Mapping[Dim, int] | None = None,
+    biases: Iterable[str] = (),
+) -> int:
     """Exact number of parameters of the whole model.
 
     A tied tensor counts once, buffers do not count, and parameters that the graph does not use
@@ -222,6 +253,7 @@ def count_parameters(graph: DependencyGraph, counts: Mapping[Dim, int] | None = 
     Args:
         graph: the groups of the model; its tensors may be on ``meta``.
         counts: units that stay, by dim; a dim that is absent keeps all.
+        biases: names of biases that are added, see :attr:`Plan.biases`.
     """
     total = 0
     for name, shape in parameter_shapes(graph).items():
@@ -229,7 +261,13 @@ def count_parameters(graph: DependencyGraph, counts: Mapping[Dim, int] | None = 
         if counts and layouts is not None:
             shape = tuple(kept_size(layout, counts) for layout in layouts)
         total += prod(shape)
-    return total
+    return total + sum(kept_size(graph.layouts[weight_of(b)][0], counts or {}) for b in biases)
+
+
+def weight_of(bias: str) -> str:
+    """The name of the weight beside a bias; "" if the name is not that of a bias."""
+    owner, dot, last = bias.rpartition(".")
+    return f"{owner}{dot}weight" if last == "bias" else ""
 
 
 def _by_name(graph: DependencyGraph) -> dict[str, Group]:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 FORMAT = "fxprune-plan"
 VERSION = 1
+# Younger than the format: a file without them is read as if they were empty.
+_OPTIONAL = ("biases", "limits", "bound")
 _RANGES = re.compile(r"(\d{1,12}(-\d{1,12})?(,\d{1,12}(-\d{1,12})?)*)?")
 
 
 def encode(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON values."""
-    return {
+    """The plan as JSON values. What is optional and empty is left out."""
+    data = {
         "format": FORMAT,
         "version": plan.version,
         "fingerprint": plan.fingerprint,
@@ -32,8 +34,12 @@ def encode(plan: Plan) -> dict[str, Any]:
             name: {"size": plan.sizes[name], "removed": _ranges(plan.sizes[name], units)}
             for name, units in plan.kept.items()
         },
+        "biases": list(plan.biases),
+        "limits": dict(plan.limits),
+        "bound": plan.bound,
         "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
     }
+    return {name: value for name, value in data.items() if value or name not in _OPTIONAL}
 
 
 def decode(text: str) -> dict[str, Any]:
@@ -60,6 +66,9 @@ def decode(text: str) -> dict[str, Any]:
         # A size beyond the parameters is damage; refused before it becomes a huge tuple.
         sizes[name] = _count(entry, "size", where, most=before)
         kept[name] = _kept(sizes[name], _field(entry, "removed", str, where), where)
+    optional = _optional(data)
+    # Only biases may outweigh what goes.
+    most = None if optional["biases"] else before
     return {
         "kept": kept,
         "sizes": sizes,
@@ -67,7 +76,8 @@ def decode(text: str) -> dict[str, Any]:
         "pruning_ratio": _ratio(data),
         "criterion": _field(data, "criterion", (str, type(None))),
         "parameters_before": before,
-        "parameters_after": _count(data, "parameters_after", most=before),
+        "parameters_after": _count(data, "parameters_after", most=most),
+        **optional,
         "shapes": {name: _shape(name, s) for name, s in _field(data, "shapes", dict).items()},
         "version": VERSION,
     }
@@ -89,6 +99,16 @@ def _count(
     if value < 0 or (most is not None and value > most):
         raise PlanError(f"{where}: the field {name!r} is out of range ({value})")
     return value
+
+
+def _optional(data: dict[str, Any]) -> dict[str, Any]:
+    biases = _field(data, "biases", list) if "biases" in data else []
+    limits = _field(data, "limits", dict) if "limits" in data else {}
+    for name, value in (("biases", biases), ("limits", list(limits.values()))):
+        if not all(isinstance(item, str) for item in value):
+            raise PlanError(f"the field {name!r} must hold text only")
+    bound = _field(data, "bound", str) if "bound" in data else None
+    return {"biases": tuple(biases), "limits": limits, "bound": bound}
 
 
 def _ratio(data: dict[str, Any]) -> float | None:

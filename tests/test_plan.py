@@ -98,6 +98,53 @@ def test_any_kept_units_survive_the_file(case: tuple[int, set[int]]) -> None:
     assert Plan(**decode(json.dumps(encode(plan)))) == plan
 
 
+BIASES = ("layers.0.down.bias", "layers.1.o.bias")
+
+
+def test_biases_and_limits_survive_the_file(graph: ToyGraph, tmp_path: Path) -> None:
+    limits = {MLP: "override 0.25"}
+    plan = Plan.of(graph, {MLP: [1]}, biases=reversed(BIASES), limits=limits, bound="params")
+    assert plan.biases == BIASES
+    plan.save(tmp_path / "plan.json")
+    found = Plan.load(tmp_path / "plan.json")
+    assert found == plan
+    assert (found.biases, found.limits, found.bound) == (BIASES, limits, "params")
+    found.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "plan.json").read_bytes()
+
+
+def test_files_without_them_load(plan: Plan) -> None:
+    data = encode(plan)
+    assert not {"biases", "limits", "bound"} & set(data)
+    found = Plan(**decode(json.dumps(data)))
+    assert (found.biases, found.limits, found.bound) == ((), {}, None)
+
+
+def test_added_biases_count(graph: ToyGraph) -> None:
+    kept = {MLP: [1, 2], "channel": [0, 1, 2, 4, 7]}
+    without = Plan.of(graph, kept).parameters_after
+    assert Plan.of(graph, kept, biases=BIASES).parameters_after == without + 2 * 5
+    more = Plan.of(graph, {}, biases=BIASES)
+    assert more.parameters_after == more.parameters_before + 2 * 8
+    assert Plan(**decode(json.dumps(encode(more)))) == more
+
+
+@pytest.mark.parametrize(
+    ("biases", "message"),
+    [
+        (["layers.0.q.bias"], r"'layers\.0\.q\.bias', which the model has already"),
+        (["layers.0.norm.bias"], "no Linear has it"),
+        (["layers.7.down.bias"], "no Linear has it"),
+        (["layers.0.down.weight"], "which the model has already"),
+        (["layers.0.down.offset"], "no Linear has it"),
+        (["layers.0.down.bias"] * 2, "adds a bias twice"),
+    ],
+)
+def test_biases_that_cannot_be(biases: list[str], message: str, graph: ToyGraph) -> None:
+    with pytest.raises(PlanError, match=message):
+        Plan.of(graph, {MLP: [0]}, biases=biases)
+
+
 def test_an_interrupted_save_keeps_the_old_file(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +246,12 @@ def _drop(*path: str) -> Callable[[dict[str, Any]], None]:
         (_set("groups", MLP, "removed", value="5-3"), "repeat or are not sorted, at '5-3'"),
         (_set("groups", MLP, "removed", value="5,3"), "repeat or are not sorted, at '3'"),
         (_set("groups", MLP, "removed", value="0-9"), "keeps 0 of its 10 units"),
+        (_set("biases", value="x"), "'biases' is of the wrong type"),
+        (_set("biases", value=[1]), "'biases' must hold text only"),
+        (_set("biases", value=["a", "a"]), "adds a bias twice"),
+        (_set("limits", value=[]), "'limits' is of the wrong type"),
+        (_set("limits", value={"a": 1}), "'limits' must hold text only"),
+        (_set("bound", value=1), "'bound' is of the wrong type"),
         (_drop("shapes"), "has no field 'shapes'"),
         (_set("shapes", "unused", value=[3.0]), "'unused' has no valid shape"),
     ],

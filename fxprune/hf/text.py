@@ -41,7 +41,8 @@ def read(path: str | Path) -> Text:
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{path} cannot be read as UTF-8 text: {error}") from error
     if path.suffix == ".jsonl":
-        lines = enumerate(content.splitlines(), start=1)
+        # Not splitlines: a JSON string may hold a line separator (U+2028) as it is.
+        lines = enumerate(content.split("\n"), start=1)
         records = [_record(path, number, line) for number, line in lines if line.strip()]
     else:
         records = [content]

@@ -1,13 +1,13 @@
 """From element scores of parameters to one score per unit of a group, by layout.
 
-Three steps, all vectorised: an element-score tensor is summed onto the axis of a site
+Three steps, all vectorised: an element-score tensor is reduced to the axis of a site
 (:func:`collapse`), the vector along that axis is folded onto the units of the group's dim
 (:func:`fold`), and the members of the group are reduced to one score (:func:`aggregate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -18,34 +18,44 @@ from fxprune.errors import CriterionError
 
 Aggregate = Literal["sum", "mean", "max", "prod", "last"]
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
+Reduce = Literal["sum", "max", "min"]
+
+_REDUCE: dict[str, Callable[..., Tensor]] = {
+    "sum": torch.sum,
+    "max": torch.amax,
+    "min": torch.amin,
+}
+_EMPTY = {"sum": 0.0, "max": -torch.inf, "min": torch.inf}
 
 
-def collapse(elements: Tensor, axis: int) -> Tensor:
-    """Sum a tensor over every axis but one.
+def collapse(elements: Tensor, axis: int, how: Reduce = "sum") -> Tensor:
+    """Reduce a tensor over every axis but one.
 
     Args:
         elements: scores of the elements of a parameter, shape of the parameter.
         axis: the axis that stays.
+        how: ``sum``, ``max`` or ``min``.
 
     Returns:
-        The sums, shape (elements.shape[axis],).
+        One number per position of the axis, shape (elements.shape[axis],).
     """
     others = [i for i in range(elements.ndim) if i != axis]
     # sum(dim=[]) would sum over everything.
-    return elements.sum(dim=others) if others else elements
+    return _REDUCE[how](elements, dim=others) if others else elements
 
 
-def fold(vector: Tensor, layout: Layout, dim: Dim) -> Tensor:
-    """Sum the positions of an axis onto the units of a dim.
+def fold(vector: Tensor, layout: Layout, dim: Dim, how: Reduce = "sum") -> Tensor:
+    """Reduce the positions of an axis to the units of a dim.
 
     Follows the layout: with ``layout = Product(kv, repeat, head_dim)`` the positions of query
     heads 0, 1, 2 go to KV head 0, never those of heads 0, 3, 6. Where the dim occurs more than
-    once in the axis, the occurrences are added.
+    once in the axis, the occurrences are reduced alike.
 
     Args:
         vector: one number per position of the axis, shape (layout.size,).
         layout: how the axis is made of dims.
         dim: the dim whose units are scored, unbound.
+        how: ``sum``, ``max`` or ``min`` of a unit's positions.
 
     Returns:
         One number per unit, shape (dim.size,).
@@ -53,16 +63,18 @@ def fold(vector: Tensor, layout: Layout, dim: Dim) -> Tensor:
     layout = resolve(layout)
     if layout is dim:
         return vector
-    total = vector.new_zeros(dim.size)
-    if isinstance(layout, Dim):
-        return total
-    sizes = [part.size for part in layout.parts]
-    holders = [i for i, part in enumerate(layout.parts) if any(a is dim for a in atoms(part))]
+    parts = () if isinstance(layout, Dim) else layout.parts
+    holders = [i for i, part in enumerate(parts) if any(a is dim for a in atoms(part))]
+    if not holders:
+        return vector.new_full((dim.size,), _EMPTY[how])
+    sizes = [part.size for part in parts]
     if isinstance(layout, Sum):
-        terms = torch.split(vector, sizes)
-        return sum((fold(terms[i], layout.parts[i], dim) for i in holders), start=total)
-    factors = vector.reshape(sizes)
-    return sum((fold(collapse(factors, i), layout.parts[i], dim) for i in holders), start=total)
+        vectors = torch.split(vector, sizes)
+    else:
+        factors = vector.reshape(sizes)
+        vectors = tuple(collapse(factors, i, how) for i in range(len(parts)))
+    pieces = [fold(vectors[i], parts[i], dim, how) for i in holders]
+    return _REDUCE[how](torch.stack(pieces), dim=0) if len(pieces) > 1 else pieces[0]
 
 
 def aggregate(members: Sequence[Tensor], how: Aggregate) -> Tensor:

@@ -3,45 +3,71 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fxprune.errors import CriterionError
+from fxprune.groups.group import Group
 from fxprune.importance.aggregate import AGGREGATES, Aggregate, aggregate, collapse
+from fxprune.importance.evidence import Evidence, Gradients, Input
 
-if TYPE_CHECKING:
-    from fxprune.groups.group import Group
+Need = Literal["weights", "gradient", "squares", "inputs"]
+Needs = frozenset[Need]
 
 
 @dataclass(frozen=True)
 class Criterion(ABC):
     """Gives every unit of a group a score; units with low scores are removed first.
 
-    Subclass this for a criterion that needs no weights, and :class:`ElementCriterion` for one that
-    scores the elements of parameters. ``repr`` is what scores and plans record as the criterion.
+    Subclass :class:`ElementCriterion` for one that scores the elements of parameters,
+    :class:`InputCriterion` for one that looks at the inputs of a group's consumers, and this for
+    any other. ``repr`` is what scores and plans record as the criterion.
     """
 
-    needs_gradients: ClassVar[bool] = False
+    @property
+    def needs(self) -> Needs:
+        """What the scores are made of; nothing by default.
+
+        ``weights``, ``gradient`` (of the mean loss), ``squares`` (of the gradients of single
+        samples) and ``inputs`` (statistics of the consumers' inputs).
+        """
+        return frozenset()
 
     @abstractmethod
-    def unit_scores(self, group: Group, members: Sequence[Tensor]) -> Tensor:
+    def unit_scores(self, group: Group, evidence: Evidence) -> Tensor:
         """Scores of the units of one group.
 
         Args:
             group: the group.
-            members: one float32 vector of shape (group.size,) per parameter site, in graph order;
-                empty unless the criterion is an :class:`ElementCriterion`.
+            evidence: what is known of it, by :attr:`needs`.
 
         Returns:
-            float32 tensor of shape (group.size,).
+            Tensor of shape (group.size,), any floating dtype.
         """
 
 
 @dataclass(frozen=True)
-class ElementCriterion(Criterion):
+class AggregatingCriterion(Criterion):
+    """Reduces several members to one score.
+
+    Args:
+        aggregate: ``sum``, ``mean``, ``max``, ``prod`` or ``last``.
+
+    Raises:
+        CriterionError: for another ``aggregate``.
+    """
+
+    aggregate: Aggregate = field(default="sum", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_option("aggregate", self.aggregate, AGGREGATES)
+
+
+@dataclass(frozen=True)
+class ElementCriterion(AggregatingCriterion):
     """Scores the elements of parameters; a unit gets the sum of its elements at every site.
 
     Args:
@@ -52,22 +78,18 @@ class ElementCriterion(Criterion):
         CriterionError: for another ``aggregate``.
     """
 
-    aggregate: Aggregate = field(default="sum", kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.aggregate not in AGGREGATES:
-            raise CriterionError(
-                f"aggregate={self.aggregate!r}: choose one of {', '.join(AGGREGATES)}"
-            )
+    @property
+    def needs(self) -> Needs:
+        """The weights alone, unless overridden."""
+        return frozenset({"weights"})
 
     @abstractmethod
-    def elements(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
+    def elements(self, weight: Tensor, gradients: Gradients) -> Tensor:
         """Scores of the elements of one parameter.
 
         Args:
             weight: the parameter, any floating dtype; not to be changed.
-            gradient: gradient of the mean calibration loss, same shape, given where
-                ``needs_gradients``.
+            gradients: what :attr:`needs` asks for.
 
         Returns:
             float32 tensor of the parameter's shape.
@@ -77,6 +99,43 @@ class ElementCriterion(Criterion):
         """Element scores to one number per position of an axis, shape (shape[axis],)."""
         return collapse(elements, axis)
 
-    def unit_scores(self, group: Group, members: Sequence[Tensor]) -> Tensor:
+    def unit_scores(self, group: Group, evidence: Evidence) -> Tensor:
         """The members reduced by ``aggregate``, shape (group.size,)."""
-        return aggregate(members, self.aggregate)
+        if not evidence.members:
+            return torch.zeros(group.size)  # only buffers hold its units, and those are not scored
+        return aggregate(evidence.members, self.aggregate)
+
+
+@dataclass(frozen=True)
+class InputCriterion(AggregatingCriterion):
+    """Scores units by the inputs of the group's consumers (o_proj, down_proj, ...).
+
+    Args:
+        aggregate: how the scores from several consumers are reduced to one, see
+            :class:`ElementCriterion`.
+
+    Raises:
+        CriterionError: for another ``aggregate``; on use, for a group without consumers.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """The weights and inputs of the consumers."""
+        return frozenset({"weights", "inputs"})
+
+    @abstractmethod
+    def member(self, group: Group, source: Input) -> Tensor:
+        """Scores of the group's units from one consumer, shape (group.size,)."""
+
+    def unit_scores(self, group: Group, evidence: Evidence) -> Tensor:
+        """The consumers' scores reduced by ``aggregate``, shape (group.size,)."""
+        return aggregate(
+            [self.member(group, source).float() for source in evidence.inputs], self.aggregate
+        )
+
+
+def check_option(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise a CriterionError unless a criterion's option has one of its values."""
+    # By type as well: True == 1.
+    if not any(value == each and type(value) is type(each) for each in choices):
+        raise CriterionError(f"{name}={value!r}: choose one of {', '.join(map(str, choices))}")

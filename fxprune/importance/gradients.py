@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.errors import CalibrationError
 from fxprune.importance.calibrate import Batch
-from fxprune.importance.loss import LossFunction, batch_loss, batch_weights
+from fxprune.importance.criterion import Needs
+from fxprune.importance.evidence import Gradients
 from fxprune.progress import track
 from fxprune.trace.modes import evaluation
 
-Consumer = Callable[[str, Tensor, Tensor], None]
+Consume = Callable[[str, Gradients], None]
+Loss = Callable[[Batch], Tensor]
+Pairs = Sequence[tuple[Batch, float]]
 
 
-def stream_gradients(
+def stream_mean(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
-    data: list[Batch],
-    consume: Consumer,
+    pairs: Pairs,
+    loss: Loss,
+    consume: Consume,
     *,
-    loss_fn: LossFunction | None = None,
     progress: bool = False,
 ) -> None:
     """Differentiate the mean loss over the data and give each gradient to ``consume`` once.
@@ -34,47 +38,101 @@ def stream_gradients(
     Args:
         model: the model; left as it was found.
         parameters: the parameters to differentiate for, by name; they need not require gradients.
-        data: micro-batches on the model's device.
-        consume: called with name, parameter and gradient. A parameter that the loss does not
+        pairs: micro-batches on the model's device, each with its weight in the mean.
+        loss: the loss of one batch.
+        consume: called with name and gradient (``mean``). A parameter that the loss does not
             depend on has gradient zero.
-        loss_fn: the loss of one batch; by default the model's own.
         progress: show a progress bar.
 
     Raises:
-        CalibrationError: if the loss is not finite or depends on none of the parameters.
+        CalibrationError: if the loss depends on none of the parameters.
     """
-    weights = batch_weights(model, data, loss_fn)
-    # Batches that weigh nothing (all labels ignored) have a loss of 0/0: leave them out.
-    pairs = [(batch, weight) for batch, weight in zip(data, weights, strict=True) if weight]
-    names = {parameter: name for name, parameter in parameters.items()}
-    arrived: set[str] = set()
-    last = False
+    waiting = dict(parameters)
 
-    def hook(parameter: Tensor) -> None:
-        if not last:
-            return
-        assert isinstance(parameter, nn.Parameter)
-        name, gradient = names[parameter], parameter.grad
-        if name in arrived or gradient is None:
-            raise CalibrationError(
-                f"the gradient of {name!r} arrives in parts: switch off re-entrant "
-                "gradient checkpointing while scores are estimated"
-            )
-        parameter.grad = None
-        arrived.add(name)
-        consume(name, parameter, gradient)
+    def arrive(name: str, parameter: nn.Parameter) -> None:
+        waiting.pop(name, None)
+        gradient, parameter.grad = parameter.grad, None
+        consume(name, Gradients(torch.zeros_like(parameter) if gradient is None else gradient))
 
-    with _prepared(model, names), _hooked(names, hook):
+    with _prepared(model, parameters.values()):
         for i, (batch, weight) in enumerate(track(pairs, "Calibrating", progress)):
-            last = i == len(pairs) - 1
-            _backward(batch_loss(model, batch, loss_fn) * weight)
-        for parameter, name in names.items():
-            if name not in arrived:  # the last micro-batch did not reach it
-                gradient = parameter.grad
-                parameter.grad = None
-                consume(
-                    name, parameter, torch.zeros_like(parameter) if gradient is None else gradient
-                )
+            result = loss(batch) * weight
+            if i < len(pairs) - 1:
+                _backward(result)
+                continue
+            with _arriving(parameters, arrive):
+                _backward(result)
+        for name, parameter in tuple(waiting.items()):  # the last micro-batch did not reach it
+            arrive(name, parameter)
+
+
+def stream_samples(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    pairs: Pairs,
+    loss: Loss,
+    *,
+    each: Consume | None = None,
+    whole: Consume | None = None,
+    sums: Needs = frozenset(),
+    progress: bool = False,
+) -> None:
+    """Differentiate the loss of every sample by itself.
+
+    Each gradient is consumed and freed as it arrives. Sums over the samples are only kept for
+    ``whole``: in float32, one or two numbers per weight.
+
+    Args:
+        model: the model; left as it was found.
+        parameters: the parameters to differentiate for, by name; they need not require gradients.
+        pairs: single samples on the model's device, each with its weight in the mean loss.
+        loss: the mean loss of one sample.
+        each: called for every sample and parameter with the squared gradient (``squares``); at
+            least once per parameter, with zeros if no sample reaches it.
+        whole: called once per parameter with the sums over all samples.
+        sums: which of ``gradient`` and ``squares`` to keep for ``whole``.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: if the loss depends on none of the parameters.
+    """
+    count = len(pairs)
+    means: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+    waiting = dict(parameters)
+
+    def arrive(weight: float, name: str, parameter: nn.Parameter) -> None:
+        waiting.pop(name, None)
+        assert parameter.grad is not None
+        gradient, parameter.grad = parameter.grad.float(), None
+        if "gradient" in sums:
+            _add(means, name, gradient, weight)
+        square = gradient.square_()
+        if "squares" in sums:
+            _add(squares, name, square, 1.0)
+        if each is not None:
+            each(name, Gradients(squares=square, samples=count))
+
+    with _prepared(model, parameters.values()):
+        for batch, weight in track(pairs, "Calibrating", progress):
+            result = loss(batch)
+            with _arriving(parameters, partial(arrive, weight)):
+                _backward(result)
+        for name, parameter in waiting.items():
+            zeros = torch.zeros_like(parameter, dtype=torch.float32)
+            if each is not None:
+                each(name, Gradients(squares=zeros, samples=count))
+            means[name] = squares[name] = zeros
+        for name in parameters if whole is not None else ():
+            assert whole is not None
+            whole(name, Gradients(means.pop(name, None), squares.pop(name, None), count))
+
+
+def _add(sums: dict[str, Tensor], name: str, term: Tensor, weight: float) -> None:
+    if name in sums:
+        sums[name].add_(term, alpha=weight)
+    else:
+        sums[name] = term * weight
 
 
 def _backward(loss: Tensor) -> None:
@@ -101,13 +159,26 @@ def _prepared(model: nn.Module, wanted: Iterable[nn.Parameter]) -> Iterator[None
 
 
 @contextmanager
-def _hooked(parameters: Iterable[nn.Parameter], hook: Callable[[Tensor], None]) -> Iterator[None]:
-    handles = [
-        p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-        for p in parameters
-    ]
-    try:
+def _arriving(
+    parameters: Mapping[str, nn.Parameter], arrive: Callable[[str, nn.Parameter], None]
+) -> Iterator[None]:
+    """Call ``arrive`` as soon as the gradient of a parameter is complete."""
+    names = {parameter: name for name, parameter in parameters.items()}
+    arrived: set[str] = set()
+
+    def hook(parameter: Tensor) -> None:
+        assert isinstance(parameter, nn.Parameter)
+        name = names[parameter]
+        if name in arrived or parameter.grad is None:
+            raise CalibrationError(
+                f"the gradient of {name!r} arrives in parts: switch off re-entrant "
+                "gradient checkpointing while scores are estimated"
+            )
+        arrived.add(name)
+        arrive(name, parameter)
+
+    with ExitStack() as stack:
+        for parameter in names:
+            handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -36,8 +36,43 @@ def batch_loss(model: nn.Module, batch: Batch, loss_fn: LossFunction | None = No
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise CalibrationError(f"the loss must be a scalar tensor, not {shape}")
     if not loss.isfinite().item():
-        raise CalibrationError(f"the loss is {loss.item()}: scores need a finite one")
+        bad = (name for name, p in model.named_parameters() if not p.detach().isfinite().all())
+        name = next(bad, None)
+        cause = "" if name is None else f"; the parameter {name!r} has values that are not finite"
+        raise CalibrationError(f"the loss is {loss.item()}: scores need a finite one{cause}")
     return loss.reshape(())
+
+
+def run_forward(
+    model: nn.Module,
+    batch: Batch,
+    loss_fn: LossFunction | None = None,
+    *,
+    last_logits: bool = False,
+) -> None:
+    """Run the model over one batch for what hooks see; no loss, nor labels, are needed.
+
+    Args:
+        model: the model.
+        batch: keyword inputs, on the model's device.
+        loss_fn: the user's own loss, which then runs the model.
+        last_logits: only the logits of the last position, where the model can; saves the work of
+            the output layer.
+
+    Raises:
+        CalibrationError: if the model has no such input.
+    """
+    if loss_fn is not None:
+        loss_fn(model, batch)
+        return
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        _default_loss(model, batch)  # the decoder's inputs come from the labels
+        return
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    names = _check_inputs(model, inputs)
+    if last_logits and "logits_to_keep" in names:
+        inputs.setdefault("logits_to_keep", 1)
+    model(**inputs)
 
 
 def batch_weights(
@@ -59,21 +94,28 @@ def batch_weights(
 
 
 def _default_loss(model: nn.Module, batch: Batch) -> Tensor:
-    names, others = arguments(model)
     inputs = dict(batch)
     labels = inputs.pop("labels", None)
     if labels is None:
         labels = _default_labels(model, batch)
-    if not others and (unknown := [name for name in inputs if name not in names]):
-        raise CalibrationError(f"{type(model).__name__}.forward has no input {unknown[0]!r}")
-    if "use_cache" in names:
-        inputs.setdefault("use_cache", False)
+    names = _check_inputs(model, inputs)
+    _, others = arguments(model)
     own = "labels" in names or (others and _generates(model))
     output = model(**inputs, labels=labels) if own else model(**inputs)
     loss = getattr(output, "loss", None) if own else None
     if isinstance(loss, Tensor):
         return loss
     return _cross_entropy(model, _logits(model, output), labels)
+
+
+def _check_inputs(model: nn.Module, inputs: Batch) -> tuple[str, ...]:
+    """The named inputs of the model; switches off its cache in ``inputs``."""
+    names, others = arguments(model)
+    if not others and (unknown := [name for name in inputs if name not in names]):
+        raise CalibrationError(f"{type(model).__name__}.forward has no input {unknown[0]!r}")
+    if "use_cache" in names:
+        inputs.setdefault("use_cache", False)
+    return names
 
 
 def _default_labels(model: nn.Module, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fxprune.errors import CriterionError
 from fxprune.importance.criterion import ElementCriterion
+from fxprune.importance.evidence import Gradients
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Magnitude(ElementCriterion):
         if self.p not in (1, 2):
             raise CriterionError(f"Magnitude(p={self.p!r}): p must be 1 or 2")
 
-    def elements(self, weight: Tensor, gradient: Tensor | None) -> Tensor:
+    def elements(self, weight: Tensor, gradients: Gradients) -> Tensor:
         """``|w| ** p`` in float32, shape of ``weight``."""
         weight = weight.float()
         return weight.abs() if self.p == 1 else weight.square()

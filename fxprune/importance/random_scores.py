@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fxprune.groups.group import Group
 from fxprune.importance.criterion import Criterion
-
-if TYPE_CHECKING:
-    from fxprune.groups.group import Group
+from fxprune.importance.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Random(Criterion):
 
     seed: int = 0
 
-    def unit_scores(self, group: Group, members: Sequence[Tensor]) -> Tensor:
+    def unit_scores(self, group: Group, evidence: Evidence) -> Tensor:
         """Scores drawn for this group, shape (group.size,)."""
         digest = hashlib.sha256(f"{self.seed}:{group.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))

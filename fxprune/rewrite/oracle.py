@@ -15,6 +15,7 @@ from fxprune.groups.dependency import discover
 from fxprune.plan import Plan
 from fxprune.rewrite.masked import Masked
 from fxprune.rewrite.resize import Resizer
+from fxprune.trace.lockstep import flatten, input_names
 from fxprune.trace.modes import evaluation
 from fxprune.trace.traced import Traced
 
@@ -153,13 +154,11 @@ def _inputs(traced: Traced, example: Any) -> tuple[tuple[Any, ...], dict[str, An
 
 def _flatten(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Inputs in the order of the graph's placeholders."""
-    codegen: Any = module.graph._codegen
-    info = codegen.pytree_info
-    positional, by_name = info.in_spec.children()
-    named = {**dict(zip(info.orig_args, args, strict=False)), **kwargs}
-    missing = [name for name in info.orig_args if name not in named]
-    if missing or len(named) > len(info.orig_args):
-        names = ", ".join(info.orig_args)
-        raise OracleError(f"the example must have the inputs the model was traced with: {names}")
-    first = tuple(named[name] for name in info.orig_args[: positional.num_children])
-    return pytree.tree_leaves((first, {name: named[name] for name in by_name.context}))
+    names = input_names(module)
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    missing = [name for name in names if name not in named]
+    if missing or len(named) > len(names):
+        raise OracleError(
+            f"the example must have the inputs the model was traced with: {', '.join(names)}"
+        )
+    return flatten(module, named)

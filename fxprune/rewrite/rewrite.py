@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxprune.axes import dims
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.plan import Plan
-from fxprune.rewrite import leaves, shapes
+from fxprune.rewrite import biases, leaves, shapes
 from fxprune.rewrite.patches import find_patch
 from fxprune.rewrite.resize import Resizer
 from fxprune.trace.attributes import get_attribute, set_attribute
@@ -22,7 +22,7 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
 
     Leaf modules (``nn.Linear``, norms, embeddings, convolutions) are restored as ``call_module``
     under their own names, so hooks, PEFT and quantisers find them. The result trains, compiles and
-    takes other batch and sequence sizes than the example.
+    takes other batch and sequence sizes than the example. A bias that the plan adds is of zeros.
 
     Args:
         traced: the original. It is not changed, and tensors that lose nothing are shared with it.
@@ -35,17 +35,19 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
 
     Raises:
         PlanError: the plan does not fit the model.
-        RewriteError: an op does not take the smaller sizes.
+        RewriteError: an op does not take the smaller sizes, or the plan adds a bias to what is no
+            Linear without one.
     """
     graph = discover(traced)
     plan.check(graph)
+    biases.check(traced, plan.biases)
     resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
     # Everything that can fail runs on meta tensors, before any weight is touched.
     affected = {n for n in traced.graph_module.graph.nodes if _affected(resize, n)}
     module, nodes = _skeleton(traced, resize, affected)
     shapes.propagate(module, nodes, resize, affected.__contains__)
     tensors = _slice_tensors(traced, graph, resize, consume)
-    return _assemble(traced, module, tensors)
+    return _assemble(traced, module, tensors, plan.biases)
 
 
 def _skeleton(
@@ -112,7 +114,10 @@ def _slice_tensors(
 
 
 def _assemble(
-    traced: Traced, skeleton: fx.GraphModule, tensors: dict[str, torch.Tensor]
+    traced: Traced,
+    skeleton: fx.GraphModule,
+    tensors: dict[str, torch.Tensor],
+    added: tuple[str, ...],
 ) -> fx.GraphModule:
     """Real tensors and real leaf modules in place of the skeleton's."""
     root = nn.Module()
@@ -124,6 +129,7 @@ def _assemble(
     _share_regions(traced, root)
     graph = skeleton.graph
     leaves.restore(traced, graph, root, tensors)
+    biases.add(root, added)
     module = fx.GraphModule(root, graph, class_name=type(traced.module).__name__)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()

@@ -1,5 +1,7 @@
 """Stage 5: scores and a budget become a plan."""
 
+from fxprune.select.budget import Budget
+from fxprune.select.schedule import schedule
 from fxprune.select.select import select
 
-__all__ = ["select"]
+__all__ = ["Budget", "schedule", "select"]

@@ -1,63 +1,78 @@
-"""What units cost: exact parameter counts of the whole model for any numbers of kept units.
-
-The size of a parameter is a polynomial in the numbers of kept units, so a unit has no fixed cost:
-a residual channel is cheaper once neurons are gone. Counts are therefore evaluated, and only where
-a dim occurs.
-"""
+"""What a pruned model may cost."""
 
 from __future__ import annotations
 
-from collections import ChainMap, defaultdict
-from collections.abc import Iterable, Mapping
-from math import prod
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass
+from typing import Literal
 
-from fxprune.axes.dims import Dim, Layout, atoms, kept_size
-from fxprune.plan import parameter_shapes
+from fxprune.errors import SelectionError
 
-if TYPE_CHECKING:
-    from fxprune.groups.dependency import DependencyGraph
+LIMITS = ("params", "macs", "kv_cache")
 
 
-class ParameterCount:
-    """Counts the parameters of a model as units of some dims are removed.
+@dataclass(frozen=True)
+class Budget:
+    """Limits on what stays, all of which are met; or a share of units that goes.
 
-    Args:
-        graph: the groups of the model.
-        dims: the dims that may lose units, unbound. All others keep theirs.
+    ``params``, ``macs`` and ``kv_cache`` each say what stays of the whole model: at most 1 is a
+    fraction of the original, anything above is an absolute number.
+
+    Attributes:
+        params: parameters.
+        macs: multiply-accumulates of one forward pass of ``batch`` x ``length`` tokens, see
+            :func:`fxprune.costs.macs`.
+        kv_cache: numbers cached per token, see :func:`fxprune.costs.kv_cache`.
+        units: instead of limits, the fraction of units removed from every group, in [0, 1).
+        rounding: of ``units``. ``up`` as in LLM-Pruner (arXiv 2305.11627): of ``size`` units
+            ``size - int(size * (1 - units))`` go; ``down`` as in Wanda-sp (the code of arXiv
+            2312.11983): ``int(size * units)``.
+        batch: sequences of a forward pass, for ``macs``.
+        length: tokens of each.
+
+    Raises:
+        SelectionError: nothing is limited, a limit is not a positive number, ``units`` is outside
+            [0, 1) or stands beside a limit.
     """
 
-    def __init__(self, graph: DependencyGraph, dims: Iterable[Dim]) -> None:
-        dims = set(dims)
-        self._fixed = 0
-        self._terms: list[tuple[int, tuple[Layout, ...]]] = []
-        self._of_dim: dict[Dim, list[int]] = defaultdict(list)
-        for name, shape in parameter_shapes(graph).items():
-            layouts = graph.layouts.get(name, ())
-            found = [dims.intersection(atoms(layout)) for layout in layouts]
-            moving = tuple(layout for layout, held in zip(layouts, found, strict=True) if held)
-            if not moving:
-                self._fixed += prod(shape)
-                continue
-            still = prod(
-                layout.size for layout, held in zip(layouts, found, strict=True) if not held
-            )
-            for dim in set().union(*found):
-                self._of_dim[dim].append(len(self._terms))
-            self._terms.append((still, moving))
+    params: float | None = None
+    macs: float | None = None
+    kv_cache: float | None = None
+    units: float | None = None
+    rounding: Literal["up", "down"] = "up"
+    batch: int = 1
+    length: int = 64
 
-    def total(self, counts: Mapping[Dim, int]) -> int:
-        """Parameters of the whole model, tied tensors once; an absent dim keeps all its units."""
-        return self._fixed + sum(self._term(i, counts) for i in range(len(self._terms)))
+    def __post_init__(self) -> None:
+        for name, value in self.limits.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < value < math.inf:  # also refuses NaN
+                raise SelectionError(
+                    f"{name}={value}: what stays is a fraction in (0, 1] or a number above 1"
+                )
+        if self.units is not None:
+            check_ratio("units", self.units)
+            if self.limits:
+                raise SelectionError(f"units= cannot be combined with {next(iter(self.limits))}=")
+        elif not self.limits:
+            raise SelectionError(f"a budget needs one of {', '.join(LIMITS)} or units")
+        if self.rounding not in ("up", "down"):
+            raise SelectionError(f"unknown rounding {self.rounding!r}: choose from up, down")
+        if self.batch < 1 or self.length < 1:
+            raise SelectionError(f"batch={self.batch}, length={self.length}: at least 1 each")
 
-    def unit_cost(self, dim: Dim, counts: dict[Dim, int], more: int = 1) -> int:
-        """Parameters that come back when ``dim`` keeps ``more`` units than ``counts`` says.
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        values = {name: getattr(self, name) for name in LIMITS}
+        return {name: value for name, value in values.items() if value is not None}
 
-        Negative ``more`` gives the (negative) parameters that go.
-        """
-        changed = ChainMap({dim: counts.get(dim, dim.size) + more}, counts)
-        return sum(self._term(i, changed) - self._term(i, counts) for i in self._of_dim[dim])
 
-    def _term(self, i: int, counts: Mapping[Dim, int]) -> int:
-        still, moving = self._terms[i]
-        return still * prod(kept_size(layout, counts) for layout in moving)
+def check_ratio(name: str, ratio: float) -> None:
+    """Refuse a fraction outside [0, 1).
+
+    Raises:
+        SelectionError: it is outside.
+    """
+    if not 0 <= ratio < 1:  # also refuses NaN
+        raise SelectionError(f"{name}={ratio} is outside [0, 1)")

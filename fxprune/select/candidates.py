@@ -1,10 +1,10 @@
-"""Which groups may be pruned, and in which order each loses its units."""
+"""Which groups may be pruned, and in which order and steps each loses its units."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,25 +21,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A group that may lose units.
+    """A group that may lose units, in steps.
 
     Attributes:
         name: name of the group.
         kind: kind of the group.
         dim: the dim of its units.
         size: number of units.
-        most: how many units it may lose at most.
-        order: the units, lowest score first; equal scores by position. Shape (size,).
-        scores: the scores in that order, float64, shape (size,).
+        levels: how many units it may have lost, ascending, int64. The first is where it starts,
+            each further one a step of one block of units. One level: the group stays as it is.
+        order: the units, those lost at the start first, then lowest score first; equal scores by
+            position. Shape (size,).
+        scores: the scores of those not lost at the start, in that order, float64.
     """
 
     name: str
     kind: str
     dim: Dim
     size: int
-    most: int
+    levels: NDArray[np.int64]
     order: NDArray[np.int64]
     scores: NDArray[np.float64]
+
+    @property
+    def last(self) -> int:
+        """The step at which it has lost all it may."""
+        return len(self.levels) - 1
+
+    def lost(self, step: int) -> int:
+        """How many units it has lost at a step."""
+        return int(self.levels[step])
+
+    def step_to(self, lost: int) -> int:
+        """The furthest step at which no more than so many units are lost (at least the first)."""
+        return max(int(np.searchsorted(self.levels, lost, side="right")) - 1, 0)
+
+    def kept(self, step: int) -> list[int]:
+        """The units that stay at a step, ascending."""
+        units: list[int] = np.sort(self.order[self.lost(step) :]).tolist()
+        return units
 
 
 def choose_groups(
@@ -49,7 +69,7 @@ def choose_groups(
     names: Collection[str] | None = None,
     keep_first: int = 0,
     keep_last: int = 0,
-) -> list[Group]:
+) -> tuple[list[Group], dict[str, str]]:
     """The groups of some kinds, or of some names, outside the protected layers.
 
     Args:
@@ -59,6 +79,10 @@ def choose_groups(
         keep_first: protect this many layers at the start of every stack.
         keep_last: protect this many layers at the end of every stack. Groups that span layers, as
             the residual stream does, belong to none and are not protected.
+
+    Returns:
+        The groups; and the names of those in protected layers, each with the option that protects
+        it: ``keep_first=4``.
 
     Raises:
         GroupError: for a name that no group has.
@@ -80,11 +104,25 @@ def choose_groups(
             if chosen
             else "no group was chosen"
         )
-    return open_groups
+    reasons = {g.name: protected[g.layer] for g in chosen if g.layer in protected}
+    return open_groups, reasons
 
 
-def candidate(group: Group, scores: Mapping[str, Any], min_kept: int) -> Candidate:
+def candidate(
+    group: Group,
+    scores: Mapping[str, Any],
+    min_kept: int = 1,
+    multiple: int = 1,
+    gone: Sequence[int] = (),
+) -> Candidate:
     """A group with its units in the order in which they go.
+
+    Args:
+        group: the group.
+        scores: group name to scores of shape (size,).
+        min_kept: units that stay at least.
+        multiple: if it loses units, the number that stays is a multiple of this.
+        gone: units that are lost already; their scores do not matter.
 
     Raises:
         SelectionError: if the scores lack the group, have another length or are not finite.
@@ -97,18 +135,53 @@ def candidate(group: Group, scores: Mapping[str, Any], min_kept: int) -> Candida
             f"the scores of group {group.name!r} have shape {values.shape}; it has {group.size} "
             "units"
         )
-    if not np.isfinite(values).all():
+    stay = np.setdiff1d(np.arange(group.size), gone)
+    if not np.isfinite(values[stay]).all():
         raise SelectionError(f"the scores of group {group.name!r} are not finite")
-    order = np.argsort(values, kind="stable")
+    stay = stay[np.argsort(values[stay], kind="stable")]
+    return replace(
+        settled(group, gone),
+        levels=_levels(group.size, len(gone), min_kept, multiple),
+        order=np.concatenate([np.asarray(gone, dtype=np.int64), stay]),
+        scores=values[stay],
+    )
+
+
+def settled(group: Group, gone: Sequence[int] = ()) -> Candidate:
+    """A group that keeps all units but those lost already; it needs no scores.
+
+    Args:
+        group: the group.
+        gone: units that are lost already.
+    """
+    stay = np.setdiff1d(np.arange(group.size), gone)
     return Candidate(
         name=group.name,
         kind=group.kind,
         dim=find(group.dim),
         size=group.size,
-        most=max(group.size - min_kept, 0),
-        order=order,
-        scores=values[order],
+        levels=np.array([len(gone)], dtype=np.int64),
+        order=np.concatenate([np.asarray(gone, dtype=np.int64), stay]),
+        scores=np.zeros(len(stay)),
     )
+
+
+def at_step(group: Candidate, step: int) -> Candidate:
+    """The same group, to stay as it is at a step."""
+    return replace(group, levels=group.levels[step : step + 1])
+
+
+def kept_counts(groups: Sequence[Candidate], steps: Sequence[int]) -> dict[Dim, int]:
+    """The numbers of kept units by dim, each group at its step."""
+    return {g.dim: g.size - g.lost(step) for g, step in zip(groups, steps, strict=True)}
+
+
+def _levels(size: int, gone: int, min_kept: int, multiple: int) -> NDArray[np.int64]:
+    kept = np.arange((size - 1) // multiple * multiple, 0, -multiple, dtype=np.int64)
+    lost = size - kept[(kept >= min_kept) & (kept <= size - gone)]
+    # All units may stay, however many they are. A group that is short already of a number it may
+    # have moves to the next one, if there is one.
+    return lost if gone and lost.size else np.concatenate([[gone], lost])
 
 
 def _named(graph: DependencyGraph, name: str) -> Group:
@@ -139,14 +212,17 @@ def _of_kinds(graph: DependencyGraph, kinds: Collection[str]) -> list[Group]:
     raise SelectionError(message)
 
 
-def _protected(graph: DependencyGraph, first: int, last: int) -> set[tuple[str, int]]:
+def _protected(graph: DependencyGraph, first: int, last: int) -> dict[tuple[str, int] | None, str]:
+    """The protected layers, each with the option that protects it."""
     stacks: dict[str, set[int]] = defaultdict(set)
     for group in (*graph.groups, *graph.frozen):
         if group.layer is not None:
             stacks[group.layer[0]].add(group.layer[1])
-    protected: set[tuple[str, int]] = set()
+    protected: dict[tuple[str, int] | None, str] = {}
     for prefix, layers in stacks.items():
         ordered = sorted(layers)
-        kept = ordered[:first] + (ordered[-last:] if last else [])
-        protected.update((prefix, layer) for layer in kept)
+        for layer in ordered[-last:] if last else ():
+            protected[prefix, layer] = f"keep_last={last}"
+        for layer in ordered[:first]:
+            protected[prefix, layer] = f"keep_first={first}"
     return protected

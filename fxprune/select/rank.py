@@ -1,133 +1,139 @@
-"""How many units each group loses: the same share of every group, or one ranking over all."""
+"""How far each group goes: the same share of every group, or one ranking over all."""
 
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fxprune.axes.dims import Dim
-from fxprune.select.budget import ParameterCount
-from fxprune.select.candidates import Candidate
+from fxprune.select.candidates import Candidate, kept_counts
+from fxprune.select.density import Values
+from fxprune.select.limits import Limit
 
-# Number of removed units by candidate, in the order of the candidates.
-Removed = list[int]
+# The step of each candidate, in the order of the candidates.
+Steps = list[int]
 Key = tuple[float, ...]
 
 
-def kept_counts(groups: Sequence[Candidate], removed: Sequence[int]) -> dict[Dim, int]:
-    """The numbers of kept units by dim."""
-    return {g.dim: g.size - n for g, n in zip(groups, removed, strict=True)}
+def uniform(
+    groups: Sequence[Candidate], ratio: float, rounding: Literal["up", "down"] = "up"
+) -> Steps:
+    """The same fraction of units of every group, rounded as LLM-Pruner or as Wanda-sp does.
 
-
-def uniform(groups: Sequence[Candidate], ratio: float) -> Removed:
-    """The same fraction of units of every group, rounded as LLM-Pruner does.
-
-    ``n = size - int(size * (1 - ratio))`` (``prune_local`` in their code), and never more than the
-    group may lose.
+    Up, ``size - int(size * (1 - ratio))`` units go (``prune_local`` in the code of the former);
+    down, ``int(size * ratio)``. Of a group that cannot lose just so many the next smaller number.
     """
-    return [min(g.size - int(g.size * (1 - ratio)), g.most) for g in groups]
+    if rounding == "down":
+        return [g.step_to(int(g.size * ratio)) for g in groups]
+    return [g.step_to(g.size - int(g.size * (1 - ratio))) for g in groups]
 
 
 def local_ranking(
-    groups: Sequence[Candidate], count: ParameterCount, most_parameters: int
-) -> Removed:
-    """The same fraction of units of every group, the smallest that meets the budget.
+    groups: Sequence[Candidate], limits: Sequence[Limit], density: Sequence[Values]
+) -> Steps:
+    """The same fraction of units of every group, the smallest that meets the limits.
 
-    What rounding took too much is put back unit by unit: to the group that lost the largest
+    What rounding took too much is put back step by step: to the group that lost the largest
     share, and among equals to the one whose best removed unit scores highest.
     """
     low, high = 0.0, 1.0
     while high - low > 1e-12:
         middle = (low + high) / 2
-        if count.total(kept_counts(groups, uniform(groups, middle))) > most_parameters:
-            low = middle
-        else:
+        if _met(groups, limits, uniform(groups, middle)):
             high = middle
-    removed = uniform(groups, high)
-    density = densities(groups, count)
+        else:
+            low = middle
 
-    def priority(i: int, n: int) -> Key:
-        return (-n / groups[i].size, -density[i][n - 1])
+    def priority(i: int, step: int) -> Key:
+        return (-groups[i].lost(step) / groups[i].size, -density[i][step - 1])
 
-    return _put_back(groups, removed, count, most_parameters, priority)
+    return _put_back(groups, limits, uniform(groups, high), priority)
 
 
 def global_ranking(
-    groups: Sequence[Candidate], count: ParameterCount, most_parameters: int
-) -> Removed:
-    """One ranking of all units by score per parameter; the shortest start that meets the budget.
+    groups: Sequence[Candidate], limits: Sequence[Limit], density: Sequence[Values]
+) -> Steps:
+    """One ranking of all steps by density; the shortest start of it that meets the limits.
 
-    The parameters that a unit frees are part of its rank (see :func:`densities`). Units that would
-    still fit are put back, highest rank first.
+    Units that would still fit are put back, highest density first.
     """
-    density = densities(groups, count)
-    owner = np.concatenate([np.full(g.most, i) for i, g in enumerate(groups)])
-    # Only the units that a group may lose are ranked, so its best min_kept always stay.
-    ranking = np.concatenate([density[i][: g.most] for i, g in enumerate(groups)])
-    owner = owner[np.argsort(ranking, kind="stable")]
+    # Only steps that a group may take are ranked, so its best units always stay.
+    owner = np.repeat(np.arange(len(groups)), [g.last for g in groups])
+    owner = owner[np.argsort(np.concatenate([*density, np.empty(0)]), kind="stable")]
 
-    def start(n: int) -> Removed:
+    def start(n: int) -> Steps:
         return [int(k) for k in np.bincount(owner[:n], minlength=len(groups))]
 
     low, high = -1, len(owner)
     while high - low > 1:
         middle = (low + high) // 2
-        if count.total(kept_counts(groups, start(middle))) > most_parameters:
-            low = middle
-        else:
+        if _met(groups, limits, start(middle)):
             high = middle
+        else:
+            low = middle
 
-    def priority(i: int, n: int) -> Key:
-        return (-density[i][n - 1],)
+    def priority(i: int, step: int) -> Key:
+        return (-density[i][step - 1],)
 
-    return _put_back(groups, start(high), count, most_parameters, priority)
+    return _put_back(groups, limits, start(high), priority)
 
 
-def densities(groups: Sequence[Candidate], count: ParameterCount) -> list[NDArray[np.float64]]:
-    """Score per parameter of every unit, in each group's order.
+def refusals(
+    groups: Sequence[Candidate], limits: Sequence[Limit], steps: Sequence[int]
+) -> list[frozenset[str]]:
+    """For every group past its first step, the limits that going one step back would break."""
+    counts = kept_counts(groups, steps)
+    room = [limit.most - limit.count.total(counts) for limit in limits]
+    found = []
+    for group, step in zip(groups, steps, strict=True):
+        if step:
+            back = group.lost(step) - group.lost(step - 1)
+            costs = [limit.count.unit_cost(group.dim, counts, back) for limit in limits]
+            over = (each.name for each, c, r in zip(limits, costs, room, strict=True) if c > r)
+            found.append(frozenset(over))
+    return found
 
-    Scores of different kinds of groups are sums over different numbers of weights and have no
-    common scale, so the densities of a kind are divided by their mean over the whole model. What
-    remains is how a unit compares with others of its kind, per parameter that it frees.
-    """
-    result = [g.scores / max(-count.unit_cost(g.dim, {}, -1), 1) for g in groups]
-    of_kind: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
-    for group, density in zip(groups, result, strict=True):
-        of_kind[group.kind].append(np.abs(density))
-    mean = {kind: float(np.concatenate(d).mean()) for kind, d in of_kind.items()}
-    return [d / (mean[g.kind] or 1.0) for g, d in zip(groups, result, strict=True)]
+
+def _met(groups: Sequence[Candidate], limits: Sequence[Limit], steps: Sequence[int]) -> bool:
+    counts = kept_counts(groups, steps)
+    return all(limit.met(counts) for limit in limits)
 
 
 def _put_back(
     groups: Sequence[Candidate],
-    removed: Removed,
-    count: ParameterCount,
-    most_parameters: int,
+    limits: Sequence[Limit],
+    steps: Steps,
     priority: Callable[[int, int], Key],
-) -> Removed:
-    """Put removed units back, lowest ``priority(group, removed there)`` first, while they fit.
+) -> Steps:
+    """Go back steps, lowest ``priority(group, step)`` first, until none fits any more.
 
-    A unit that does not fit never fits later: the room shrinks, and costs only grow as other units
-    come back. So each group is dropped once, and in the end no single unit fits.
+    A step that does not fit hardly ever fits later: the room shrinks, and costs grow as other units
+    come back. The exception is a bias two groups share, so who was refused is asked again.
     """
-    removed = list(removed)
-    counts = kept_counts(groups, removed)
-    room = most_parameters - count.total(counts)
-    queue = [(priority(i, n), i) for i, n in enumerate(removed) if n]
-    heapq.heapify(queue)
-    while queue:
-        _, i = heapq.heappop(queue)
-        dim = groups[i].dim
-        cost = count.unit_cost(dim, counts)
-        if cost > room:
-            continue
-        room -= cost
-        counts[dim] += 1
-        removed[i] -= 1
-        if removed[i]:
-            heapq.heappush(queue, (priority(i, removed[i]), i))
-    return removed
+    steps = list(steps)
+    counts = kept_counts(groups, steps)
+    room = [limit.most - limit.count.total(counts) for limit in limits]
+    waiting = [i for i, step in enumerate(steps) if step]
+    moved = True
+    while moved and waiting:
+        moved = False
+        queue = [(priority(i, steps[i]), i) for i in waiting]
+        heapq.heapify(queue)
+        waiting = []
+        while queue:
+            _, i = heapq.heappop(queue)
+            group = groups[i]
+            back = group.lost(steps[i]) - group.lost(steps[i] - 1)
+            costs = [limit.count.unit_cost(group.dim, counts, back) for limit in limits]
+            if any(cost > left for cost, left in zip(costs, room, strict=True)):
+                waiting.append(i)
+                continue
+            moved = True
+            room = [left - cost for cost, left in zip(costs, room, strict=True)]
+            counts[group.dim] += back
+            steps[i] -= 1
+            if steps[i]:
+                heapq.heappush(queue, (priority(i, steps[i]), i))
+    return steps

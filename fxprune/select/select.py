@@ -1,21 +1,27 @@
-"""Selection: scores and a pruning ratio become a plan."""
+"""Selection: scores and a budget become a plan."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
+from fxprune.axes.dims import find
 from fxprune.errors import SelectionError
+from fxprune.groups.kinds import KINDS
 from fxprune.plan import Plan
-from fxprune.select.budget import ParameterCount
-from fxprune.select.candidates import Candidate, candidate, choose_groups
-from fxprune.select.rank import Removed, global_ranking, kept_counts, local_ranking, uniform
+from fxprune.select.biases import gainable, gained
+from fxprune.select.budget import Budget, check_ratio
+from fxprune.select.candidates import Candidate, at_step, choose_groups, kept_counts
+from fxprune.select.density import NORMALISE, Normalise, densities, unit_costs
+from fxprune.select.limits import Limit, binding, check_possible, limits_of
+from fxprune.select.pool import make_pool
+from fxprune.select.rank import Steps, global_ranking, local_ranking, refusals, uniform
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
+
+__all__ = ["check_ratio", "select"]
 
 RANKINGS = {"local": local_ranking, "global": global_ranking}
 
@@ -26,17 +32,24 @@ def select(
     pruning_ratio: float | None = None,
     kinds: Collection[str] = ("mlp", "attention"),
     *,
+    budget: Budget | None = None,
     ranking: Literal["local", "global"] = "local",
+    normalise: Normalise = "kind",
+    cost_aware: bool = True,
     keep_first: int = 0,
     keep_last: int = 0,
     groups: Collection[str] | None = None,
     min_kept: int = 1,
-    units: float | None = None,
+    overrides: Mapping[str, float] | None = None,
+    multiple_of: int | Mapping[str, int] = 1,
+    gain_bias: bool = False,
+    start: Plan | None = None,
 ) -> Plan:
     """Choose the units that stay.
 
-    ``pruning_ratio`` is met to within one unit from below: at most ``(1 - pruning_ratio)`` of the
-    parameters stay, and putting back any one removed unit would exceed that.
+    A budget is met to within one unit from below: no limit is exceeded, and putting back any one
+    removed unit (with ``multiple_of``: any one block of them) would exceed one. Units that
+    ``overrides`` or ``start`` took are not put back.
 
     Args:
         graph: the groups of the model.
@@ -44,72 +57,120 @@ def select(
         pruning_ratio: fraction of the parameters of the whole model to remove, in [0, 1).
         kinds: kinds of groups to prune: ``mlp``, ``attention``, ``query``, ``head_dim``,
             ``channel``, ``expert``, ``other``.
+        budget: instead of ``pruning_ratio``: what may stay, or the share of units that goes.
         ranking: ``local`` removes the same fraction of units from every group; ``global`` ranks the
-            units of all groups together, by score per parameter relative to their kind.
+            units of all groups together by their density, score per cost.
+        normalise: what makes densities of different groups comparable: ``kind``, ``group``,
+            ``standardise`` or ``none``, see :func:`fxprune.select.density.densities`.
+        cost_aware: rank by score per cost; else by score alone. The cost of a unit is what it
+            frees; under several limits, the sum of ``cost / excess`` over them.
         keep_first: leave this many layers at the start of every stack alone.
         keep_last: leave this many layers at the end of every stack alone.
         groups: prune these groups, by name, whatever their kind.
         min_kept: units that stay in every group at least.
-        units: instead of ``pruning_ratio``, the fraction of units to remove from every group,
-            rounded as LLM-Pruner does (arXiv 2305.11627): ``size - int(size * (1 - units))``.
+        overrides: :mod:`fnmatch` pattern of a group's name to the fraction of its units that goes,
+            rounded up as in LLM-Pruner; 0 protects. It is fixed before the budget is shared
+            among the other groups; of several patterns that match, the last one counts.
+        multiple_of: in a group that loses units, the number that stays is a multiple of this; by
+            kind if a mapping. A group no larger than that keeps all.
+        gain_bias: every Linear without a bias whose input loses units gains one, so that
+            compensation has room. It counts as parameters.
+        start: an earlier plan to go on from: what it removed stays removed, whatever its scores.
+            Budgets count from the original model all the same.
 
     Raises:
-        SelectionError: for a ratio outside [0, 1) or beyond what the chosen groups can give (says
-            how much they can), no group to prune (says why), or scores that do not fit.
+        SelectionError: for a ratio outside [0, 1), a budget beyond what the chosen groups can give
+            (says the least that is possible), no group to prune (says why), an override that
+            matches nothing, or scores that do not fit.
         GroupError: for a name in ``groups`` that no group has or whose group is frozen.
+        PlanError: if ``start`` is for another model.
     """
-    if (pruning_ratio is None) == (units is None):
-        raise SelectionError("give either pruning_ratio or units")
-    if ranking not in RANKINGS:
-        raise SelectionError(f"unknown ranking {ranking!r}: choose from {', '.join(RANKINGS)}")
-    if min_kept < 1:
-        raise SelectionError(f"min_kept={min_kept}: a group cannot lose all its units")
-    chosen = choose_groups(graph, kinds, names=groups, keep_first=keep_first, keep_last=keep_last)
-    pool = [candidate(group, scores, min_kept) for group in chosen]
-    if pruning_ratio is not None:
-        check_ratio("pruning_ratio", pruning_ratio)
-        removed = _meet(graph, pool, pruning_ratio, ranking)
+    _check(pruning_ratio, budget, ranking, normalise, min_kept, multiple_of)
+    if start is not None:
+        start.check(graph)
+    chosen, protected = choose_groups(
+        graph, kinds, names=groups, keep_first=keep_first, keep_last=keep_last
+    )
+    pool = make_pool(graph, scores, chosen, overrides or {}, multiple_of, min_kept, start)
+    biases = gainable(graph, (graph[c.name] for c in pool.candidates)) if gain_bias else {}
+    if start is not None:
+        lost = frozenset(find(graph[name].dim) for name in start.kept)
+        biases.update(dict.fromkeys(start.biases, lost))
+    result: _Result
+    if budget is not None and budget.units is not None:
+        steps = uniform(pool.candidates, budget.units, budget.rounding)
+        result = _Result(steps, ["units"] * len(steps), "units" if any(steps) else None)
     else:
-        assert units is not None
-        check_ratio("units", units)
-        if ranking == "global":
-            raise SelectionError("units= removes a share of every group: ranking='local' only")
-        removed = uniform(pool, units)
+        asked = pruning_ratio if budget is None else budget
+        assert asked is not None
+        limits = limits_of(graph, asked, [c.dim for c in pool.candidates], biases)
+        result = _meet(pool.candidates, limits, ranking, normalise, cost_aware)
+    pairs = list(zip(pool.candidates, result.steps, strict=True))
     return Plan.of(
         graph,
-        {g.name: _kept(g, n) for g, n in zip(pool, removed, strict=True) if n},
+        {group.name: group.kept(step) for group, step in pairs if group.lost(step)},
         pruning_ratio=pruning_ratio,
         criterion=getattr(scores, "criterion", None),
+        biases=gained(biases, kept_counts(pool.candidates, result.steps)),
+        limits={**protected, **pool.reasons(result.steps, result.causes)},
+        bound=result.bound,
     )
 
 
+@dataclass(frozen=True)
+class _Result:
+    """How far each candidate goes, why it keeps all if it does, and which limit bound the whole."""
+
+    steps: Steps
+    causes: list[str]
+    bound: str | None
+
+
 def _meet(
-    graph: DependencyGraph, pool: Sequence[Candidate], pruning_ratio: float, ranking: str
-) -> Removed:
-    """The numbers of removed units by candidate that meet the ratio."""
-    count = ParameterCount(graph, [g.dim for g in pool])
-    before = count.total({})
-    fewest = count.total(kept_counts(pool, [g.most for g in pool]))
-    most_parameters = math.floor((1 - pruning_ratio) * before)
-    if fewest > most_parameters:
-        largest = math.floor((before - fewest) / before * 1e4) / 1e4
-        raise SelectionError(
-            f"pruning_ratio={pruning_ratio} cannot be met: the chosen groups can give at most "
-            f"{largest:.4f} of the model's {before:,} parameters; choose more kinds or protect less"
-        )
-    return RANKINGS[ranking](pool, count, most_parameters)
+    groups: list[Candidate],
+    limits: list[Limit],
+    ranking: str,
+    normalise: Normalise,
+    cost_aware: bool,
+) -> _Result:
+    """Meet the limits."""
+    check_possible(limits, kept_counts(groups, [g.last for g in groups]))
+    first = [0] * len(groups)
+    if all(limit.met(kept_counts(groups, first)) for limit in limits):
+        return _Result(first, [""] * len(groups), None)
+    costs = unit_costs(groups, limits)
+    # Where a unit frees nothing of what is short, it stays.
+    useful = [g if cost > 0 else at_step(g, 0) for g, cost in zip(groups, costs, strict=True)]
+    density = densities(useful, costs, normalise, cost_aware)
+    steps = RANKINGS[ranking](useful, limits, density)
+    cause = "scores" if ranking == "global" else "rounding"
+    causes = [cause if cost > 0 else "frees nothing that is short" for cost in costs]
+    return _Result(steps, causes, binding(limits, refusals(useful, limits, steps)))
 
 
-def check_ratio(name: str, ratio: float) -> None:
-    """Refuse a fraction outside [0, 1).
-
-    Raises:
-        SelectionError: it is outside.
-    """
-    if not 0 <= ratio < 1:  # also refuses NaN
-        raise SelectionError(f"{name}={ratio} is outside [0, 1)")
-
-
-def _kept(group: Candidate, removed: int) -> list[int]:
-    kept: list[int] = np.sort(group.order[removed:]).tolist()
-    return kept
+def _check(
+    pruning_ratio: float | None,
+    budget: Budget | None,
+    ranking: str,
+    normalise: str,
+    min_kept: int,
+    multiple_of: int | Mapping[str, int],
+) -> None:
+    if (pruning_ratio is None) == (budget is None):
+        raise SelectionError("give either pruning_ratio or budget")
+    if pruning_ratio is not None:
+        check_ratio("pruning_ratio", pruning_ratio)
+    if ranking not in RANKINGS:
+        raise SelectionError(f"unknown ranking {ranking!r}: choose from {', '.join(RANKINGS)}")
+    if normalise not in NORMALISE:
+        raise SelectionError(f"unknown normalise {normalise!r}: choose from {', '.join(NORMALISE)}")
+    if budget is not None and budget.units is not None and ranking == "global":
+        raise SelectionError("units= removes a share of every group: ranking='local' only")
+    if min_kept < 1:
+        raise SelectionError(f"min_kept={min_kept}: a group cannot lose all its units")
+    by_kind = multiple_of if isinstance(multiple_of, Mapping) else {"mlp": multiple_of}
+    for kind, multiple in by_kind.items():
+        if kind not in KINDS:
+            raise SelectionError(f"multiple_of: unknown kind {kind!r}: take {', '.join(KINDS)}")
+        if not isinstance(multiple, int) or multiple < 1:
+            raise SelectionError(f"multiple_of={multiple}: a whole number, at least 1")

@@ -47,6 +47,13 @@ def test_read_jsonl_is_a_record_per_line(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jsonl").records == ("first", "second")
 
 
+def test_jsonl_may_hold_any_line_separator_in_its_strings(tmp_path: Path) -> None:
+    record = "one\u2028two\x85three"
+    lines = [json.dumps({"text": record}, ensure_ascii=False), json.dumps({"text": "last"})]
+    (tmp_path / "a.jsonl").write_bytes("\r\n".join(lines).encode())
+    assert read(tmp_path / "a.jsonl").records == (record, "last")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,24 @@ def test_fold_equals_index_loops(case: tuple[Layout, Dim]) -> None:
                 expected[unit] += vector[position]
     folded = fold(torch.from_numpy(vector), layout, dim)
     np.testing.assert_array_equal(folded.numpy(), expected)
+
+
+@given(layouts(), st.sampled_from([("max", max), ("min", min)]))
+def test_fold_to_extremes_equals_index_loops(
+    case: tuple[Layout, Dim], how: tuple[str, Callable[[list[float]], float]]
+) -> None:
+    layout, dim = case
+    if layout.size > 3000:
+        return
+    vector = np.random.default_rng(0).integers(-9, 9, layout.size).astype(np.float32)
+    seen: list[list[float]] = [[] for _ in range(dim.size)]
+    for position, pairs in enumerate(positions(layout)):
+        for held, unit in pairs:
+            if held is dim:
+                seen[unit].append(vector[position])
+    empty = -np.inf if how[0] == "max" else np.inf
+    folded = fold(torch.from_numpy(vector), layout, dim, how[0])  # type: ignore[arg-type]
+    assert folded.tolist() == [how[1](values) if values else empty for values in seen]
 
 
 def test_query_heads_fold_onto_their_kv_head() -> None:

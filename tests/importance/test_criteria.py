@@ -96,8 +96,9 @@ def test_options_are_fields() -> None:
     assert repr(Magnitude(1)) == "Magnitude(aggregate='sum', p=1)"
     assert Taylor() == Taylor(aggregate="sum")
     assert repr(Random(7)) == "Random(seed=7)"
-    assert Taylor.needs_gradients
-    assert not Magnitude.needs_gradients
+    assert Taylor().needs == {"weights", "gradient"}
+    assert Magnitude().needs == {"weights"}
+    assert not Random().needs
 
 
 @pytest.mark.parametrize("p", [0, 3, 1.5])

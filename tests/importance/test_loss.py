@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxprune.errors import CalibrationError
-from fxprune.importance.loss import batch_loss, batch_weights
+from fxprune.importance.loss import batch_loss, batch_weights, run_forward
 from tests.toys import ToyLM
 
 IDS = torch.arange(12).reshape(3, 4) % 11
@@ -151,3 +151,48 @@ def test_nothing_to_predict() -> None:
     data = [{"input_ids": IDS, "labels": torch.full_like(IDS, -100)}]
     with pytest.raises(CalibrationError, match="every label is ignored"):
         batch_weights(ToyLM(), data)
+
+
+# Forward alone
+
+
+def test_a_forward_pass_needs_no_labels() -> None:
+    model = Own(generates=False)
+    run_forward(model, {"input_ids": IDS, "labels": IDS})
+    assert model.seen == {"labels": None, "use_cache": False}
+
+
+def test_a_forward_pass_by_the_users_loss() -> None:
+    seen: list[Any] = []
+
+    def loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        seen.append(batch)
+        return torch.tensor(torch.nan)  # nobody looks at it
+
+    batch = {"input_ids": IDS}
+    run_forward(ToyLM(), batch, loss)
+    assert seen == [batch]
+
+
+def test_the_last_logits_alone_where_the_model_can() -> None:
+    class Keeps(nn.Module):
+        def forward(self, input_ids: Tensor, logits_to_keep: int = 0) -> None:
+            seen.append(logits_to_keep)
+
+    seen: list[int] = []
+    run_forward(Keeps(), {"input_ids": IDS}, last_logits=True)
+    run_forward(Keeps(), {"input_ids": IDS})
+    run_forward(ToyLM(), {"input_ids": IDS}, last_logits=True)
+    assert seen == [1, 0]
+
+
+def test_a_decoder_gets_its_inputs_from_labels() -> None:
+    model = Own(generates=True)
+    model.config = SimpleNamespace(is_encoder_decoder=True)
+    run_forward(model, {"input_ids": IDS})
+    assert model.seen["labels"] is IDS
+
+
+def test_a_forward_pass_with_an_unknown_input() -> None:
+    with pytest.raises(CalibrationError, match=r"ToyLM\.forward has no input 'pixels'"):
+        run_forward(ToyLM(), {"input_ids": IDS, "pixels": IDS})

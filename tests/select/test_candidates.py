@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fxprune.axes.dims import Dim
 from fxprune.errors import GroupError, SelectionError
 from fxprune.groups.group import Group
-from fxprune.select.candidates import candidate, choose_groups
+from fxprune.select.candidates import candidate, choose_groups, settled
 from tests.toys import ToyGraph, ToyLM, toy_graph
 
 
@@ -23,15 +25,15 @@ def names(groups: list[Group]) -> list[str]:
 
 
 def test_kinds(graph: ToyGraph) -> None:
-    assert names(choose_groups(graph, ["mlp"])) == [f"layers.{i}.mlp:units" for i in range(4)]
-    assert names(choose_groups(graph, "channel")) == ["channel"]
-    assert len(choose_groups(graph, ("mlp", "attention"))) == 8
+    assert names(choose_groups(graph, ["mlp"])[0]) == [f"layers.{i}.mlp:units" for i in range(4)]
+    assert names(choose_groups(graph, "channel")[0]) == ["channel"]
+    assert len(choose_groups(graph, ("mlp", "attention"))[0]) == 8
 
 
 def test_named_groups_of_any_kind(graph: ToyGraph) -> None:
-    chosen = choose_groups(graph, ["mlp"], names=["channel", "channel"])
+    chosen, _ = choose_groups(graph, ["mlp"], names=["channel", "channel"])
     assert names(chosen) == ["channel"]
-    assert names(choose_groups(graph, (), names="channel")) == ["channel"]
+    assert names(choose_groups(graph, (), names="channel")[0]) == ["channel"]
     with pytest.raises(GroupError, match="no group 'chanel'"):
         choose_groups(graph, (), names=["chanel"])
     with pytest.raises(GroupError, match=r"'layers\.0\.attention:head_dim' is frozen: rotary"):
@@ -43,8 +45,13 @@ def test_named_groups_of_any_kind(graph: ToyGraph) -> None:
 
 
 def test_protected_layers(graph: ToyGraph) -> None:
-    chosen = choose_groups(graph, ["mlp", "channel"], keep_first=1, keep_last=2)
+    chosen, protected = choose_groups(graph, ["mlp", "channel"], keep_first=1, keep_last=2)
     assert names(chosen) == ["layers.1.mlp:units", "channel"]
+    assert protected == {
+        "layers.0.mlp:units": "keep_first=1",
+        "layers.2.mlp:units": "keep_last=2",
+        "layers.3.mlp:units": "keep_last=2",
+    }
 
 
 def test_every_stack_has_its_own_ends() -> None:
@@ -56,7 +63,7 @@ def test_every_stack_has_its_own_ends() -> None:
     # A layer with nothing but frozen groups is still a layer.
     frozen = Group("decoder.2", "mlp", 4, (), Dim(4), False, "no", ("decoder", 2))
     graph = ToyGraph(None, {}, groups, (frozen,))  # type: ignore[arg-type]
-    chosen = choose_groups(graph, ["mlp"], keep_first=1, keep_last=1)
+    chosen, _ = choose_groups(graph, ["mlp"], keep_first=1, keep_last=1)
     assert names(chosen) == ["encoder.1", "decoder.1"]
 
 
@@ -85,8 +92,38 @@ def test_order_is_by_score_then_position(graph: ToyGraph) -> None:
     found = candidate(group, scores, min_kept=3)
     assert found.order.tolist() == [1, 3, 9, 2, 8, 0, 7, 6, 5, 4]
     assert found.scores.tolist() == sorted(scores[group.name].tolist())
-    assert found.most == 7
-    assert candidate(group, scores, min_kept=11).most == 0
+    assert found.levels.tolist() == list(range(8))
+    assert found.kept(6) == [4, 5, 6, 7]
+    assert candidate(group, scores, min_kept=11).levels.tolist() == [0]
+
+
+@given(st.integers(0, 9), st.integers(1, 12), st.integers(1, 12))
+def test_levels(gone: int, min_kept: int, multiple: int) -> None:
+    """By the definition: what may have been lost, number by number."""
+    group = toy_graph(ToyLM())["layers.0.mlp:units"]
+    units = list(range(0, gone))
+    found = candidate(group, {group.name: torch.rand(10)}, min_kept, multiple, units)
+    legal = [
+        lost
+        for lost in range(gone, 10)
+        if lost and 10 - lost >= min_kept and (10 - lost) % multiple == 0
+    ]
+    assert found.levels.tolist() == ([0, *legal] if gone == 0 else legal or [gone])
+    assert found.order[:gone].tolist() == units
+    for lost in range(12):
+        fits = [level for level in found.levels if level <= lost]
+        assert found.lost(found.step_to(lost)) == max(fits, default=found.levels[0])
+
+
+def test_lost_units_need_no_scores(graph: ToyGraph) -> None:
+    group = graph["layers.0.mlp:units"]
+    values = torch.tensor([3.0, 9, float("nan"), 1, 2, 4, 5, 6, 7, 8])
+    found = candidate(group, {group.name: values}, gone=[1, 2])
+    assert found.order.tolist() == [1, 2, 3, 4, 0, 5, 6, 7, 8, 9]
+    assert found.kept(0) == [0, 3, 4, 5, 6, 7, 8, 9]
+    assert settled(group, [1, 2]).kept(0) == [0, 3, 4, 5, 6, 7, 8, 9]
+    with pytest.raises(SelectionError, match="are not finite"):
+        candidate(group, {group.name: values}, gone=[1])
 
 
 def test_scores_that_do_not_fit(graph: ToyGraph) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,37 +13,21 @@ from torch import nn
 
 from fxprune.axes.dims import Dim
 from fxprune.errors import SelectionError
-from fxprune.importance import Scores
 from fxprune.plan import Plan, count_parameters
-from fxprune.select import select
+from fxprune.select import Budget, select
+from tests.select import checks
+from tests.select.checks import assert_lowest_go, random_scores
 from tests.toys import ToyGraph, ToyLM, make_graph, toy_graph
 
 GRAPH = toy_graph(ToyLM(layers=3, kv=4, repeat=2, units=15, channels=6))
 KINDS = ["mlp", "attention", "query", "channel"]
 
 
-def random_scores(graph: ToyGraph, seed: int = 0) -> Scores:
-    rng = np.random.default_rng(seed)
-    # Few distinct values, so that ties are common.
-    draw = {g.name: torch.from_numpy(rng.integers(0, 9, g.size) / 8.0) for g in graph.groups}
-    return Scores(draw, "Random(seed=0)")
-
-
 def assert_met(graph: ToyGraph, plan: Plan, ratio: float) -> None:
     before = count_parameters(graph)
-    counts = plan.kept_counts(graph)
-    assert plan.parameters_after == count_parameters(graph, counts) <= (1 - ratio) * before
-    for name in plan.kept:
-        dim = graph[name].dim
-        more = count_parameters(graph, {**counts, dim: counts[dim] + 1})
-        assert more > (1 - ratio) * before
-
-
-def assert_lowest_go(graph: ToyGraph, plan: Plan, scores: Scores) -> None:
-    for name, kept in plan.kept.items():
-        order = np.argsort(scores[name].numpy(), kind="stable")
-        lost = graph[name].size - len(kept)
-        assert kept == tuple(sorted(order[lost:].tolist()))
+    assert plan.parameters_after == count_parameters(graph, plan.kept_counts(graph))
+    most = (1 - ratio) * before
+    checks.assert_met(graph, plan, [(lambda counts: count_parameters(graph, counts), most)])
 
 
 @settings(max_examples=60)
@@ -155,7 +138,7 @@ def test_ties_go_by_position() -> None:
 def test_units_round_as_llm_pruner_does() -> None:
     graph = toy_graph(ToyLM(layers=6, units=43, kv=32, repeat=1))
     scores = random_scores(graph)
-    plan = select(graph, scores, units=0.25, keep_first=2, keep_last=1)
+    plan = select(graph, scores, budget=Budget(units=0.25), keep_first=2, keep_last=1)
     assert {name: len(kept) for name, kept in plan.kept.items()} == {
         f"layers.{i}.{name}": kept
         for i in (2, 3, 4)
@@ -166,7 +149,7 @@ def test_units_round_as_llm_pruner_does() -> None:
 
 
 def test_min_kept() -> None:
-    plan = select(GRAPH, random_scores(GRAPH), units=0.99, min_kept=3)
+    plan = select(GRAPH, random_scores(GRAPH), budget=Budget(units=0.99), min_kept=3)
     assert {len(kept) for kept in plan.kept.values()} == {3}
     for ranking in ("local", "global"):
         plan = select(GRAPH, random_scores(GRAPH), 0.35, min_kept=3, ranking=ranking)  # type: ignore[arg-type]
@@ -186,7 +169,7 @@ def test_ratios_outside(ratio: float) -> None:
     with pytest.raises(SelectionError, match=r"pruning_ratio=.* is outside \[0, 1\)"):
         select(GRAPH, random_scores(GRAPH), ratio)
     with pytest.raises(SelectionError, match=r"units=.* is outside \[0, 1\)"):
-        select(GRAPH, random_scores(GRAPH), units=ratio)
+        Budget(units=ratio)
 
 
 @pytest.mark.parametrize("ranking", ["local", "global"])
@@ -194,7 +177,7 @@ def test_a_ratio_that_cannot_be_met_says_what_can(ranking: Any) -> None:
     scores = random_scores(GRAPH)
     with pytest.raises(SelectionError, match="cannot be met") as caught:
         select(GRAPH, scores, 0.9, ["mlp"], keep_first=1, ranking=ranking)
-    largest = float(str(caught.value).split("at most ")[1].split(" ")[0])
+    largest = float(str(caught.value).split("at most ")[1].split(")")[0])
     plan = select(GRAPH, scores, largest, ["mlp"], keep_first=1, ranking=ranking)
     assert {len(kept) for kept in plan.kept.values()} == {1}
     with pytest.raises(SelectionError, match="cannot be met"):
@@ -203,16 +186,22 @@ def test_a_ratio_that_cannot_be_met_says_what_can(ranking: Any) -> None:
 
 def test_other_bad_input() -> None:
     scores = random_scores(GRAPH)
-    with pytest.raises(SelectionError, match="either pruning_ratio or units"):
+    with pytest.raises(SelectionError, match="either pruning_ratio or budget"):
         select(GRAPH, scores)
-    with pytest.raises(SelectionError, match="either pruning_ratio or units"):
-        select(GRAPH, scores, 0.2, units=0.2)
+    with pytest.raises(SelectionError, match="either pruning_ratio or budget"):
+        select(GRAPH, scores, 0.2, budget=Budget(units=0.2))
     with pytest.raises(SelectionError, match="unknown ranking 'best': choose from local, global"):
         select(GRAPH, scores, 0.2, ranking="best")  # type: ignore[arg-type]
     with pytest.raises(SelectionError, match="cannot lose all its units"):
         select(GRAPH, scores, 0.2, min_kept=0)
     with pytest.raises(SelectionError, match="ranking='local' only"):
-        select(GRAPH, scores, units=0.2, ranking="global")
+        select(GRAPH, scores, budget=Budget(units=0.2), ranking="global")
+    with pytest.raises(SelectionError, match="unknown normalise 'mean': choose from kind, group"):
+        select(GRAPH, scores, 0.2, normalise="mean")  # type: ignore[arg-type]
+    with pytest.raises(SelectionError, match="multiple_of=0: a whole number"):
+        select(GRAPH, scores, 0.2, multiple_of=0)
+    with pytest.raises(SelectionError, match="multiple_of: unknown kind 'mpl'"):
+        select(GRAPH, scores, 0.2, multiple_of={"mpl": 8})
     with pytest.raises(SelectionError, match="no scores for group"):
         select(GRAPH, {}, 0.2)
 
@@ -242,12 +231,31 @@ def test_published_counts_of_llm_pruner() -> None:
     """LLaMA-7B, 25 % of heads and neurons in layers 4 to 29: 5,422,977,024 parameters."""
     graph = llama_7b()
     scores = {g.name: torch.zeros(g.size) for g in graph.groups}
-    plan = select(graph, scores, units=0.25, keep_first=4, keep_last=2)
+    plan = select(graph, scores, budget=Budget(units=0.25), keep_first=4, keep_last=2)
     # What the toy has and LLaMA has not, and the other way round: query biases, one norm per
     # layer instead of two, a head tied to the embedding, no last norm, 3 idle parameters.
     biases, norms = 6 * 4096 + 26 * 3072, 33 * 4096
     assert plan.parameters_after - 3 - biases + norms + 32000 * 4096 == 5_422_977_024
-    channel = select(graph, scores, units=0.2, kinds=["channel"])
+    channel = select(graph, scores, budget=Budget(units=0.2), kinds=["channel"])
     assert len(channel.kept["channel"]) == 3276
     extra = 32 * 4096 + 3
     assert channel.parameters_after - extra + 33 * 3276 + 32000 * 3276 == 5_389_416_396
+
+
+@pytest.mark.parametrize(
+    ("ratio", "heads", "neurons", "expected"),
+    [
+        (0.2, 26, 8807, 5_470_294_016),
+        (0.3, 23, 7706, 4_836_036_608),
+        (0.5, 16, 5504, 3_500_412_928),
+    ],
+)
+def test_published_counts_of_wanda_sp(
+    ratio: float, heads: int, neurons: int, expected: int
+) -> None:
+    graph = llama_7b()
+    scores = {g.name: torch.zeros(g.size) for g in graph.groups}
+    plan = select(graph, scores, budget=Budget(units=ratio, rounding="down"))
+    assert {len(kept) for kept in plan.kept.values()} == {heads, neurons}
+    biases, norms = 32 * heads * 128, 33 * 4096
+    assert plan.parameters_after - 3 - biases + norms + 32000 * 4096 == expected

@@ -1,0 +1,178 @@
+"""Compensation: what stays of each consumer makes up for the units that went."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Literal, get_args
+
+import torch
+from torch import fx, nn
+
+from fxprune.compensate.edits import own, revocable
+from fxprune.compensate.inputs import graph_inputs, masks
+from fxprune.compensate.matching import Match, match
+from fxprune.compensate.refit import Refit
+from fxprune.compensate.report import Compensated, CompensationReport
+from fxprune.compensate.residual import ends
+from fxprune.errors import CalibrationError, PlanError
+from fxprune.groups.dependency import discover
+from fxprune.importance.calibrate import Calibration, batches
+from fxprune.plan import Plan
+from fxprune.progress import track
+from fxprune.rewrite.resize import Resizer
+from fxprune.trace.lockstep import Lockstep
+from fxprune.trace.modes import evaluation
+from fxprune.trace.traced import Traced
+
+Method = Literal["bias", "least-squares"]
+Target = Literal["residual", "dense", "propagated"]
+
+
+def compensate(
+    traced: Traced,
+    small: fx.GraphModule,
+    plan: Plan,
+    calibration: Calibration,
+    *,
+    method: Method = "least-squares",
+    target: Target = "residual",
+    damping: float = 1e-2,
+    batch_size: int | None = 8,
+    progress: bool = False,
+) -> CompensationReport:
+    """Mend a pruned model by forward passes only: new values for the consumers of pruned units.
+
+    The consumers (``o_proj``, ``down_proj``, whatever reads the units) are taken in graph order.
+    Each sees the inputs that the pruned model gives it, all consumers before it being mended.
+
+    * ``bias`` (FLAP, 2312.11983, section 4.3): the bias gains ``W_removed mean(x_removed)``, the
+      mean being over the calibration tokens of the dense model.
+    * ``least-squares`` (as in OSSCAR and ZipLM): the weight becomes the minimum of
+      ``||Y - X W^T||^2 + sum_j lambda_j ||W_j - W_kept,j||^2`` with
+      ``lambda_j = damping * (X^T X)_jj``, X the inputs in the pruned model. A bias that the
+      consumer has, of its own or gained by the plan, is fitted too (X and Y are then centred).
+      Tokens that an attention mask hides do not count.
+
+    A consumer whose weight is used in several places (tied or shared) is left alone, and a
+    convolution in groups, three dimensions or transposed; the report says which and why.
+
+    Memory: the values alive at one node, of all batches, of the dense and of the pruned model;
+    one consumer's normal matrix in float64; a copy of the changed tensors.
+
+    Args:
+        traced: the original, with its weights.
+        small: what :func:`fxprune.rewrite` made of it by the plan. Values of its parameters
+            change, nothing else; a bias that it shares with the original becomes its own first.
+        plan: the plan.
+        calibration: data as for :func:`fxprune.estimate`.
+        method: ``bias`` or ``least-squares``.
+        target: what least squares aims at: ``dense``, the output that the consumer has in the
+            dense model; ``residual``, that and what the residual stream which it is added to lacks
+            by then, so that the stream, not the branch alone, comes back to what it was; or
+            ``propagated``, the output that the original weight gives for all units, computed from
+            what the pruned model feeds into the layer (nothing of earlier layers is undone).
+        damping: how much the weights of each input are held to what they are, relative to that
+            input's own mean square. (Relative to the mean over inputs, the few massive
+            activations of language models would hold all others fast.)
+        batch_size: sequences per forward pass.
+        progress: show a progress bar.
+
+    Returns:
+        The relative output error of each consumer before and after.
+
+    Raises:
+        CalibrationError: the data does not fit the graph or gives values that are not finite (the
+            message names the consumer), or an option has no meaning. ``small`` is then unchanged.
+        PlanError: the plan does not fit the model, or ``bias`` meets a Linear without a bias.
+        RewriteError: ``small`` is not what the plan makes of the model.
+    """
+    started = time.perf_counter()
+    _check_options(method, target, damping)
+    _check_weights(traced)
+    graph = discover(traced)
+    plan.check(graph)
+    resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
+    found = match(graph, small, plan, resize)
+    if method == "bias":
+        found = tuple(_with_bias(traced, m) if isinstance(m, Match) else m for m in found)
+    if target == "propagated":
+        _check_propagated(found)
+    matches = [each for each in found if isinstance(each, Match)]
+    inputs = [graph_inputs(traced, b) for b in batches(traced.module, calibration, batch_size)]
+    for each in matches:
+        if each.holder is not None and each.fits_bias:
+            own(each.holder, each.bias_name, traced.tensors.get(each.consumer.bias or ""))
+    results: dict[fx.Node, Compensated] = {}
+    with evaluation(traced.graph_module), evaluation(small), torch.no_grad(), revocable() as write:
+        refit = Refit(
+            traced=traced,
+            dense=Lockstep(traced.graph_module, inputs, ends([m.consumer.node for m in matches])),
+            pruned=Lockstep(small, inputs, ends([m.node for m in matches])),
+            masks=[masks(traced, values) for values in inputs],
+            target="dense" if method == "bias" else target,
+            damping=damping,
+            write=write,
+        )
+        mend = refit.bias if method == "bias" else refit.least_squares
+        for each in track(matches, "compensating", progress):
+            results[each.node] = mend(each)
+    done = tuple(each if isinstance(each, Compensated) else results[each.node] for each in found)
+    return CompensationReport(method, target, done, time.perf_counter() - started)
+
+
+def _check_options(method: str, target: str, damping: float) -> None:
+    for name, value, known in (
+        ("method", method, get_args(Method)),
+        ("target", target, get_args(Target)),
+    ):
+        if value not in known:
+            raise CalibrationError(f"{name}={value!r}: choose from {', '.join(known)}")
+    if not (math.isfinite(damping) and damping >= 0):
+        raise CalibrationError(f"damping={damping}: it must be 0 or more")
+    if method == "bias" and target == "propagated":
+        raise CalibrationError("the means of method='bias' are those of the dense model")
+
+
+def _check_weights(traced: Traced) -> None:
+    """The original must still have its weights."""
+    for node in traced.graph_module.graph.nodes:
+        if node.op == "get_attr" and (tensor := traced.tensors.get(str(node.target))) is not None:
+            if tensor.is_meta:
+                raise CalibrationError(
+                    f"{node.target!r} is on meta: compensation needs the original's weights"
+                )
+            if tensor.shape != node.meta["val"].shape:
+                raise CalibrationError(
+                    f"{node.target!r} was freed when the model was rewritten: rewrite it without "
+                    "consume=True to compensate"
+                )
+
+
+def _with_bias(traced: Traced, match: Match) -> Match | Compensated:
+    """The consumer, if it has a bias that may change."""
+    if match.fits_bias:
+        return match
+    if match.bias is not None:
+        return Compensated(match.name, skipped="its bias is used in several places")
+    if isinstance(traced.module.get_submodule(match.consumer.module), nn.Linear):
+        raise PlanError(
+            f"{match.name} has no bias to compensate with: select with gain_bias=True, or use "
+            "method='least-squares'"
+        )
+    return Compensated(match.name, skipped="it has no bias, and is no nn.Linear that can gain one")
+
+
+def _check_propagated(found: tuple[Match | Compensated, ...]) -> None:
+    """In the original graph, the outputs of the pruned model must be able to stand in."""
+    for each in found:
+        if isinstance(each, Compensated):
+            raise CalibrationError(
+                f"target='propagated' needs every consumer, and {each.name} is left alone: "
+                f"{each.skipped}. Use target='dense'"
+            )
+        if each.kept_outputs is not None:
+            raise CalibrationError(
+                f"target='propagated' cannot be used where the outputs of {each.name} are pruned "
+                "too. Use target='dense'"
+            )

@@ -1,0 +1,176 @@
+"""Find every consumer of the pruned units in the smaller graph, or say why it is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.compensate.reasons import reason_against, turns, uses
+from fxprune.compensate.report import Compensated
+from fxprune.compensate.residual import skips
+from fxprune.errors import RewriteError
+from fxprune.groups.consumers import Consumer, consumers
+from fxprune.groups.dependency import DependencyGraph
+from fxprune.plan import Plan
+from fxprune.rewrite.resize import Resizer
+from fxprune.trace.traced import Traced
+
+aten = torch.ops.aten
+_VIEWS = {aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.contiguous}
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A consumer and the same product in the smaller graph.
+
+    Attributes:
+        name: the consumer's module.
+        consumer: the product in the original graph.
+        node: the product in the smaller graph, or the call of the module that holds it.
+        source: its activation there.
+        weight: the smaller weight.
+        holder: the module that holds the smaller bias, None where there is none.
+        bias_name: the bias' name in ``holder``.
+        fits_bias: whether the bias may change: nothing else reads it.
+        kept_inputs: positions of the weight's input axis that stay, int64.
+        kept_outputs: positions of its output axis that stay, None if all.
+        skip: what the output is added to (the residual stream), in the original graph and in the
+            smaller one; None where nothing is, or where it is computed later.
+    """
+
+    name: str
+    consumer: Consumer
+    node: fx.Node
+    source: fx.Node
+    weight: nn.Parameter
+    holder: nn.Module | None
+    bias_name: str
+    fits_bias: bool
+    kept_inputs: Tensor
+    kept_outputs: Tensor | None
+    skip: tuple[fx.Node, fx.Node] | None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The smaller bias."""
+        return None if self.holder is None else getattr(self.holder, self.bias_name)
+
+
+def match(
+    graph: DependencyGraph, small: fx.GraphModule, plan: Plan, resize: Resizer
+) -> tuple[Match | Compensated, ...]:
+    """Every consumer of the plan's groups, in graph order.
+
+    Raises:
+        RewriteError: ``small`` is not what the plan makes of the model.
+    """
+    places = {node: i for i, node in enumerate(graph.traced.graph_module.graph.nodes)}
+    found = {c.node: c for name in plan.kept for c in consumers(graph, graph[name])}
+    calls = _calls(graph.traced, small)
+    return tuple(
+        _match(graph, small, plan, resize, found[node], calls)
+        for node in sorted(found, key=places.__getitem__)
+    )
+
+
+def _match(
+    graph: DependencyGraph,
+    small: fx.GraphModule,
+    plan: Plan,
+    resize: Resizer,
+    consumer: Consumer,
+    calls: dict[str, fx.Node],
+) -> Match | Compensated:
+    weight_name = consumer.site.tensor
+    name = weight_name.removesuffix(".weight")
+    if reason := reason_against(graph.traced, consumer):
+        return Compensated(name, skipped=reason)
+    node = calls.get(weight_name)
+    if node is None:
+        raise RewriteError(
+            f"{weight_name!r} is not used in the smaller model: it is not what the plan makes of "
+            "the traced one"
+        )
+    source = _source(consumer, node)
+    if source is None:
+        return Compensated(name, skipped="its module does more than a product with its input")
+    layouts = graph.layouts[weight_name]
+    weight: nn.Parameter = getattr(*_place(graph.traced, small, node, weight_name))
+    if tuple(weight.shape) != tuple(resize.size(layout) for layout in layouts):
+        raise RewriteError(
+            f"{weight_name!r} has shape {tuple(weight.shape)} in the smaller model, and the plan "
+            f"makes it {tuple(resize.size(layout) for layout in layouts)}"
+        )
+    bias = consumer.bias
+    fits = bias is not None and uses(graph.traced, bias) == 1
+    gained = f"{consumer.module}.bias"
+    if bias is None and gained in plan.biases:
+        bias, fits = gained, True
+    outputs = layouts[consumer.output_axis]
+    holder, leaf = _place(graph.traced, small, node, bias) if bias else (None, "")
+    return Match(
+        name=name,
+        consumer=consumer,
+        node=node,
+        source=source,
+        weight=weight,
+        holder=holder,
+        bias_name=leaf,
+        fits_bias=fits,
+        kept_inputs=resize.index(consumer.site.layout).to(weight.device),
+        kept_outputs=resize.index(outputs).to(weight.device) if resize.changed(outputs) else None,
+        skip=skips(consumer.node, node),
+    )
+
+
+def _calls(traced: Traced, small: fx.GraphModule) -> dict[str, fx.Node]:
+    """Canonical name of a weight to the node that uses it in the smaller graph."""
+    found: dict[str, fx.Node] = {}
+    for node in small.graph.nodes:
+        if node.op == "call_module":
+            path = str(node.target).partition("@")[0]
+            for leaf in small.get_submodule(str(node.target))._parameters:
+                found[traced.canonical(f"{path}.{leaf}")] = node
+        elif node.op == "get_attr":
+            for user in node.users:
+                found[str(node.target)] = next(iter(user.users)) if turns(user) else user
+    return found
+
+
+def _source(consumer: Consumer, node: fx.Node) -> fx.Node | None:
+    """The activation of the product in the smaller graph, None where it is not to be had."""
+    if node.op != "call_module":
+        places = [i for i, value in enumerate(consumer.node.args) if value is consumer.source]
+        found = node.args[places[0]] if places else None
+        return found if isinstance(found, fx.Node) else None
+    # The module's input must be the product's, but for its shape.
+    source, call = consumer.source, _call(consumer.node)
+    while _call(source) == call:
+        if getattr(source.target, "overloadpacket", None) not in _VIEWS:
+            return None
+        (source, *_) = source.all_input_nodes
+    entering = node.args[0]
+    return entering if isinstance(entering, fx.Node) else None
+
+
+def _call(node: fx.Node) -> str | None:
+    """Key of the innermost module call that a node belongs to."""
+    stack: Sequence[str] = list(node.meta.get("nn_module_stack") or ())
+    return stack[-1] if stack and node.op == "call_function" else None
+
+
+def _place(
+    traced: Traced, small: fx.GraphModule, node: fx.Node, name: str
+) -> tuple[nn.Module, str]:
+    """The module, and the name in it, of a tensor that a node of the smaller graph reads."""
+    if node.op == "call_module":
+        module = small.get_submodule(str(node.target))
+        path = str(node.target).partition("@")[0]
+        for leaf in module._parameters:
+            if traced.canonical(f"{path}.{leaf}") == name:
+                return module, leaf
+    path, _, leaf = name.rpartition(".")
+    return small.get_submodule(path), leaf

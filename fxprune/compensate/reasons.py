@@ -1,0 +1,54 @@
+"""Why a consumer is left alone, as far as the original graph tells."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from fxprune.compensate.matrices import CONVOLUTIONS, convolves
+from fxprune.groups.consumers import Consumer
+from fxprune.trace.arguments import argument
+from fxprune.trace.traced import Traced
+
+aten = torch.ops.aten
+
+
+def reason_against(traced: Traced, consumer: Consumer) -> str | None:
+    """Why the consumer cannot be compensated, as far as the original graph tells."""
+    node = consumer.node
+    if (count := uses(traced, consumer.site.tensor)) > 1:
+        return f"its weight is used in {count} places, and a new value would change them all"
+    if any(argument(node, scale) not in (None, 1) for scale in ("alpha", "beta")):
+        return "its product is scaled"
+    packet = getattr(node.target, "overloadpacket", None)
+    added = argument(node, "self" if packet is aten.addmm else "bias")
+    if added is not None and consumer.bias is None:
+        return "its bias is computed"
+    if convolves(consumer):
+        if packet not in CONVOLUTIONS:
+            return "only convolutions in one and two dimensions are supported"
+        if isinstance(argument(node, "padding"), str):
+            return "its padding is given as a word"
+        if consumer.source.meta["val"].dim() != consumer.node.meta["val"].dim() or (
+            consumer.source.meta["val"].dim() != traced.tensors[consumer.site.tensor].dim()
+        ):
+            return "it convolves without a batch axis"
+    return None
+
+
+def uses(traced: Traced, name: str) -> int:
+    """How many nodes read a tensor, as it is or transposed."""
+    node = _read(traced.graph_module.graph, name)
+    if node is None:
+        return 0
+    return sum(len(u.users) if turns(u) else 1 for u in node.users)
+
+
+def turns(node: fx.Node) -> bool:
+    """Whether a reader of a matrix only turns it."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet in {aten.t, aten.numpy_T, aten.transpose, aten.permute}
+
+
+def _read(graph: fx.Graph, name: str) -> fx.Node | None:
+    return next((n for n in graph.nodes if n.op == "get_attr" and n.target == name), None)

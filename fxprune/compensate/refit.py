@@ -1,0 +1,176 @@
+"""One consumer after the other: gather its sums over all batches, solve, write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.compensate import matrices, solve
+from fxprune.compensate.edits import Write
+from fxprune.compensate.inputs import Masks, row_count
+from fxprune.compensate.matching import Match
+from fxprune.compensate.moments import Products, Residuals
+from fxprune.compensate.report import Compensated
+from fxprune.errors import CalibrationError
+from fxprune.trace.lockstep import Lockstep
+from fxprune.trace.traced import Traced
+
+Values = dict[fx.Node, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """The two runs, side by side, and what to do at each stop.
+
+    Attributes:
+        traced: the original.
+        dense: the run of the original graph, which gives the targets.
+        pruned: the run of the smaller graph.
+        masks: of each batch.
+        target: ``residual``, ``dense`` or ``propagated``.
+        damping: see :func:`fxprune.compensate.compensate`.
+        write: puts a value into a tensor.
+    """
+
+    traced: Traced
+    dense: Lockstep
+    pruned: Lockstep
+    masks: Sequence[Masks]
+    target: str
+    damping: float
+    write: Write
+
+    def least_squares(self, match: Match) -> Compensated:
+        """Refit the weight and, where it may change, the bias.
+
+        Raises:
+            CalibrationError: values are not finite, or no token counts.
+        """
+        before = _matrix(match, match.weight)
+        residuals = Residuals(len(before), before.device)
+        products = Products(before.shape[1], len(before), before.device, match.fits_bias)
+        for _, kept, target in self._rows(match):
+            lacking = _lacking(match, before, kept, target)
+            residuals.add(lacking, target)
+            products.add(kept, lacking)
+        _check(match, residuals, products.xx.diagonal().sum())
+        change = solve.least_squares(products, residuals, self.damping, centred=match.fits_bias)
+        new = matrices.weight_tensor(match.consumer, before.double() + change, match.weight)
+        self.write(match.weight, new)
+        # The weight may be rounded; the bias is fitted to what it is.
+        change = _matrix(match, match.weight).double() - before.double()
+        bias = None
+        if match.fits_bias:
+            bias = self._shift(match, solve.bias_change(products, residuals, change))
+        after = solve.squares_after(products, residuals, change, bias)
+        return self._done(match, residuals, after)
+
+    def bias(self, match: Match) -> Compensated:
+        """Add to the bias what the removed inputs give on average (FLAP).
+
+        Raises:
+            CalibrationError: values are not finite, or no token counts.
+        """
+        weight = _matrix(match, match.weight)
+        original = self.traced.tensors[match.consumer.site.tensor]
+        removed = original.detach().index_fill(match.consumer.site.axis, match.kept_inputs, 0)
+        matrix = _matrix(match, removed).double()
+        if match.kept_outputs is not None:
+            matrix = matrix.index_select(0, match.kept_outputs)
+        residuals = Residuals(len(weight), weight.device)
+        inputs = matrix.new_zeros(matrix.shape[1])
+        for full, kept, target in self._rows(match, full=True):
+            residuals.add(_lacking(match, weight, kept, target), target)
+            inputs += full.sum(0)
+        _check(match, residuals, inputs.sum())
+        change = self._shift(match, matrix @ (inputs / residuals.rows))
+        after = residuals.ee - 2 * change @ residuals.e + residuals.rows * change @ change
+        return self._done(match, residuals, float(after))
+
+    def _rows(self, match: Match, full: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Of each batch, as rows: inputs of the dense and of the pruned model, and the target.
+
+        The first only if it is asked for (``full``).
+        """
+        consumer = match.consumer
+        original = self.traced.tensors[consumer.site.tensor]
+        count = row_count(self.traced, consumer.source.meta["val"].shape[:-1])
+        dense = self.dense.advance(consumer.node, through=True)
+        pruned = self.pruned.advance(match.node)
+        for there, here, masks in zip(dense, pruned, self.masks, strict=True):
+            target = matrices.output_rows(consumer, there[consumer.node])
+            if match.kept_outputs is not None:
+                target = target.index_select(1, match.kept_outputs)
+            if self.target == "residual" and match.skip is not None:
+                target = target + self._drift(match, there, here)
+            kept = matrices.input_rows(consumer, here[match.source], match.weight)
+            rows = matrices.input_rows(consumer, there[consumer.source], original) if full else kept
+            mask = None if matrices.convolves(consumer) else masks.get(count)
+            yield (rows, kept, target) if mask is None else (rows[mask], kept[mask], target[mask])
+
+    def _drift(self, match: Match, there: Values, here: Values) -> Tensor:
+        """What the residual stream of the pruned model lacks before the consumer, as rows."""
+        assert match.skip is not None
+        dense, pruned = (
+            matrices.output_rows(match.consumer, values[node])
+            for values, node in zip((there, here), match.skip, strict=True)
+        )
+        if match.kept_outputs is not None:
+            dense = dense.index_select(1, match.kept_outputs)
+        return dense - pruned
+
+    def _shift(self, match: Match, change: Tensor) -> Tensor:
+        """Add to the bias; returns by how much it changed, rounding included."""
+        bias = match.bias
+        assert bias is not None
+        before = bias.detach().to(torch.float64, copy=True)
+        self.write(bias, before + change)
+        return bias.detach().double() - before
+
+    def _done(self, match: Match, residuals: Residuals, after: float) -> Compensated:
+        if not math.isfinite(after):
+            raise CalibrationError(
+                f"{match.name}: its new weight does not fit into {match.weight.dtype}; "
+                "use a larger damping"
+            )
+        if self.target == "propagated":
+            self._hand_over(match)
+        return Compensated(match.name, residuals.relative(residuals.ee), residuals.relative(after))
+
+    def _hand_over(self, match: Match) -> None:
+        """Let the run of the original graph go on with the pruned model's output."""
+        consumer, weight = match.consumer, _matrix(match, match.weight)
+        for there, here in zip(self.dense.values, self.pruned.values, strict=True):
+            kept = matrices.input_rows(consumer, here[match.source], match.weight)
+            rows = _output(match, weight, kept)
+            there[consumer.node] = matrices.output_tensor(consumer, rows, there[consumer.node])
+
+
+def _matrix(match: Match, weight: Tensor) -> Tensor:
+    """A copy of a weight as a matrix in float32 or float64."""
+    matrix = matrices.weight_matrix(match.consumer, weight.detach())
+    return matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True)
+
+
+def _output(match: Match, weight: Tensor, rows: Tensor) -> Tensor:
+    bias = match.bias
+    return rows @ weight.T if bias is None else rows @ weight.T + bias.detach()
+
+
+def _lacking(match: Match, weight: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+    return target - _output(match, weight, rows)
+
+
+def _check(match: Match, residuals: Residuals, inputs: Tensor) -> None:
+    if not residuals.rows:
+        raise CalibrationError(f"{match.name}: the attention mask hides every calibration token")
+    if not torch.isfinite(residuals.ee + residuals.yy + inputs):
+        raise CalibrationError(
+            f"{match.name}: its inputs or outputs on the calibration data are not finite; look at "
+            "the weights before it and at the data"
+        )

@@ -1,0 +1,56 @@
+"""What compensation did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Compensated:
+    """One consumer, before and after.
+
+    Attributes:
+        name: its module.
+        before: ``||target - output|| / ||target||`` (Frobenius) on the calibration data, where the
+            output is what the consumer gives for the inputs of the pruned model, all consumers
+            before it being compensated. None if it was skipped.
+        after: the same with the new weight and bias. None if it was skipped.
+        skipped: why it was left alone, or None.
+    """
+
+    name: str
+    before: float | None = None
+    after: float | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class CompensationReport:
+    """What :func:`fxprune.compensate.compensate` did.
+
+    Attributes:
+        method: ``bias`` or ``least-squares``.
+        target: ``dense`` or ``propagated``.
+        consumers: each consumer of the pruned units, in graph order.
+        seconds: wall-clock time.
+    """
+
+    method: str
+    target: str
+    consumers: tuple[Compensated, ...]
+    seconds: float
+
+    @property
+    def skipped(self) -> tuple[Compensated, ...]:
+        """The consumers that were left alone."""
+        return tuple(each for each in self.consumers if each.skipped is not None)
+
+    def __str__(self) -> str:
+        pairs = [(c.before, c.after) for c in self.consumers if c.skipped is None]
+        count = len(pairs)
+        text = f"{self.method} compensation of {count} consumers in {self.seconds:.1f} s"
+        if count:
+            before = sum(b or 0.0 for b, _ in pairs) / count
+            after = sum(a or 0.0 for _, a in pairs) / count
+            text += f": mean relative output error {before:.3f} -> {after:.3f}"
+        return text + (f", {len(self.skipped)} skipped" if self.skipped else "")

@@ -1,0 +1,74 @@
+"""The change of a consumer's weight and bias that best makes up for the residuals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxprune.compensate.moments import Products, Residuals
+
+
+def least_squares(
+    products: Products, residuals: Residuals, damping: float, *, centred: bool
+) -> Tensor:
+    """The change D of the weight that minimises ``||E - X D^T||^2 + sum_j lambda_j ||D_j||^2``.
+
+    With ``lambda_j = damping * (X^T X)_jj``; the refit of papers such as OSSCAR (2024) and
+    ZipLM (2023), damped towards the weight as it is. Solved by Cholesky on the normal matrix. An
+    input that is dead keeps its weight.
+
+    Args:
+        products: sums of the inputs and of their products with the residuals.
+        residuals: sums of the residuals.
+        damping: relative to each input's own entry of the diagonal.
+        centred: fit a bias too, so X and E are taken around their means.
+
+    Returns:
+        (outputs, inputs), float64.
+    """
+    xx, ex = normal(products, residuals, centred)
+    diagonal = xx.diagonal().clamp(min=0)
+    damped = xx + damping * torch.diag(diagonal)
+    if damping > 0 and diagonal.min() > 0:
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            solved: Tensor = torch.cholesky_solve(ex.T, factor).T
+            return solved
+    values, vectors = torch.linalg.eigh(damped)
+    # Directions without data are left as they are.
+    tiny = float(values[-1]) * len(values) * torch.finfo(torch.float32).eps
+    inverse = torch.where(values > tiny, 1 / values, 0.0)
+    solution: Tensor = ex @ (vectors * inverse) @ vectors.T
+    return solution
+
+
+def bias_change(products: Products, residuals: Residuals, change: Tensor) -> Tensor:
+    """The change of the bias that goes with a change of the weight: (outputs,), float64."""
+    mean = products.offset + products.x / residuals.rows
+    return residuals.e / residuals.rows - change @ mean
+
+
+def squares_after(
+    products: Products, residuals: Residuals, change: Tensor, bias: Tensor | None
+) -> float:
+    """The sum of squared residuals with a change of the weight and of the bias."""
+    rows = residuals.rows
+    # What is added to each row is ``change (x - offset) + constant``.
+    constant = change @ products.offset + (0.0 if bias is None else bias)
+    return float(
+        residuals.ee
+        - 2 * (change * products.ex).sum()
+        + ((change @ products.xx) * change).sum()
+        - 2 * constant @ (residuals.e - change @ products.x)
+        + rows * constant @ constant
+    )
+
+
+def normal(products: Products, residuals: Residuals, centred: bool) -> tuple[Tensor, Tensor]:
+    """``X^T X`` (inputs, inputs) and ``E^T X`` (outputs, inputs), around the means if centred."""
+    if not centred:
+        return products.xx, products.ex
+    x = products.x / residuals.rows
+    return products.xx - residuals.rows * torch.outer(x, x), products.ex - torch.outer(
+        residuals.e, x
+    )

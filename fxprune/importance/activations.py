@@ -1,0 +1,90 @@
+"""Statistics of the inputs of modules, taken by hooks while the model runs forward."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxprune.importance.calibrate import Batch, rows
+from fxprune.importance.statistics import Statistics, measure, merge
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Collects statistics by name, only within :meth:`recording`.
+
+    Outside nothing is recorded: gradient checkpointing runs parts of the forward pass again during
+    the backward pass, and those tokens have been counted.
+
+    Attributes:
+        modules: the modules whose inputs are seen, by the name of their weight.
+        statistics: what was seen, by the name of the weight.
+        samples: number of calibration samples seen.
+    """
+
+    modules: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    samples: int = 0
+    _open: bool = False
+    _mask: Tensor | None = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on the modules; removed at the end, on errors as well."""
+        with ExitStack() as stack:
+            for name, owners in self.modules.items():
+                for module in owners:
+                    handle = module.register_forward_pre_hook(
+                        partial(self._see, name), with_kwargs=True
+                    )
+                    stack.callback(handle.remove)
+            yield
+
+    @contextmanager
+    def recording(self, batch: Batch) -> Iterator[None]:
+        """Record the one forward pass over a batch that happens within."""
+        mask = batch.get("attention_mask")
+        self._mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open, self._mask = False, None
+        self.samples += rows(batch)
+
+    def _see(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if not self._open:
+            return
+        tokens = self._tokens(module, next(iter((*args, *kwargs.values()))))
+        if tokens.shape[0] == 0:
+            return  # an expert that no token was sent to
+        found = measure(tokens)
+        known = self.statistics.get(name)
+        self.statistics[name] = found if known is None else merge(known, found)
+
+    def _tokens(self, module: nn.Module, values: Tensor) -> Tensor:
+        """The input as a matrix (tokens, C), without padding where it has the shape (N, L, C)."""
+        values = values.detach()
+        kernel = getattr(module, "kernel_size", ())  # of a convolution, whose channels are before
+        values = values.movedim(-1 - len(kernel), -1)
+        mask = self._mask
+        if mask is not None and values.shape[:-1] == mask.shape:
+            return values[mask.to(values.device)]
+        return values.reshape(-1, values.shape[-1])
+
+
+def can_observe(module: nn.Module) -> bool:
+    """Whether the first input of a module is what its ``weight`` is applied to."""
+    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return True
+    # Not imported, which takes seconds: where it is not loaded no module is of its class.
+    library = sys.modules.get("transformers.pytorch_utils")
+    return library is not None and isinstance(module, library.Conv1D)

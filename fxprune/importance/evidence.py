@@ -1,0 +1,78 @@
+"""What a criterion is given: gradients of a parameter, inputs of a consumer, all of a group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxprune.axes.dims import Dim, find
+from fxprune.groups.group import Site
+from fxprune.importance.aggregate import collapse, fold
+from fxprune.importance.statistics import Statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Gradients of the calibration loss for one parameter; what was not asked for is None.
+
+    Attributes:
+        mean: gradient of the mean loss over all the data, shape of the parameter.
+        squares: sum over the samples of the squared gradient of each sample's own mean loss,
+            float32, shape of the parameter. A criterion that needs the squares alone must be
+            linear in them: it is given one sample at a time and its scores are added.
+        samples: N, the number of samples in all of the data.
+    """
+
+    mean: Tensor | None = None
+    squares: Tensor | None = None
+    samples: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """The input of one consumer of a group: ``y = x W``.
+
+    Attributes:
+        site: the weight, its input axis and the layout of that axis.
+        weight: the weight, any floating dtype; not to be changed.
+        outputs: number of output rows of the weight.
+        statistics: of ``x`` over all calibration tokens, per input channel, on the CPU.
+        samples: number of calibration sequences.
+    """
+
+    site: Site
+    weight: Tensor
+    outputs: int
+    statistics: Statistics
+    samples: int
+
+    def weights(self, p: int) -> Tensor:
+        """Sum of ``|W| ** p`` per input channel, over outputs and kernel; float64 (C,)."""
+        weight = self.weight.detach().float()
+        return collapse(weight.abs() if p == 1 else weight.square(), self.site.axis).cpu().double()
+
+    def fold(self, channels: Tensor, dim: Dim) -> Tensor:
+        """The sum of a unit's channels: from (C,) to (dim.size,)."""
+        return fold(channels, self.site.layout, find(dim))
+
+    def channels_per_unit(self, dim: Dim) -> Tensor:
+        """How many input channels each unit has, shape (dim.size,)."""
+        return self.fold(torch.ones(self.site.layout.size, dtype=torch.float64), dim)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of one group; what the criterion does not need is empty.
+
+    Attributes:
+        members: of an :class:`ElementCriterion`, one float32 vector of shape (group.size,) per
+            parameter site, in graph order: its element scores summed by layout.
+        weights: every parameter site with the parameter.
+        inputs: one per consumer of the group.
+    """
+
+    members: tuple[Tensor, ...] = ()
+    weights: tuple[tuple[Site, Tensor], ...] = ()
+    inputs: tuple[Input, ...] = ()

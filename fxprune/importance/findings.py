@@ -1,0 +1,92 @@
+"""From what was measured on the model to the scores of one group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fxprune.axes.dims import find
+from fxprune.errors import CriterionError
+from fxprune.groups.group import Group
+from fxprune.importance.activations import Recorder
+from fxprune.importance.aggregate import fold
+from fxprune.importance.collect import Vectors
+from fxprune.importance.criterion import Criterion, ElementCriterion
+from fxprune.importance.evidence import Evidence, Input
+from fxprune.importance.targets import Reader
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything measured, for all criteria and groups.
+
+    Attributes:
+        parameters: the parameters at the groups' sites, by canonical name.
+        readers: the readers of every group, by its name.
+        recorder: the statistics of their inputs.
+        vectors: the element scores.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    readers: Mapping[str, tuple[Reader, ...]]
+    recorder: Recorder
+    vectors: Vectors
+
+    def score(self, criterion: Criterion, group: Group) -> Tensor:
+        """Scores of one group, float32 (group.size,), on the CPU.
+
+        Raises:
+            CriterionError: if they are not finite, or an input was never seen.
+        """
+        scores = criterion.unit_scores(group, self._evidence(criterion, group)).detach()
+        if scores.shape != (group.size,) or not scores.isfinite().all():
+            raise CriterionError(
+                f"{criterion!r}: bad or non-finite scores for group {group.name!r}"
+            )
+        return scores.float().cpu()
+
+    def _evidence(self, criterion: Criterion, group: Group) -> Evidence:
+        needs = criterion.needs
+        weights = tuple(
+            (s, self.parameters[s.tensor]) for s in group.sites if s.parameter and needs
+        )
+        inputs = self.readers[group.name] if "inputs" in needs else ()
+        return Evidence(
+            self._members(criterion, group) if isinstance(criterion, ElementCriterion) else (),
+            tuple((site, weight.detach()) for site, weight in weights),
+            tuple(self._input(criterion, group, reader) for reader in inputs),
+        )
+
+    def _members(self, criterion: ElementCriterion, group: Group) -> tuple[Tensor, ...]:
+        dim = find(group.dim)
+        members = []
+        for site in (site for site in group.sites if site.parameter):
+            vector = self.vectors[criterion, site.tensor, site.axis]
+            member = fold(vector.cpu(), site.layout, dim)
+            if not member.isfinite().all():
+                raise CriterionError(
+                    f"{criterion!r}: the scores of group {group.name!r} from the parameter "
+                    f"{site.tensor!r} are not finite"
+                )
+            members.append(member)
+        return tuple(members)
+
+    def _input(self, criterion: Criterion, group: Group, reader: Reader) -> Input:
+        name = reader.site.tensor
+        statistics = self.recorder.statistics.get(name)
+        if statistics is None:
+            raise CriterionError(
+                f"{criterion!r} cannot score group {group.name!r}: no calibration token passed "
+                f"through the module of {name!r}, which is not called or was sent none"
+            )
+        weight = self.parameters[name].detach()
+        statistics = statistics.cpu()
+        if not (statistics.squares + weight.float().sum().cpu()).isfinite().all():
+            raise CriterionError(
+                f"{criterion!r}: the scores of group {group.name!r} from the parameter "
+                f"{name!r} or its inputs are not finite"
+            )
+        outputs = weight.shape[reader.output_axis]
+        return Input(reader.site, weight, outputs, statistics, self.recorder.samples)

@@ -1,0 +1,147 @@
+"""What the criteria look at on the model: groups, parameters, and modules that read the units."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fxprune.axes.dims import find
+from fxprune.errors import CriterionError
+from fxprune.groups.consumers import Consumer, consumers
+from fxprune.groups.group import Group, Site
+from fxprune.importance.activations import can_observe
+from fxprune.importance.criterion import Criterion
+
+if TYPE_CHECKING:
+    from fxprune.groups.dependency import DependencyGraph
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A consumer's weight on the model, with the modules that apply it.
+
+    Attributes:
+        site: the weight and its input axis.
+        output_axis: the weight's output axis.
+        modules: the modules whose first input is ``x`` of ``y = x W``; several if tied.
+    """
+
+    site: Site
+    output_axis: int
+    modules: tuple[nn.Module, ...]
+
+
+def chosen_groups(
+    graph: DependencyGraph, groups: Sequence[Group] | None, kinds: Collection[str] | None
+) -> tuple[Group, ...]:
+    """The groups to score.
+
+    Raises:
+        CriterionError: if two of them have one name.
+    """
+    every = graph.groups if groups is None else groups
+    chosen = tuple(group for group in every if kinds is None or group.kind in kinds)
+    names = [group.name for group in chosen]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise CriterionError(f"two groups are called {twice!r}: scores go by name")
+    return chosen
+
+
+def parameters(
+    model: nn.Module, graph: DependencyGraph, groups: Iterable[Group]
+) -> dict[str, nn.Parameter]:
+    """The parameters at the groups' sites, by canonical name.
+
+    Raises:
+        CriterionError: if one is missing, has another shape, is on meta or not floating point.
+    """
+    aliases = graph.traced.aliases
+    found = {aliases.get(n, n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    wanted = {}
+    for site in (site for group in groups for site in group.sites if site.parameter):
+        parameter = found.get(site.tensor)
+        if parameter is None:
+            raise CriterionError(f"the model has no parameter {site.tensor!r}: not the graph's?")
+        if parameter.is_meta:
+            raise CriterionError(f"{site.tensor!r} is on meta: scores need the weights")
+        if not parameter.is_floating_point():
+            raise CriterionError(f"{site.tensor!r} is {parameter.dtype}: scores need floats")
+        if parameter.ndim <= site.axis or parameter.shape[site.axis] != site.layout.size:
+            raise CriterionError(
+                f"{site.tensor!r} has shape {tuple(parameter.shape)}, and the graph has "
+                f"{site.layout.size} on axis {site.axis}: not the graph's model"
+            )
+        wanted[site.tensor] = parameter
+    return wanted
+
+
+def readers(
+    model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], criterion: Criterion
+) -> dict[str, tuple[Reader, ...]]:
+    """The readers of every group, by its name, one per weight.
+
+    Args:
+        model: the model.
+        graph: the graph.
+        groups: the groups; may be others than the graph's with the same dims, of which the
+            consumers among their sites count.
+        criterion: who asks, for the error.
+
+    Raises:
+        CriterionError: if a group has none, or one whose input cannot be observed.
+    """
+    owners = _owners(model, graph)
+    names = {find(group.dim): group for group in (*graph.groups, *graph.frozen)}
+    result = {}
+    for group in groups:
+        known = names.get(find(group.dim))
+        sites = {(site.tensor, site.axis) for site in group.sites}
+        found: dict[tuple[str, int], Consumer] = {}
+        for consumer in consumers(graph, known) if known is not None else ():
+            key = consumer.site.tensor, consumer.site.axis
+            if key in sites:
+                found.setdefault(key, consumer)
+        if not found:
+            raise CriterionError(
+                f"{criterion!r} cannot score group {group.name!r} ({group.kind}): no product with "
+                f"a weight reads its units as input; {_OTHERS}"
+            )
+        result[group.name] = tuple(
+            _reader(consumer, owners.get(consumer.site.tensor, []), group, criterion)
+            for consumer in found.values()
+        )
+    return result
+
+
+_OTHERS = (
+    "Random, Magnitude, Taylor and PeakToPeak(activations=False) can, "
+    "or leave such groups out with kinds=..."
+)
+
+
+def _reader(
+    consumer: Consumer, owners: list[nn.Module], group: Group, criterion: Criterion
+) -> Reader:
+    # A tied weight has further owners, such as an embedding.
+    modules = tuple(module for module in owners if can_observe(module))
+    if not modules:
+        types = ", ".join(type(module).__name__ for module in owners) or "no module"
+        raise CriterionError(
+            f"{criterion!r} cannot score group {group.name!r} ({group.kind}): the weight "
+            f"{consumer.site.tensor!r} belongs to {types}, and only the inputs of nn.Linear, "
+            f"nn.Conv1d to Conv3d and transformers' Conv1D are observed; {_OTHERS}"
+        )
+    return Reader(consumer.site, consumer.output_axis, modules)
+
+
+def _owners(model: nn.Module, graph: DependencyGraph) -> dict[str, list[nn.Module]]:
+    """The modules that own each parameter, by its canonical name."""
+    found: dict[str, list[nn.Module]] = {}
+    for path, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            full = graph.traced.canonical(f"{path}.{name}" if path else name)
+            found.setdefault(full, []).append(module)
+    return found

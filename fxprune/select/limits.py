@@ -1,0 +1,140 @@
+"""Limits of a budget as numbers of one model, and whether numbers of kept units meet them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from fxprune.axes.dims import Dim
+from fxprune.errors import SelectionError
+from fxprune.select.budget import Budget
+from fxprune.select.parameter_count import ParameterCount
+
+if TYPE_CHECKING:
+    from fxprune.groups.dependency import DependencyGraph
+
+WORDS = {"params": "parameters", "macs": "MACs", "kv_cache": "cached numbers per token"}
+
+
+class Count(Protocol):
+    """Counts one cost of the whole model; it never falls as units come back."""
+
+    def total(self, counts: Mapping[Dim, int]) -> int:
+        """The cost; an absent dim keeps all its units."""
+
+    def unit_cost(self, dim: Dim, counts: dict[Dim, int], more: int = 1) -> int:
+        """What is added when ``dim`` keeps ``more`` units than ``counts`` says."""
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """At most so much of one cost.
+
+    Attributes:
+        name: ``params``, ``macs`` or ``kv_cache``.
+        asked: what was asked for, as text: ``params=0.8``.
+        count: counts the cost.
+        whole: the cost of the whole model.
+        most: how much of it may stay.
+    """
+
+    name: str
+    asked: str
+    count: Count
+    whole: int
+    most: int
+
+    def met(self, counts: Mapping[Dim, int]) -> bool:
+        """Whether these numbers of kept units meet it."""
+        return self.count.total(counts) <= self.most
+
+
+def limits_of(
+    graph: DependencyGraph,
+    budget: Budget | float,
+    dims: Iterable[Dim],
+    biases: Mapping[str, Set[Dim]] | None = None,
+) -> list[Limit]:
+    """The limits of a budget, or of a pruning ratio, on one model.
+
+    Args:
+        graph: the groups of the model.
+        budget: the budget, or the fraction of the parameters that goes.
+        dims: the dims that may lose units.
+        biases: biases that the model gains, see :class:`ParameterCount`.
+
+    Raises:
+        SelectionError: the model has nothing of what a limit is about.
+    """
+    dims = list(dims)
+    if not isinstance(budget, Budget):
+        count = ParameterCount(graph, dims, biases)
+        whole = count.total({})
+        most = math.floor((1 - budget) * whole)
+        return [Limit("params", f"pruning_ratio={budget}", count, whole, most)]
+    found = []
+    for name, stays in budget.limits.items():
+        each: Count = _count(graph, name, budget, dims, biases)
+        whole = each.total({})
+        if whole == 0:
+            raise SelectionError(f"{name}={stays}: the model has no {WORDS[name]} to limit")
+        most = math.floor(stays * whole if stays <= 1 else stays)
+        found.append(Limit(name, f"{name}={stays}", each, whole, most))
+    return found
+
+
+def check_possible(limits: Sequence[Limit], counts: Mapping[Dim, int]) -> None:
+    """Refuse a limit that cannot be met.
+
+    Args:
+        limits: the limits.
+        counts: units that stay when every group loses all it may.
+
+    Raises:
+        SelectionError: a limit is exceeded even so; says the least that is possible.
+    """
+    for limit in limits:
+        least = limit.count.total(counts)
+        if least <= limit.most:
+            continue
+        # Rounded up, so that asking for the fraction named here succeeds.
+        share = math.ceil(least / limit.whole * 1e4) / 1e4
+        message = (
+            f"{limit.asked} cannot be met: at least {least:,} of the model's {limit.whole:,} "
+            f"{WORDS[limit.name]} stay, a fraction of {share:.4f}"
+        )
+        if limit.asked.startswith("pruning_ratio"):
+            message += f" (a pruning_ratio of at most {max(1 - share, 0):.4f})"
+        raise SelectionError(f"{message}; choose more kinds or protect less")
+
+
+def binding(limits: Sequence[Limit], refused: Iterable[frozenset[str]]) -> str | None:
+    """Which limits bound a selection.
+
+    Args:
+        limits: the limits.
+        refused: for every group that lost units, the limits that putting one back would break.
+
+    Returns:
+        The limits that leave no room for some removed unit, joined by ", "; None if none does.
+    """
+    bound = frozenset[str]().union(*refused)
+    return ", ".join(limit.name for limit in limits if limit.name in bound) or None
+
+
+def _count(
+    graph: DependencyGraph,
+    name: str,
+    budget: Budget,
+    dims: list[Dim],
+    biases: Mapping[str, Set[Dim]] | None,
+) -> Count:
+    if name == "params":
+        return ParameterCount(graph, dims, biases)
+    from fxprune import costs
+
+    if name == "macs":
+        return costs.MacCount(graph, dims, budget.batch, budget.length)
+    return costs.KvCacheCount(graph, dims)
