@@ -14,8 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.errors import FxpruneError, FxpruneWarning, SelectionError
+from fxprune.recipe import Recipe
 
+CRITERIA = "How units are scored: taylor, taylor2, flap, wanda-sp, magnitude, random, ..."
 MODEL = "A local folder, a hub name, a config.json, or smollm2."
 app = typer.Typer(
     add_completion=False,
@@ -84,8 +86,23 @@ def inspect(
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the pruned model.")],
-    ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")] = 0.2,
-    criterion: Annotated[str, typer.Option(help="taylor, magnitude or random.")] = "taylor",
+    ratio: Annotated[
+        float | None,
+        typer.Option(help="Fraction of all parameters to remove; 0.2 unless another goal is set."),
+    ] = None,
+    macs: Annotated[
+        float | None, typer.Option(help="MACs that may stay: a fraction, or a number above 1.")
+    ] = None,
+    kv_cache: Annotated[
+        float | None, typer.Option(help="Numbers cached per token that may stay, likewise.")
+    ] = None,
+    units: Annotated[
+        float | None, typer.Option(help="Instead: fraction of units to remove from every group.")
+    ] = None,
+    criterion: Annotated[str, typer.Option(help=CRITERIA)] = Recipe.criterion,
+    compensate: Annotated[
+        str, typer.Option(help="none, bias or least-squares: mend what stays, by forward passes.")
+    ] = Recipe.compensate,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -98,10 +115,23 @@ def prune(
     ranking: Annotated[
         str, typer.Option(help="global: all units together; local: an equal share of each group.")
     ] = "global",
+    multiple_of: Annotated[
+        int, typer.Option(help="Groups that lose units keep a multiple of this many.")
+    ] = 1,
+    layer_ratio: Annotated[
+        list[str] | None,
+        typer.Option(help="PATTERN=FRACTION of units that go there, repeatable; 0 protects."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Steps to the goal, with new scores before each.")] = 1,
     keep_first: Annotated[int, typer.Option(help="Leave the first layers alone.")] = 0,
     keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
     seed: Annotated[int, typer.Option(help="Of crops and random scores.")] = 0,
-    calibration_samples: Annotated[int, typer.Option(help="Crops of text for Taylor.")] = 10,
+    calibration_samples: Annotated[
+        int, typer.Option(help="Crops of text that the criterion sees.")
+    ] = Recipe.calibration_samples,
+    compensation_samples: Annotated[
+        int, typer.Option(help="Crops that compensation sees.")
+    ] = Recipe.compensation_samples,
     calibration_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
     eval_samples: Annotated[int, typer.Option(help="Windows for perplexity.")] = 64,
     eval_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
@@ -110,17 +140,25 @@ def prune(
 ) -> None:
     """Prune a model, save it and show what it costs before and after."""
     from fxprune.hf import checkpoint
-    from fxprune.recipe import Recipe
 
+    others = any(goal is not None for goal in (macs, kv_cache, units))
     recipe = Recipe(
-        ratio=ratio,
+        ratio=Recipe.ratio if ratio is None and not others else ratio,
+        macs=macs,
+        kv_cache=kv_cache,
+        units=units,
         criterion=criterion,
+        compensate=compensate,
         kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
         ranking=ranking,
+        multiple_of=multiple_of,
+        layer_ratios=dict(_layer_ratio(each) for each in layer_ratio or ()),
+        steps=steps,
         seed=seed,
         keep_first=keep_first,
         keep_last=keep_last,
         calibration_samples=calibration_samples,
+        compensation_samples=compensation_samples,
         calibration_length=calibration_length,
         evaluation_samples=eval_samples,
         evaluation_length=eval_length,
@@ -242,6 +280,14 @@ def demo(
     from fxprune.hf.text import read
 
     run_demo(out, ratio, evaluation=None if eval_text is None else read(eval_text))
+
+
+def _layer_ratio(given: str) -> tuple[str, float]:
+    pattern, _, fraction = given.rpartition("=")
+    try:
+        return pattern, float(fraction)
+    except ValueError:
+        raise SelectionError(f"--layer-ratio {given!r}: write PATTERN=FRACTION") from None
 
 
 def _check_parent(file: Path | None) -> None:

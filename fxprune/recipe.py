@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from fxprune.errors import CriterionError, SelectionError
+from fxprune.errors import SelectionError
 
 if TYPE_CHECKING:
     from fxprune.importance import Criterion
+    from fxprune.select import Budget
 
-CRITERIA = ("taylor", "magnitude", "random")
 RANKINGS = ("local", "global")
+COMPENSATIONS = ("none", "bias", "least-squares")
 
 
 @dataclass(frozen=True)
@@ -20,27 +22,43 @@ class Recipe:
 
     Attributes:
         ratio: fraction of the model's parameters to remove, in [0, 1).
-        criterion: ``taylor``, ``magnitude`` or ``random``.
+        macs: what may stay of the MACs: a fraction, or a number above 1.
+        kv_cache: what may stay of the key/value cache, likewise.
+        units: instead of all these, the fraction of units to remove from every group.
+        criterion: a name of :data:`fxprune.importance.named.NAMES`.
         kinds: kinds of groups to prune.
         ranking: ``local`` or ``global``.
+        multiple_of: the number of units that stay in a group that loses some is a multiple of it.
+        layer_ratios: pattern of group names to the fraction of units that goes there.
+        steps: reach the goal in so many steps.
+        compensate: ``none``, ``bias`` or ``least-squares``.
         seed: of calibration crops and random scores.
         keep_first: leave this many layers at the start alone.
         keep_last: leave this many layers at the end alone.
-        calibration_samples: crops of text that Taylor sees.
+        calibration_samples: crops of text that the criterion sees.
+        compensation_samples: crops that compensation sees; those of the criterion come first.
         calibration_length: tokens in each.
         evaluation_samples: windows that perplexity is measured on, spread over the text.
         evaluation_length: tokens in each.
         verify: run the oracle.
     """
 
-    ratio: float = 0.2
+    ratio: float | None = 0.2
+    macs: float | None = None
+    kv_cache: float | None = None
+    units: float | None = None
     criterion: str = "taylor"
     kinds: tuple[str, ...] = ("mlp", "attention")
     ranking: str = "global"
+    multiple_of: int = 1
+    layer_ratios: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 1
+    compensate: str = "none"
     seed: int = 0
     keep_first: int = 0
     keep_last: int = 0
     calibration_samples: int = 10
+    compensation_samples: int = 128
     calibration_length: int = 128
     evaluation_samples: int = 64
     evaluation_length: int = 128
@@ -54,21 +72,26 @@ class Recipe:
             CriterionError: there is no such criterion.
         """
         from fxprune.groups.kinds import KINDS
+        from fxprune.select import goals
 
-        if not 0 <= self.ratio < 1:
-            raise SelectionError(f"ratio {self.ratio} is outside [0, 1)")
-        if self.criterion not in CRITERIA:
-            raise CriterionError(f"no criterion {self.criterion!r}: take {', '.join(CRITERIA)}")
-        if self.ranking not in RANKINGS:
-            raise SelectionError(f"no ranking {self.ranking!r}: take {', '.join(RANKINGS)}")
+        goals(self.steps, **self.goal())
+        self.make_criterion()
+        for name, value, choices in (
+            ("ranking", self.ranking, RANKINGS),
+            ("compensate", self.compensate, COMPENSATIONS),
+        ):
+            if value not in choices:
+                raise SelectionError(f"no {name} {value!r}: take {', '.join(choices)}")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             what = f"no kind {unknown[0]!r}" if unknown else "no kinds"
             raise SelectionError(f"{what}: take some of {', '.join(KINDS)}")
         for name, least in (
+            ("multiple_of", 1),
             ("keep_first", 0),
             ("keep_last", 0),
             ("calibration_samples", 1),
+            ("compensation_samples", 1),
             ("calibration_length", 2),
             ("evaluation_samples", 1),
             ("evaluation_length", 2),
@@ -77,10 +100,38 @@ class Recipe:
                 shown = name.replace("_", "-")
                 raise SelectionError(f"{shown} is {getattr(self, name)}: at least {least}")
 
-    def make_criterion(self) -> Criterion:
-        """The criterion itself."""
-        from fxprune.importance import Magnitude, Random, Taylor
+    def goal(self) -> dict[str, Any]:
+        """What is asked for: ``pruning_ratio`` or ``budget`` of :func:`fxprune.prune`.
 
-        if self.criterion == "random":
-            return Random(self.seed)
-        return Magnitude() if self.criterion == "magnitude" else Taylor()
+        Raises:
+            SelectionError: nothing is, or a number is out of its range.
+        """
+        from fxprune.select import Budget
+
+        if self.macs is None and self.kv_cache is None and self.units is None:
+            return {"pruning_ratio": self.ratio}
+        params = None if not self.ratio else 1 - self.ratio
+        budget: Budget = Budget(params, self.macs, self.kv_cache, self.units)
+        return {"budget": budget}
+
+    def selection(self) -> dict[str, Any]:
+        """Further options of :func:`fxprune.select`."""
+        local = self.units is not None
+        return {
+            "kinds": self.kinds,
+            "ranking": "local" if local else self.ranking,
+            "keep_first": self.keep_first,
+            "keep_last": self.keep_last,
+            "multiple_of": self.multiple_of,
+            "overrides": dict(self.layer_ratios),
+        }
+
+    def make_criterion(self) -> Criterion:
+        """The criterion itself.
+
+        Raises:
+            CriterionError: there is none of that name.
+        """
+        from fxprune.importance.named import by_name
+
+        return by_name(self.criterion, self.seed)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fxprune.errors import CalibrationError, CriterionError, ModelError
 from fxprune.progress import step
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from fxprune.hf.models import LoadedModel
     from fxprune.hf.text import Text
+    from fxprune.plan import Plan
     from fxprune.prune import PruneResult
     from fxprune.recipe import Recipe
     from fxprune.report import Measurement
 
+BATCH = 16  # sequences of a calibration pass, unless there are fewer
 MACS_AT, LATENCY_AT = (1, 64), (4, 128)  # (batch, tokens); 1 x 64 is what LLM-Pruner counts at
 
 
@@ -52,6 +54,10 @@ class Outcome:
         console.print(self.caption, style="dim", **plain)
         if self.result.report is not None:
             console.print(f"proof: {self.result.report}", **plain)
+        if self.result.compensation is not None:
+            console.print(str(self.result.compensation), **plain)
+        for line in limits(self.result.plan):
+            console.print(line, **plain)
 
     def write_report(self, path: Path, **facts: Any) -> None:
         """Write both measurements as JSON, with facts about how they came about."""
@@ -98,13 +104,22 @@ def check_model(spec: str, recipe: Recipe) -> bool:
 
     config = load_config(spec)
     causal = is_causal(config)
-    if recipe.criterion == "taylor" and not causal:
-        raise CriterionError(
-            f"{model_class(config).__name__} is no causal language model, which taylor needs here; "
-            "take magnitude or random, or calibrate in Python with fxprune.prune"
-        )
+    for option in needing_data(recipe):
+        if not causal:
+            raise CriterionError(
+                f"{model_class(config).__name__} is no causal language model, which {option} needs "
+                "here; take magnitude or random, or calibrate in Python with fxprune.prune"
+            )
     fetch(spec)
     return causal
+
+
+def needing_data(recipe: Recipe) -> list[str]:
+    """The options of a recipe that need calibration data."""
+    from fxprune.importance.collect import DATA
+
+    options = [recipe.criterion] if recipe.make_criterion().needs & DATA else []
+    return options + ([recipe.compensate] if recipe.compensate != "none" else [])
 
 
 def load(spec: str, device: str = "cpu") -> LoadedModel:
@@ -155,10 +170,14 @@ def run(
 
     model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
     example = from_config(model)
-    crops = ids = None
+    compensation = None if recipe.compensate == "none" else recipe.compensate
+    crops = more = ids = None
     if calibration is not None and tokenizer is not None:
         samples, length = recipe.calibration_samples, recipe.calibration_length
         crops = text.crops(tokenizer, calibration, samples, length, recipe.seed)
+        if compensation is not None:
+            samples = recipe.compensation_samples
+            more = text.crops(tokenizer, calibration, samples, length, recipe.seed)
     if evaluation is not None and tokenizer is not None:
         tokens = text.joined(tokenizer, evaluation)
         ids = windows(tokens, recipe.evaluation_length, recipe.evaluation_samples)
@@ -175,16 +194,17 @@ def run(
     result = prune(
         model,
         kwargs=example,
-        pruning_ratio=recipe.ratio,
         criterion=recipe.make_criterion(),
         calibration=crops,
-        kinds=recipe.kinds,
-        ranking=cast(Literal["local", "global"], recipe.ranking),
-        keep_first=recipe.keep_first,
-        keep_last=recipe.keep_last,
+        batch_size=BATCH if recipe.calibration_samples > BATCH else None,
+        steps=recipe.steps,
+        compensation=cast(Any, compensation),
+        compensation_data=more,
         verify=recipe.verify,
         consume=True,
         progress=progress,
+        **recipe.goal(),
+        **recipe.selection(),
     )
     small = result.graph_module
     with step("saving", progress):
@@ -200,6 +220,18 @@ def run(
             times = report.latency([report.forward(module, (), inputs) for module in both])
         before, after = replace(before, latency=times[0]), replace(after, latency=times[1])
     return Outcome(before, after, _caption(example, ids, evaluation), result, folder)
+
+
+def limits(plan: Plan) -> list[str]:
+    """What bound the plan, and where, in few lines."""
+    lines = [f"bound by: {plan.bound}"] if plan.bound else []
+    alike: dict[str, list[str]] = {}
+    for name, reason in plan.limits.items():
+        alike.setdefault(reason, []).append(name)
+    for reason, names in alike.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"{reason}: {names[0]}{more}")
+    return lines
 
 
 def room_for(size: int) -> bool:

@@ -38,7 +38,7 @@ def test_refused(changes: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_criterion() -> None:
-    with pytest.raises(CriterionError, match="no criterion 'tailor': take taylor, magnitude"):
+    with pytest.raises(CriterionError, match="no criterion 'tailor'; did you mean taylor"):
         Recipe(criterion="tailor").check()
 
 

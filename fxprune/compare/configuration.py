@@ -112,17 +112,14 @@ class Configuration:
 
     def selection(self) -> dict[str, Any]:
         """Options of :func:`fxprune.select` beside the ratio."""
-        from fxprune.importance import FLAP
-
         options: dict[str, Any] = {
             "kinds": self.kinds,
             "ranking": self.ranking,
             "keep_first": self.keep_first,
             "keep_last": self.keep_last,
         }
-        if isinstance(self.make_criterion(), FLAP):
-            # Standardised scores have mean zero: there is no mean to divide by.
-            options |= {"normalise": "none", "cost_aware": False}
+        if self.ranking == "global":
+            options |= self.make_criterion().ranking
         if self.normalise is not None:
             options["normalise"] = self.normalise
         if self.cost_aware is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +26,13 @@ class Criterion(ABC):
     Subclass :class:`ElementCriterion` for one that scores the elements of parameters,
     :class:`InputCriterion` for one that looks at the inputs of a group's consumers, and this for
     any other. ``repr`` is what scores and plans record as the criterion.
+
+    Attributes:
+        ranking: options of :func:`fxprune.select` that go with the scores; none for scores that
+            have no common scale, which its defaults are for.
     """
+
+    ranking: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def needs(self) -> Needs:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class FLAP(InputCriterion):
         CriterionError: for other options.
         CalibrationError: on use, if there is but one token.
     """
+
+    ranking: ClassVar[Mapping[str, Any]] = {"normalise": "none", "cost_aware": False}
 
     metric: Literal["WIFV", "IFV", "WIFN"] = "WIFV"
     squared: tuple[str, ...] = ()

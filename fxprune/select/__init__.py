@@ -1,7 +1,7 @@
 """Stage 5: scores and a budget become a plan."""
 
 from fxprune.select.budget import Budget
-from fxprune.select.schedule import schedule
+from fxprune.select.schedule import goals, schedule
 from fxprune.select.select import select
 
-__all__ = ["Budget", "schedule", "select"]
+__all__ = ["Budget", "goals", "schedule", "select"]

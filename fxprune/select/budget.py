@@ -24,9 +24,9 @@ class Budget:
             :func:`fxprune.costs.macs`.
         kv_cache: numbers cached per token, see :func:`fxprune.costs.kv_cache`.
         units: instead of limits, the fraction of units removed from every group, in [0, 1).
-        rounding: of ``units``. ``up`` as in LLM-Pruner (arXiv 2305.11627): of ``size`` units
-            ``size - int(size * (1 - units))`` go; ``down`` as in Wanda-sp (the code of arXiv
-            2312.11983): ``int(size * units)``.
+        rounding: of ``units``. ``up`` as in LLM-Pruner (arXiv 2305.11627): of ``n`` channels
+            ``n - int(n * (1 - units))`` go, and the heads that lie wholly in so many; ``down`` as
+            in Wanda-sp (the code of arXiv 2312.11983): ``int(size * units)`` units.
         batch: sequences of a forward pass, for ``macs``.
         length: tokens of each.
 

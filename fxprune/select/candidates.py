@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.axes.dims import Dim, find
+from fxprune.axes.dims import Dim, find, kept_size
 from fxprune.errors import GroupError, SelectionError
 from fxprune.groups.kinds import KINDS
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
     from fxprune.groups.group import Group
+
+EXACT = 1e-9  # so that a third of three is one, whatever floats make of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,7 @@ class Candidate:
         kind: kind of the group.
         dim: the dim of its units.
         size: number of units.
+        span: positions of a unit on the axis where it has fewest: of a head, its channels.
         levels: how many units it may have lost, ascending, int64. The first is where it starts,
             each further one a step of one block of units. One level: the group stays as it is.
         order: the units, those lost at the start first, then lowest score first; equal scores by
@@ -39,6 +42,7 @@ class Candidate:
     kind: str
     dim: Dim
     size: int
+    span: int
     levels: NDArray[np.int64]
     order: NDArray[np.int64]
     scores: NDArray[np.float64]
@@ -160,10 +164,26 @@ def settled(group: Group, gone: Sequence[int] = ()) -> Candidate:
         kind=group.kind,
         dim=find(group.dim),
         size=group.size,
+        span=_span(group),
         levels=np.array([len(gone)], dtype=np.int64),
         order=np.concatenate([np.asarray(gone, dtype=np.int64), stay]),
         scores=np.zeros(len(stay)),
     )
+
+
+def share(size: int, span: int, ratio: float) -> int:
+    """How many units go when this fraction of a group does, as LLM-Pruner counts.
+
+    Its code (``prune_local``) removes ``n - int(n * (1 - ratio))`` of the ``n`` channels of a
+    group, and the heads that lie wholly in that many: neurons are rounded up and heads down.
+
+    Args:
+        size: number of units.
+        span: channels of each.
+        ratio: the fraction, in [0, 1).
+    """
+    channels = size * span
+    return (channels - int(channels * (1 - ratio) + EXACT)) // span
 
 
 def at_step(group: Candidate, step: int) -> Candidate:
@@ -174,6 +194,12 @@ def at_step(group: Candidate, step: int) -> Candidate:
 def kept_counts(groups: Sequence[Candidate], steps: Sequence[int]) -> dict[Dim, int]:
     """The numbers of kept units by dim, each group at its step."""
     return {g.dim: g.size - g.lost(step) for g, step in zip(groups, steps, strict=True)}
+
+
+def _span(group: Group) -> int:
+    fewer = {find(group.dim): group.size - 1}
+    layouts = [site.layout for site in group.sites if site.parameter]
+    return min((layout.size - kept_size(layout, fewer) for layout in layouts), default=1)
 
 
 def _levels(size: int, gone: int, min_kept: int, multiple: int) -> NDArray[np.int64]:

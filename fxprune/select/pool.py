@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fxprune.select.candidates import Candidate, at_step, candidate, settled
+from fxprune.select.candidates import Candidate, at_step, candidate, settled, share
 from fxprune.select.overrides import shares
 
 if TYPE_CHECKING:
@@ -72,21 +72,21 @@ def make_pool(
     Raises:
         SelectionError: for scores or overrides that do not fit.
     """
-    share = shares(graph, overrides, {group.name for group in chosen})
+    parts = shares(graph, overrides, {group.name for group in chosen})
     gone = {} if start is None else _gone(start)
     candidates, multiples = [], {}
-    reasons = {name: f"override {part:g}" for name, part in share.items()}
+    reasons = {name: f"override {part:g}" for name, part in parts.items()}
     for group in chosen:
         multiple = multiple_of if isinstance(multiple_of, int) else multiple_of.get(group.kind, 1)
         multiples[group.name] = multiple
         lost = gone.pop(group.name, ())
-        part = share.get(group.name)
+        part = parts.get(group.name)
         if part == 0:
             candidates.append(settled(group, lost))
             continue
         found = candidate(group, scores, min_kept, multiple, lost)
         if part is not None:
-            found = at_step(found, found.step_to(group.size - int(group.size * (1 - part))))
+            found = at_step(found, found.step_to(share(found.size, found.span, part)))
         candidates.append(found)
     for name, lost in gone.items():
         candidates.append(settled(graph[name], lost))

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from fxprune.select.candidates import Candidate, kept_counts
+from fxprune.select.candidates import EXACT, Candidate, kept_counts, share
 from fxprune.select.density import Values
 from fxprune.select.limits import Limit
 
@@ -22,12 +22,12 @@ def uniform(
 ) -> Steps:
     """The same fraction of units of every group, rounded as LLM-Pruner or as Wanda-sp does.
 
-    Up, ``size - int(size * (1 - ratio))`` units go (``prune_local`` in the code of the former);
-    down, ``int(size * ratio)``. Of a group that cannot lose just so many the next smaller number.
+    Up, as many as :func:`share` says; down, ``int(size * ratio)``. Of a group that cannot lose just
+    so many the next smaller number.
     """
     if rounding == "down":
-        return [g.step_to(int(g.size * ratio)) for g in groups]
-    return [g.step_to(g.size - int(g.size * (1 - ratio))) for g in groups]
+        return [g.step_to(int(g.size * ratio + EXACT)) for g in groups]
+    return [g.step_to(share(g.size, g.span, ratio)) for g in groups]
 
 
 def local_ranking(

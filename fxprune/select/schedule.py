@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from fxprune.errors import SelectionError
-from fxprune.select.budget import check_ratio
+from fxprune.select.budget import Budget, check_ratio
 
 
 def schedule(steps: int, final_ratio: float) -> tuple[float, ...]:
@@ -22,3 +25,38 @@ def schedule(steps: int, final_ratio: float) -> tuple[float, ...]:
         raise SelectionError(f"steps={steps}: a schedule has at least one step")
     check_ratio("final_ratio", final_ratio)
     return (*(final_ratio * t / steps for t in range(1, steps)), final_ratio)
+
+
+def goals(
+    steps: int, pruning_ratio: float | None = None, budget: Budget | None = None
+) -> tuple[dict[str, Any], ...]:
+    """What each step asks of :func:`fxprune.select`, the last one all of it.
+
+    Args:
+        steps: number of steps, at least 1.
+        pruning_ratio: fraction of the parameters to remove.
+        budget: instead of that. In several steps its limits must be fractions.
+
+    Raises:
+        SelectionError: not one of the two, no step, or an absolute limit in several steps.
+    """
+    if (pruning_ratio is None) == (budget is None):
+        raise SelectionError("give either pruning_ratio or budget")
+    if pruning_ratio is not None:
+        return tuple({"pruning_ratio": ratio} for ratio in schedule(steps, pruning_ratio))
+    assert budget is not None
+    schedule(steps, 0.0)  # refuses a number of steps that is none
+    for name, value in budget.limits.items():
+        if steps > 1 and value > 1:
+            raise SelectionError(
+                f"{name}={value:g} is absolute; in {steps} steps give a fraction of the model's"
+            )
+    made = []
+    for number in range(1, steps):
+        share = number / steps
+        limits: dict[str, Any] = {
+            name: 1 - (1 - value) * share for name, value in budget.limits.items()
+        }
+        units = None if budget.units is None else budget.units * share
+        made.append({"budget": replace(budget, **limits, units=units)})
+    return (*made, {"budget": budget})
