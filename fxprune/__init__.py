@@ -8,6 +8,7 @@ from fxprune.groups.group import Group, Site
 from fxprune.hf.checkpoint import load, save
 from fxprune.importance import (
     FLAP,
+    OBS,
     ActivationNorm,
     Criterion,
     ElementCriterion,
@@ -22,6 +23,7 @@ from fxprune.importance import (
 )
 from fxprune.legality import check_plan, legality
 from fxprune.plan import Plan
+from fxprune.propagate import propagate
 from fxprune.prune import PruneResult, prune
 from fxprune.rewrite.oracle import VerifyReport, verify
 from fxprune.rewrite.patches import register_patch
@@ -32,6 +34,7 @@ from fxprune.trace import Traced, trace
 __version__ = "0.1.0"
 __all__ = [
     "FLAP",
+    "OBS",
     "ActivationNorm",
     "Budget",
     "CompensationReport",
@@ -59,6 +62,7 @@ __all__ = [
     "estimate",
     "legality",
     "load",
+    "propagate",
     "prune",
     "register_patch",
     "register_rule",

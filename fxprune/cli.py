@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that ``--help`` and a mistyped option answer 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import warnings
@@ -14,10 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.errors import FxpruneError, FxpruneWarning, SelectionError
+from fxprune.errors import CriterionError, FxpruneError, FxpruneWarning, SelectionError
 from fxprune.recipe import Recipe
 
-CRITERIA = "How units are scored: taylor, taylor2, flap, wanda-sp, magnitude, random, ..."
+CRITERIA = "How units are scored: obs, taylor, taylor2, flap, wanda-sp, magnitude, random, ..."
+COUNTED_AT = (1, 64)  # rows and tokens of the MACs that ``inspect`` shows
 MODEL = "A local folder, a hub name, a config.json, or smollm2."
 app = typer.Typer(
     add_completion=False,
@@ -36,13 +38,16 @@ def inspect(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all facts here.")] = None,
     layer: Annotated[int | None, typer.Option(help="Only this layer, group by group.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Group by group.")] = False,
+    legal: Annotated[
+        bool, typer.Option("--legal", help="Which sizes a config, devices and kernels can take.")
+    ] = False,
 ) -> None:
     """Show what can be pruned and what cannot, and why. Needs no weights."""
     for file in (dot, json_file):
         _check_parent(file)
     from rich.console import Console
 
-    from fxprune import discover, inspection, report, trace
+    from fxprune import costs, discover, inspection, legality, report, trace
     from fxprune.hf.models import load_model
     from fxprune.progress import step
 
@@ -51,15 +56,16 @@ def inspect(
     with step("tracing"):
         traced = trace(loaded.model)
         graph = discover(traced)
-    inputs = report.resized(traced.kwargs, 1, 64)
-    shape, total = report.shape_words(inputs), report.parameters(loaded.model)
+        spent = costs.facts(graph)
+        sizes = legality(graph) if legal else None
     facts: dict[str, Any] = {
         "model": loaded.name,
         "architecture": type(loaded.model).__name__,
-        "parameters": total,
-        "macs": report.macs(loaded.model, (), inputs),
-        "macs_input": shape,
+        **spent,
+        "macs_input": report.shape_words(report.resized(traced.kwargs, *COUNTED_AT)),
     }
+    if sizes is not None:
+        facts["legality"] = inspection.plain_sizes(sizes)
     chosen = [
         group
         for group in (*graph.groups, *graph.frozen)
@@ -71,12 +77,15 @@ def inspect(
     console = Console()
     name = f"{loaded.name}: {facts['architecture']}"
     console.print(name, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{total:,} parameters, {report.scaled(facts['macs'])}MACs for {shape}")
+    for line in inspection.costs(facts):
+        console.print(line, highlight=False, soft_wrap=True)
     if not chosen:
         console.print(f"no groups in layer {layer}")
     rows = inspection.rows(graph, chosen, each=every or layer is not None)
-    for table in inspection.tables(rows, total):
+    for table in inspection.tables(rows, facts["parameters"]):
         console.print(table)
+    if sizes is not None:
+        console.print(sizes.table())
     if json_file is not None:
         content = json.dumps(inspection.as_json(graph, facts), indent=1)
         json_file.write_text(content + "\n", encoding="utf-8")
@@ -99,9 +108,21 @@ def prune(
     units: Annotated[
         float | None, typer.Option(help="Instead: fraction of units to remove from every group.")
     ] = None,
-    criterion: Annotated[str, typer.Option(help=CRITERIA)] = Recipe.criterion,
+    criterion: Annotated[
+        str | None, typer.Option(help=CRITERIA, show_default=str(Recipe.criterion))
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Instead of a criterion: scores that --save-scores wrote.")
+    ] = None,
+    save_scores: Annotated[
+        Path | None, typer.Option(help="Write the scores here, to plan again without estimating.")
+    ] = None,
     compensate: Annotated[
-        str, typer.Option(help="none, bias or least-squares: mend what stays, by forward passes.")
+        str,
+        typer.Option(
+            help="none, bias or least-squares: mend what stays, by forward passes."
+            " auto: least-squares for a language model."
+        ),
     ] = Recipe.compensate,
     text: Annotated[
         Path | None,
@@ -127,8 +148,9 @@ def prune(
     keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
     seed: Annotated[int, typer.Option(help="Of crops and random scores.")] = 0,
     calibration_samples: Annotated[
-        int, typer.Option(help="Crops of text that the criterion sees.")
-    ] = Recipe.calibration_samples,
+        int | None,
+        typer.Option(help="Crops of text that the criterion sees: 10, or 128 for obs."),
+    ] = None,
     compensation_samples: Annotated[
         int, typer.Option(help="Crops that compensation sees.")
     ] = Recipe.compensation_samples,
@@ -141,13 +163,16 @@ def prune(
     """Prune a model, save it and show what it costs before and after."""
     from fxprune.hf import checkpoint
 
+    if criterion is not None and scores is not None:
+        raise CriterionError("give either --criterion or --scores, which has one already")
     others = any(goal is not None for goal in (macs, kv_cache, units))
     recipe = Recipe(
         ratio=Recipe.ratio if ratio is None and not others else ratio,
         macs=macs,
         kv_cache=kv_cache,
         units=units,
-        criterion=criterion,
+        criterion=Recipe.criterion if criterion is None and scores is None else criterion,
+        scores=None if scores is None else str(scores),
         compensate=compensate,
         kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
         ranking=ranking,
@@ -166,6 +191,7 @@ def prune(
     )
     recipe.check()
     checkpoint.check_target(out)
+    _check_scores(scores, save_scores, out)
     _check_device(device)
     from rich.console import Console
 
@@ -183,8 +209,12 @@ def prune(
         calibration=calibration if causal else None,
         evaluation=evaluation if causal else None,
         reload=lambda: workflow.load(model, device).model,
+        save_scores=save_scores,
     )
-    outcome.write_report(out / "report.json", model=loaded.name, recipe=asdict(recipe))
+    plan = outcome.result.plan
+    outcome.write_report(
+        out / "report.json", model=loaded.name, recipe=asdict(recipe), criterion=plan.criterion
+    )
     console = Console()
     outcome.show(console)
     console.print(
@@ -212,7 +242,9 @@ def compare(
         typer.Option("--eval", help="Text for perplexity, repeatable; else half of --text."),
     ] = None,
     lengths: Annotated[str, typer.Option(help="Tokens in the windows for perplexity.")] = "128",
-    windows: Annotated[int, typer.Option(help="Windows per text and length; 0: all.")] = 64,
+    windows: Annotated[
+        str, typer.Option(help="Windows per text, one number or one per length; 0: all.")
+    ] = "64",
     seeds: Annotated[int, typer.Option(help="Draws of calibration crops.")] = 1,
     samples: Annotated[str, typer.Option(help="Crops that criteria see.")] = "10",
     length: Annotated[str, typer.Option(help="Tokens in a crop.")] = "128",
@@ -237,6 +269,9 @@ def compare(
     keep_first: Annotated[int, typer.Option(help="Leave the first layers alone.")] = 0,
     keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; else the checkpoint's.")
+    ] = None,
 ) -> None:
     """Prune one model in many ways and compare perplexities: options with commas are a table."""
     from fxprune.compare import compare as run_comparison
@@ -264,6 +299,7 @@ def compare(
         keep_first=keep_first,
         keep_last=keep_last,
         device=device,
+        dtype=dtype,
     )
     print((done.folder / "results.md").read_text(encoding="utf-8"), end="")
     print(f"{done.measured} of {len(done.results)} results are new; all files are in {done.folder}")
@@ -284,15 +320,31 @@ def demo(
 
 def _layer_ratio(given: str) -> tuple[str, float]:
     pattern, _, fraction = given.rpartition("=")
-    try:
-        return pattern, float(fraction)
-    except ValueError:
-        raise SelectionError(f"--layer-ratio {given!r}: write PATTERN=FRACTION") from None
+    with contextlib.suppress(ValueError):
+        if pattern:
+            return pattern, float(fraction)
+    raise SelectionError(f"--layer-ratio {given!r}: write PATTERN=FRACTION")
+
+
+def _check_scores(given: Path | None, target: Path | None, out: Path) -> None:
+    from fxprune.importance.scores import Scores
+
+    if given is not None:
+        Scores.load(given)  # refuses what is no such file
+    _check_parent(target)
+    if target is not None and out.resolve() in target.resolve().parents:
+        raise FxpruneError(
+            f"{target} would be replaced along with {out}: save the scores elsewhere"
+        )
 
 
 def _check_parent(file: Path | None) -> None:
-    if file is not None and not file.resolve().parent.is_dir():
+    if file is None:
+        return
+    if not file.resolve().parent.is_dir():
         raise FxpruneError(f"no folder {file.resolve().parent} to write {file.name} into")
+    if file.is_dir():
+        raise FxpruneError(f"{file} is a folder, and a file is to be written there")
 
 
 def _check_device(name: str) -> None:

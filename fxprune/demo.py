@@ -29,7 +29,7 @@ def demo(
     evaluation: Text | None = None,
     console: Console | None = None,
 ) -> None:
-    """Prune SmolLM2 with Taylor on prose out of Python itself and show what it did.
+    """Prune SmolLM2 on prose out of Python itself and show what it did.
 
     Args:
         out: folder for the pruned model, the plan, the picture and the figures.
@@ -50,7 +50,10 @@ def demo(
     from fxprune.recipe import Recipe
     from fxprune.workflow import run
 
-    recipe = Recipe(ratio=ratio, evaluation_samples=32)
+    # Fewer crops than by default: a demonstration takes minutes, not many.
+    recipe = Recipe(
+        ratio=ratio, calibration_samples=32, compensation_samples=64, evaluation_samples=32
+    )
     recipe.check()
     console = console or Console()
     # Generated text and paths may hold anything, brackets too.
@@ -59,7 +62,9 @@ def demo(
     with step(f"loading {model}"):
         loaded = load_model(model)
     assert loaded.tokenizer is not None
-    say(f"{model}: {type(loaded.model).__name__}, pruning {ratio:.0%} with Taylor")
+    say(
+        f"{model}: {type(loaded.model).__name__}, pruning {ratio:.0%}, {recipe.criterion} and least squares"
+    )
     told = continuation(loaded.model, loaded.tokenizer)
     calibration, other = text.builtin()
     folder = out / "pruned"

@@ -29,6 +29,10 @@ class SelectionError(FxpruneError):
     """A pruning ratio or a budget that cannot be met."""
 
 
+class CostError(FxpruneError):
+    """A cost cannot be counted exactly, or not at the sizes asked for."""
+
+
 class PlanError(FxpruneError):
     """A plan is damaged or does not fit the model."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from fxprune.groups.dependency import DependencyGraph
     from fxprune.groups.group import Group
+    from fxprune.legality import Report
 
 _NUMBER = re.compile(r"(?<=[.])\d+(?=[.:]|$)|#\d+$")
 
@@ -92,6 +94,26 @@ def by_kind(graph: DependencyGraph) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
+def costs(facts: Mapping[str, Any]) -> list[str]:
+    """What a model costs, in two lines; what could not be counted is left out.
+
+    Args:
+        facts: those of :func:`fxprune.costs.facts`, and ``macs_input``, the input that the MACs
+            are for, in words.
+    """
+    parts = [f"{facts['parameters']:,} parameters"]
+    if facts["memory"] is not None:
+        parts.append(f"about {facts['memory'] / 2**20:,.1f} MiB in fp16")
+    if facts["kv_cache"]:  # 0: it is no decoder
+        parts.append(f"{facts['kv_cache']:,} numbers cached per token")
+    lines = [", ".join(parts)]
+    if facts["macs"] is not None:
+        paper = facts["macs_paper"]
+        also = "" if paper is None else f" ({scaled(paper)}MACs as LLM-Pruner counts)"
+        lines.append(f"{scaled(facts['macs'])}MACs for {facts['macs_input']}{also}")
+    return lines
+
+
 def tables(shown: Iterable[Row], total: int) -> list[Table]:
     """Tables of prunable and of frozen groups (those that have rows).
 
@@ -133,6 +155,29 @@ def as_json(graph: DependencyGraph, facts: Mapping[str, Any]) -> dict[str, Any]:
         "groups": [_plain(graph, g) for g in graph.groups],
         "frozen": [{**_plain(graph, g), "reason": g.reason} for g in graph.frozen],
     }
+
+
+def plain_sizes(report: Report) -> list[dict[str, Any]]:
+    """The rows of :func:`fxprune.legality` as plain values; numbers of units as ``"1-4,8"``."""
+    return [
+        {
+            "kind": row.kind,
+            "size": row.size,
+            "groups": row.groups,
+            "kept": {name: _ranges(kept) for name, kept in row.kept.items()},
+        }
+        for row in report.rows
+    ]
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """Ascending numbers as text."""
+    # In a run of consecutive numbers the difference from their place is the same.
+    runs = [
+        [number for _, number in run]
+        for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    ]
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
 def _plain(graph: DependencyGraph, group: Group) -> dict[str, Any]:

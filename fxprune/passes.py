@@ -13,12 +13,18 @@ from typing import Any
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from fxprune.compensate.compensate import Method
+from fxprune.errors import CriterionError
 from fxprune.groups.dependency import discover
+from fxprune.importance.activations import can_observe
 from fxprune.importance.calibrate import Calibration
 from fxprune.importance.criterion import Criterion
+from fxprune.importance.loss import LossFunction
+from fxprune.importance.scores import Scores
 from fxprune.plan import Plan
 from fxprune.prune import prune
 from fxprune.rewrite.rewrite import rewrite
+from fxprune.select import Budget
 from fxprune.trace import trace
 
 # Where a pass records what it knows on the GraphModule it returns.
@@ -82,18 +88,40 @@ class ApplyPlan(_Pass):
 
 @dataclass(frozen=True)
 class Prune(_Pass):
-    """Score, select, rewrite and verify, see :func:`fxprune.prune`.
+    """Score, select, rewrite, verify and compensate, see :func:`fxprune.prune`.
 
     The fields are that function's parameters; further options of the selection go into
     ``selection``.
     """
 
-    pruning_ratio: float = field(kw_only=True)
+    pruning_ratio: float | None = field(default=None, kw_only=True)
+    budget: Budget | None = field(default=None, kw_only=True)
     criterion: Criterion | None = None
     calibration: Calibration | None = None
     kinds: tuple[str, ...] = ("mlp", "attention")
     verify: bool = True
     selection: Mapping[str, Any] = field(default_factory=dict)
+    scores: Scores | None = field(default=None, kw_only=True)
+    loss_fn: LossFunction | None = field(default=None, kw_only=True)
+    batch_size: int | None = field(default=None, kw_only=True)
+    steps: int = field(default=1, kw_only=True)
+    compensation: Method | None = field(default=None, kw_only=True)
+    compensation_data: Calibration | None = field(default=None, kw_only=True)
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        """There are modules to watch, if the criterion looks at their inputs.
+
+        Raises:
+            CriterionError: there are none.
+        """
+        if self.criterion is None or "inputs" not in self.criterion.needs:
+            return
+        if not any(map(can_observe, graph_module.modules())):
+            raise CriterionError(
+                f"{self.criterion!r} watches the inputs of modules, and this graph has none left: "
+                "torch.export inlines them. Prune the original model with fxprune.prune, take a "
+                "graph of torch.fx.symbolic_trace, or score with Taylor, Magnitude or Random"
+            )
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Prune."""
@@ -102,9 +130,16 @@ class Prune(_Pass):
             self.args,
             self.kwargs,
             pruning_ratio=self.pruning_ratio,
+            budget=self.budget,
             criterion=self.criterion,
             calibration=self.calibration,
+            scores=self.scores,
             kinds=self.kinds,
+            loss_fn=self.loss_fn,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            compensation=self.compensation,
+            compensation_data=self.compensation_data,
             verify=self.verify,
             **self.selection,
         )

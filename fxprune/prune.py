@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from torch import fx, nn
 
 from fxprune.compensate import CompensationReport
 from fxprune.compensate.compensate import Method, compensate
-from fxprune.errors import CalibrationError
+from fxprune.errors import CalibrationError, CriterionError, SelectionError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.importance.calibrate import Calibration
 from fxprune.importance.criterion import Criterion
@@ -23,7 +23,7 @@ from fxprune.progress import step
 from fxprune.rewrite import oracle
 from fxprune.rewrite.oracle import VerifyReport
 from fxprune.rewrite.rewrite import rewrite
-from fxprune.select import Budget, goals
+from fxprune.select import Budget, goals, select
 from fxprune.trace import Traced, trace
 
 
@@ -59,6 +59,7 @@ def prune(
     budget: Budget | None = None,
     criterion: Criterion | None = None,
     calibration: Calibration | None = None,
+    scores: Scores | None = None,
     kinds: tuple[str, ...] = ("mlp", "attention"),
     loss_fn: LossFunction | None = None,
     batch_size: int | None = None,
@@ -80,6 +81,8 @@ def prune(
         budget: instead of ``pruning_ratio``, see :class:`fxprune.Budget`.
         criterion: how units are scored; ``Taylor()`` if left out.
         calibration: data for the criterion, see :func:`fxprune.estimate`.
+        scores: those of an earlier run on this model, such as :meth:`Scores.load` reads, instead
+            of a criterion: nothing is estimated, and a plan at another ratio costs no time.
         kinds: kinds of groups to prune.
         loss_fn: the loss of one calibration batch, if the model does not give its own.
         batch_size: sequences per forward pass of the calibration.
@@ -91,36 +94,41 @@ def prune(
         consume: free the original weights while rewriting; ``model`` cannot be used afterwards.
             Compensation needs them, so with it they are kept.
         progress: show the stages.
-        selection: further options of :func:`fxprune.select`. With ``ranking="global"`` those that
-            belong to the criterion are the default.
+        selection: further options of :func:`fxprune.select`.
 
     Raises:
         FxpruneError: any of its kinds, from the stage that failed.
     """
-    criterion = Taylor() if criterion is None else criterion
     asked = goals(steps, pruning_ratio, budget)
+    if scores is None:
+        criterion = Taylor() if criterion is None else criterion
+    _check_scores(criterion, scores, steps)
+    if isinstance(calibration, Iterator):
+        calibration = list(calibration)  # it may be read several times
     data = calibration if compensation_data is None else compensation_data
-    if compensation is not None and data is None:
-        raise CalibrationError(f"compensation={compensation!r} needs calibration data")
+    _check_compensation(compensation, data)
     if compensation == "bias":
         selection = {"gain_bias": True, **selection}
-    ranked = criterion.ranking if selection.get("ranking") == "global" else {}
     with step("tracing", progress):
         traced = trace(model, args, kwargs)
     with step("discovering groups", progress):
         graph = discover(traced)
-    scores, plan = iterate(
-        model,
-        graph,
-        criterion,
-        calibration,
-        asked=asked,
-        selection={"kinds": kinds, **ranked, **selection},
-        loss_fn=loss_fn,
-        batch_size=batch_size,
-        kinds=kinds,
-        progress=progress,
-    )
+    if scores is not None:
+        plan = select(graph, scores, kinds=kinds, **asked[0], **selection)
+    else:
+        assert criterion is not None
+        scores, plan = iterate(
+            model,
+            graph,
+            criterion,
+            calibration,
+            asked=asked,
+            kinds=kinds,
+            selection=selection,
+            loss_fn=loss_fn,
+            batch_size=batch_size,
+            progress=progress,
+        )
     expected = None
     if verify:
         # The reference comes first: with ``consume`` the original is gone afterwards.
@@ -138,3 +146,39 @@ def prune(
     assert data is not None
     mended = compensate(traced, small, plan, data, method=compensation, progress=progress)
     return replace(result, compensation=mended)
+
+
+def _check_scores(criterion: object, scores: object, steps: int) -> None:
+    """Scores come from a criterion or from an earlier run.
+
+    Raises:
+        CriterionError: from neither or both, or they are something else.
+        SelectionError: scores of an earlier run in several steps.
+    """
+    if scores is None:
+        if not isinstance(criterion, Criterion):
+            raise CriterionError(
+                f"not a criterion: {criterion!r}; give an instance, such as Taylor()"
+            )
+        return
+    if not isinstance(scores, Scores):
+        raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
+    if criterion is not None:
+        raise CriterionError("give either a criterion or scores=, which have theirs")
+    if steps > 1:
+        raise SelectionError(f"{steps} steps need new scores before each: leave out scores=")
+
+
+def _check_compensation(method: str | None, data: Any) -> None:
+    """Refuse now what would be refused once the model is pruned.
+
+    Raises:
+        CalibrationError: there is no such method, or no data for it.
+    """
+    if method is None:
+        return
+    if method not in get_args(Method):
+        names = ", ".join(get_args(Method))
+        raise CalibrationError(f"compensation={method!r}: choose from {names}")
+    if data is None:
+        raise CalibrationError(f"compensation={method!r} needs calibration data")

@@ -118,12 +118,13 @@ def needing_data(recipe: Recipe) -> list[str]:
     """The options of a recipe that need calibration data."""
     from fxprune.importance.collect import DATA
 
-    options = [recipe.criterion] if recipe.make_criterion().needs & DATA else []
-    return options + ([recipe.compensate] if recipe.compensate != "none" else [])
+    criterion = recipe.make_criterion()
+    options = [str(recipe.criterion)] if criterion and criterion.needs & DATA else []
+    return options + ([] if recipe.compensate in ("auto", "none") else [recipe.compensate])
 
 
-def load(spec: str, device: str = "cpu") -> LoadedModel:
-    """Load a model with its weights onto a device.
+def load(spec: str, device: str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+    """Load a model with its weights onto a device, in a dtype if one is given.
 
     Raises:
         ModelError: it cannot be loaded, or is a language model without a tokenizer.
@@ -134,7 +135,7 @@ def load(spec: str, device: str = "cpu") -> LoadedModel:
     loaded = load_model(spec)
     if loaded.tokenizer is None and is_causal(loaded.config):
         raise ModelError(f"{spec} has no tokenizer; save it there with save_pretrained")
-    loaded.model.to(device)
+    loaded.model.to(device=device, dtype=dtype)
     return loaded
 
 
@@ -146,6 +147,7 @@ def run(
     calibration: Text | None,
     evaluation: Text | None,
     reload: Callable[[], nn.Module],
+    save_scores: Path | None = None,
     progress: bool = True,
 ) -> Outcome:
     """Prune a loaded model, save it and measure it before and after.
@@ -158,6 +160,7 @@ def run(
         evaluation: text for perplexity; None leaves that out.
         reload: loads the original once more. It is timed in turns with the pruned model, which
             cannot be done while pruning frees the original.
+        save_scores: file for the scores, outside ``folder``.
         progress: show progress bars.
 
     Raises:
@@ -166,16 +169,20 @@ def run(
     from fxprune import prune, report
     from fxprune.hf import checkpoint, text
     from fxprune.hf.perplexity import perplexity, windows
+    from fxprune.importance.scores import Scores
     from fxprune.trace.inputs import device_of, from_config
 
+    scores = None if recipe.scores is None else Scores.load(recipe.scores)
     model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
     example = from_config(model)
-    compensation = None if recipe.compensate == "none" else recipe.compensate
+    compensation = recipe.compensate
+    if compensation == "auto":
+        compensation = "none" if calibration is None else "least-squares"
     crops = more = ids = None
     if calibration is not None and tokenizer is not None:
-        samples, length = recipe.calibration_samples, recipe.calibration_length
+        samples, length = recipe.samples, recipe.calibration_length
         crops = text.crops(tokenizer, calibration, samples, length, recipe.seed)
-        if compensation is not None:
+        if compensation != "none":
             samples = recipe.compensation_samples
             more = text.crops(tokenizer, calibration, samples, length, recipe.seed)
     if evaluation is not None and tokenizer is not None:
@@ -196,9 +203,10 @@ def run(
         kwargs=example,
         criterion=recipe.make_criterion(),
         calibration=crops,
-        batch_size=BATCH if recipe.calibration_samples > BATCH else None,
+        scores=scores,
+        batch_size=BATCH if recipe.samples > BATCH else None,
         steps=recipe.steps,
-        compensation=cast(Any, compensation),
+        compensation=None if compensation == "none" else cast(Any, compensation),
         compensation_data=more,
         verify=recipe.verify,
         consume=True,
@@ -206,6 +214,8 @@ def run(
         **recipe.goal(),
         **recipe.selection(),
     )
+    if save_scores is not None:
+        result.scores.save(save_scores)
     small = result.graph_module
     with step("saving", progress):
         checkpoint.save(folder, small, result.plan, result.traced, tokenizer)

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import fxprune
-from fxprune import cli, workflow
+from fxprune import cli, iterate, workflow
 from fxprune.hf import models
 from tests.hf import tiny
 
@@ -87,6 +87,26 @@ class TestInspect:
         assert "model.layers.*.mlp:units" in ran.out
         assert "embedding rows are looked up by index" in ran.out
 
+    def test_costs(self, run: Any, folder: Path) -> None:
+        ran = run("inspect", folder)
+        # Two layers of two key/value heads, keys and values of 6 each.
+        assert "48 numbers cached per token" in ran.out
+        assert "MiB in fp16" in ran.out
+        # q, k, v, o and the MLP of both layers, the head; and queries by keys, weights by values.
+        macs = 64 * (2 * (3 * 24 * 24 + 3 * 24 * 40) + 257 * 24) + 2 * 2 * 64 * 64 * 24
+        assert f"{macs / 1e6:.2f} MMACs for 1 x 64 tokens (" in ran.out
+        assert "as LLM-Pruner counts" in ran.out
+        assert len(ran.out.splitlines()) < 25
+
+    def test_legal_sizes(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        assert "units that may stay" not in run("inspect", folder).out
+        ran = run("inspect", folder, "--legal", "--json", tmp_path / "g.json")
+        assert "units that may stay" in ran.out
+        assert "tp=2" in ran.out
+        rows = json.loads((tmp_path / "g.json").read_text())["legality"]
+        mlp = next(row for row in rows if row["kind"] == "mlp")
+        assert mlp["kept"]["x8"] == "8,16,24,32,40"
+
     def test_needs_no_weights(self, run: Any, folder: Path) -> None:
         assert run("inspect", folder / "config.json").out == run("inspect", folder).out
 
@@ -108,6 +128,11 @@ class TestInspect:
         content = json.loads((tmp_path / "g.json").read_text())
         assert content["parameters"] == tiny.PARAMETERS
         assert content["architecture"] == "LlamaForCausalLM"
+        assert content["kv_cache"] == 48
+        assert content["macs"] < content["macs_paper"]
+        assert content["macs_input"] == "1 x 64 tokens"
+        assert content["memory"] > 2 * tiny.PARAMETERS
+        assert "legality" not in content
         assert content["kinds"] == {
             "attention": 2,
             "query": 2,
@@ -144,6 +169,9 @@ class TestInspect:
         ran = run("inspect", "smollm2", "--json", tmp_path / "no" / "g.json")
         assert ran.status == 2
         assert "to write g.json into" in ran.err
+        ran = run("inspect", "smollm2", "--dot", tmp_path)
+        assert ran.status == 2
+        assert "is a folder" in ran.err
 
     @pytest.mark.parametrize("model", ["./nowhere", "org/name", "nowhere.json"])
     def test_no_such_model(self, run: Any, model: str) -> None:
@@ -178,12 +206,79 @@ class TestPrune:
 
     def test_options_reach_the_plan(self, run: Any, folder: Path, tmp_path: Path) -> None:
         options = ("--kinds", "mlp", "--ratio", "0.1", "--keep-first", "1", "--ranking", "global")
-        ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK, "--no-verify")
+        options += ("--multiple-of", "4", "--no-verify")
+        ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
         assert ran.status == 0, ran.err
         assert "proof" not in ran.out
-        assert set(fxprune.Plan.load(tmp_path / "s" / "plan.json").kept) == {
-            "model.layers.1.mlp:units"
+        # A neuron holds 72 of 15,504 parameters: 22 would have to go, 24 are a multiple.
+        kept = fxprune.Plan.load(tmp_path / "s" / "plan.json").kept
+        assert {name: len(units) for name, units in kept.items()} == {
+            "model.layers.1.mlp:units": 16
         }
+
+    def test_costs_and_steps(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        options = ("--macs", "0.8", "--kv-cache", "0.5", "--steps", "2", "--criterion", "flap")
+        options += ("--layer-ratio", "*.0.mlp:units=0")
+        ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
+        assert ran.status == 0, ran.err
+        plan = fxprune.Plan.load(tmp_path / "s" / "plan.json")
+        assert "model.layers.0.mlp:units" not in plan.kept
+        assert [len(plan.kept[f"model.layers.{i}.self_attn:heads"]) for i in (0, 1)] == [1, 1]
+        report = json.loads((tmp_path / "s" / "report.json").read_text())
+        assert report["after"]["macs"] <= 0.8 * report["before"]["macs"]
+        assert report["recipe"]["ratio"] is None
+        assert report["recipe"]["layer_ratios"] == {"*.0.mlp:units": 0}
+        assert report["criterion"].startswith("FLAP(")
+        assert "step 2 of 2" in ran.err
+        assert "bound by: " in ran.out
+
+    @pytest.mark.parametrize("method", ["bias", "least-squares"])
+    def test_units_and_compensation(
+        self, run: Any, folder: Path, tmp_path: Path, method: str
+    ) -> None:
+        options = ("--units", "0.5", "--compensate", method, "--compensation-samples", "4")
+        ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
+        assert ran.status == 0, ran.err
+        assert f"{method} compensation of 4 consumers" in ran.out
+        plan = fxprune.Plan.load(tmp_path / "s" / "plan.json")
+        assert {len(kept) for kept in plan.kept.values()} == {20, 1}
+        assert len(plan.biases) == (4 if method == "bias" else 0)
+        small = fxprune.load(tmp_path / "s")
+        assert sum(p.numel() for p in small.parameters()) == plan.parameters_after
+        named = dict(small.named_parameters())
+        assert all(named[name].abs().sum() > 0 for name in plan.biases)
+
+    def test_scores_are_saved_and_planned_from(
+        self, run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "scores.safetensors"
+        options = ("--criterion", "flap", "--save-scores", file, "--ratio", "0.1")
+        ran = run("prune", folder, "--out", tmp_path / "a", *options, *QUICK)
+        assert ran.status == 0, ran.err
+        assert fxprune.Scores.load(file).criterion == repr(fxprune.FLAP())
+        ran = run("prune", folder, "--out", tmp_path / "b", "--criterion", "flap", *QUICK)
+        assert ran.status == 0, ran.err
+
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            pytest.fail("scores were estimated")
+
+        monkeypatch.setattr(iterate, "estimate", refuse)
+        ran = run("prune", folder, "--out", tmp_path / "c", "--scores", file, *QUICK)
+        assert ran.status == 0, ran.err
+        fresh, again = (fxprune.Plan.load(tmp_path / each / "plan.json") for each in "bc")
+        assert again == fresh
+        report = json.loads((tmp_path / "c" / "report.json").read_text())
+        assert report["criterion"] == repr(fxprune.FLAP())
+        assert report["recipe"]["criterion"] is None
+        assert report["recipe"]["scores"] == str(file)
+
+    def test_scores_of_another_model(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        fxprune.Scores({"model.layers.0.mlp:units": torch.rand(7)}).save(tmp_path / "s.safetensors")
+        options = ("--scores", tmp_path / "s.safetensors", "--kinds", "mlp")
+        ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
+        assert ran.status == 2
+        assert "have shape (7,); it has 40 units" in ran.err
+        assert not (tmp_path / "s").exists()
 
     def test_the_same_seed_gives_the_same_model(
         self, run: Any, folder: Path, tmp_path: Path
@@ -225,6 +320,26 @@ class TestPrune:
             (("--calibration-length", "1"), "calibration-length is 1"),
             (("--keep-last", "-1"), "keep-last is -1"),
             (("--device", "nonsense"), "device 'nonsense' cannot be used"),
+            (("--macs", "0"), "macs=0.0: what stays is a fraction in (0, 1]"),
+            (("--macs", "nan"), "macs=nan: what stays"),
+            (("--kv-cache", "-3"), "kv_cache=-3.0: what stays"),
+            (("--units", "1"), "units=1.0 is outside [0, 1)"),
+            (("--units", "0.2", "--macs", "0.5"), "units= cannot be combined with macs="),
+            (("--ratio", "1.5", "--macs", "0.5"), "ratio=1.5 is outside [0, 1)"),
+            (("--compensate", "best"), "no compensate 'best': take none, bias, least-squares"),
+            (("--compensation-samples", "0"), "compensation-samples is 0: at least 1"),
+            (("--multiple-of", "0"), "multiple-of is 0: at least 1"),
+            (("--layer-ratio", "*.0.*"), "--layer-ratio '*.0.*': write PATTERN=FRACTION"),
+            (("--layer-ratio", "*.0.*=half"), "'*.0.*=half': write PATTERN=FRACTION"),
+            (("--layer-ratio", "0.5"), "'0.5': write PATTERN=FRACTION"),
+            (("--layer-ratio", "*.0.*=1"), "layer-ratio *.0.*=1.0 is outside [0, 1)"),
+            (("--steps", "0"), "steps=0: a schedule has at least one step"),
+            (("--steps", "2", "--macs", "1e9"), "macs=1e+09 is absolute; in 2 steps"),
+            (("--scores", "no.safetensors"), "cannot read the scores no.safetensors"),
+            (("--scores", "s", "--criterion", "flap"), "either --criterion or --scores"),
+            (("--scores", "s", "--steps", "2"), "2 steps need new scores"),
+            (("--save-scores", "no/where/s.safetensors"), "to write s.safetensors into"),
+            (("--save-scores", "."), "is a folder"),
         ],
     )
     def test_refused_before_anything_is_loaded(
@@ -235,6 +350,46 @@ class TestPrune:
         assert message in ran.err
         assert [line for line in ran.err.splitlines() if line] == [ran.err.strip()]
         assert not (tmp_path / "s").exists()
+
+    def test_scores_into_the_folder_that_is_replaced(
+        self, run: Any, nothing_loads: None, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "s"
+        out.mkdir()
+        (out / "fxprune.json").write_text("{}")  # of an earlier run
+        ran = run("prune", "smollm2", "--out", out, "--save-scores", out / "scores.safetensors")
+        assert ran.status == 2
+        assert f"would be replaced along with {out}" in ran.err
+
+    @pytest.mark.parametrize("option", ["--steps", "--units", "--macs", "--multiple-of"])
+    def test_no_number(self, run: Any, tmp_path: Path, option: str) -> None:
+        ran = run("prune", "smollm2", "--out", tmp_path / "s", option, "some")
+        assert ran.status == 2
+        assert option in ran.err
+
+    def test_what_only_the_model_can_refuse(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        cases = {
+            ("--macs", "0.01"): "macs=0.01 cannot be met: at least",
+            ("--kv-cache", "1.5"): "kv_cache=1.5 cannot be met: at least 24 of the model's 48",
+            ("--layer-ratio", "*.9.*=0.5"): "the override '*.9.*' matches no group",
+        }
+        for options, message in cases.items():
+            ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
+            assert ran.status == 2
+            last = [line for line in ran.err.splitlines() if line.strip()][-1]
+            assert last.startswith("error: ")
+            assert message in last
+            assert "Calibrating" not in ran.err  # nothing was estimated for nothing
+            assert not (tmp_path / "s").exists()
+
+    def test_compensation_needs_a_language_model(self, run: Any, tmp_path: Path) -> None:
+        config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=4)
+        config.architectures = ["ViTForImageClassification"]
+        config.save_pretrained(tmp_path)
+        options = ("--criterion", "magnitude", "--compensate", "bias")
+        ran = run("prune", tmp_path, "--out", tmp_path / "s", *options)
+        assert ran.status == 2
+        assert "no causal language model, which bias needs" in ran.err
 
     def test_folder_of_something_else(self, run: Any, nothing_loads: None, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("")

@@ -79,6 +79,41 @@ def test_json_has_everything(graph: fxprune.DependencyGraph) -> None:
     assert all(g["reason"] for g in content["frozen"])
 
 
+def test_costs_in_two_lines() -> None:
+    facts = {
+        "parameters": 6738415616,
+        "macs": 423926693888,
+        "macs_paper": 424021065728,
+        "kv_cache": 262144,
+        "memory": 13510402048,
+        "macs_input": "1 x 64 tokens",
+    }
+    assert inspection.costs(facts) == [
+        "6,738,415,616 parameters, about 12,884.5 MiB in fp16, 262,144 numbers cached per token",
+        "423.93 GMACs for 1 x 64 tokens (424.02 GMACs as LLM-Pruner counts)",
+    ]
+
+
+def test_costs_that_cannot_be_counted_are_left_out() -> None:
+    facts = {"parameters": 7, "macs": None, "macs_paper": None, "kv_cache": 0, "memory": None}
+    assert inspection.costs({**facts, "macs_input": "2 x 3"}) == ["7 parameters"]
+    lines = inspection.costs({**facts, "macs": 1200, "macs_input": "2 x 3"})
+    assert lines == ["7 parameters", "1.20 kMACs for 2 x 3"]
+
+
+def test_legal_sizes_as_values(graph: fxprune.DependencyGraph) -> None:
+    report = fxprune.legality(graph, tensor_parallel=(2,), multiples=(8, 64))
+    rows = inspection.plain_sizes(report)
+    assert json.loads(json.dumps(rows)) == rows
+    mlp = next(row for row in rows if row["kind"] == "mlp")
+    evens = ",".join(map(str, range(2, 41, 2)))
+    kept = {"stock": "1-40", "tp=2": evens, "x8": "8,16,24,32,40", "x64": ""}
+    assert mlp == {"kind": "mlp", "size": 40, "groups": 4, "kept": kept}
+    heads = next(row for row in rows if row["kind"] == "attention")
+    assert heads["kept"]["stock"] == "1-2"
+    assert inspection._ranges((1, 2, 3, 5, 8, 9)) == "1-3,5,8-9"
+
+
 def _printed(rows: list[inspection.Row]) -> str:
     stream = io.StringIO()
     for table in inspection.tables(rows, sum(row.parameters for row in rows[:1])):

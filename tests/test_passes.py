@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.fx.passes.infra.pass_manager import PassManager
 
 import fxprune
-from fxprune.errors import SelectionError
+from fxprune.errors import CriterionError, SelectionError
 from fxprune.passes import META, ApplyPlan, Discover, Prune
 from fxprune.plan import Plan
 
@@ -59,8 +60,7 @@ def test_prune_runs_in_a_pass_manager_next_to_others() -> None:
 
 
 def test_a_plan_is_a_pass() -> None:
-    sizes = {"x": {0: torch.export.Dim.DYNAMIC}}
-    module = torch.export.export(Chain(), (X,), dynamic_shapes=sizes).module()
+    module = exported()
     graph = fxprune.discover(fxprune.trace(module))
     plan = Plan.of(graph, {graph.groups[0].name: (1, 4, 7)})
     result = ApplyPlan(plan=plan)(module)
@@ -109,3 +109,64 @@ class Breaks(Discover):
 def test_ensures_sees_the_new_module() -> None:
     with pytest.raises((RuntimeError, AttributeError), match="nowhere"):
         Breaks()(fx.symbolic_trace(Chain()))
+
+
+def exported() -> fx.GraphModule:
+    sizes = {"x": {0: torch.export.Dim.DYNAMIC}}
+    module = torch.export.export(Chain(), (X,), dynamic_shapes=sizes).module()
+    assert isinstance(module, fx.GraphModule)
+    return module
+
+
+def test_everything_goes_through_to_prune() -> None:
+    """The same as the function does, with a value for every option."""
+    options: dict[str, Any] = {
+        "budget": fxprune.Budget(macs=0.5),
+        "criterion": fxprune.Taylor(),
+        "calibration": {"x": X},
+        "kinds": ("mlp", "channel"),
+        "loss_fn": squared,
+        "batch_size": 2,
+        "steps": 2,
+        "compensation": "bias",
+        "compensation_data": {"x": X[:4]},
+        "verify": False,
+    }
+    module = fx.symbolic_trace(Chain())
+    expected = fxprune.prune(module, (X,), **options, multiple_of=2)
+    result = Prune(args=(X,), **options, selection={"multiple_of": 2})(module)
+    assert result is not None
+    assert result.graph_module.meta[META] == expected.plan
+    assert expected.plan.kept
+    pairs = zip(result.graph_module.parameters(), expected.graph_module.parameters(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+    again = Prune(args=(X,), pruning_ratio=0.4, scores=expected.scores)(module)
+    assert again is not None
+    assert again.graph_module.meta[META].criterion == repr(fxprune.Taylor())
+
+
+def squared(model: nn.Module, batch: Any) -> torch.Tensor:
+    result: torch.Tensor = model(batch["x"]).square().mean()
+    return result
+
+
+@pytest.mark.parametrize("goal", [{}, {"pruning_ratio": 0.2, "budget": fxprune.Budget(macs=0.5)}])
+def test_one_goal(goal: dict[str, Any]) -> None:
+    with pytest.raises(SelectionError, match="either pruning_ratio or budget"):
+        Prune(args=(X,), criterion=fxprune.Magnitude(), **goal)(fx.symbolic_trace(Chain()))
+
+
+def test_a_graph_without_modules_has_no_inputs_to_watch() -> None:
+    prune = Prune(
+        args=(X,), pruning_ratio=0.4, criterion=fxprune.WandaSP(), calibration={"x": X},
+        loss_fn=squared,
+    )  # fmt: skip
+    with pytest.raises(CriterionError, match=r"WandaSP\(.*torch.export inlines them"):
+        prune(exported())
+    result = prune(fx.symbolic_trace(Chain()))
+    assert result is not None
+    assert result.modified
+    # What looks at weights alone does not mind.
+    result = Prune(pruning_ratio=0.4, criterion=fxprune.Magnitude())(exported())
+    assert result is not None
+    assert result.modified

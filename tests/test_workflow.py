@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import fx, nn
 
+import fxprune
 from fxprune import workflow
 from fxprune.errors import CalibrationError, ModelError
+from fxprune.hf import checkpoint
 from fxprune.hf.models import load_model
-from fxprune.hf.text import builtin, read
+from fxprune.hf.text import builtin, crops, read
+from fxprune.importance import Scores
+from fxprune.plan import Plan
 from fxprune.recipe import Recipe
 from tests.hf import tiny
 
@@ -62,6 +66,54 @@ def test_static_graph_is_recognised() -> None:
         graph = exported.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
         assert workflow._static(graph) == static
+
+
+def test_what_needs_data() -> None:
+    assert workflow.needing_data(Recipe()) == ["taylor"]
+    assert workflow.needing_data(Recipe(criterion="magnitude")) == []
+    both = Recipe(criterion="wanda-sp", compensate="bias")
+    assert workflow.needing_data(both) == ["wanda-sp", "bias"]
+    saved = Recipe(criterion=None, scores="s", compensate="least-squares")
+    assert workflow.needing_data(saved) == ["least-squares"]
+
+
+def test_limits_in_few_lines() -> None:
+    kept = {f"layers.{i}:units": "min_kept=1" for i in range(9)}
+    plan = Plan({}, {}, "", limits={**kept, "other": "override 0.5"}, bound="macs")
+    assert workflow.limits(plan) == [
+        "bound by: macs",
+        "min_kept=1: layers.0:units and 8 more",
+        "override 0.5: other",
+    ]
+    assert workflow.limits(Plan({}, {}, "")) == []
+
+
+def test_crops_of_the_criterion_are_the_first_of_those_of_compensation() -> None:
+    calibration, _ = builtin()
+    few, many = (crops(tiny.tokenizer(), calibration, n, 16, seed=3) for n in (3, 9))
+    assert torch.equal(few, many[:3])
+
+
+def test_scores_are_there_even_if_saving_the_model_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        workflow.run(
+            load_model(tiny.folder(tmp_path / "m")),
+            Recipe(criterion="magnitude"),
+            tmp_path / "out",
+            calibration=None,
+            evaluation=None,
+            reload=tiny.llama,
+            save_scores=tmp_path / "scores.safetensors",
+            progress=False,
+        )
+    saved = Scores.load(tmp_path / "scores.safetensors")
+    assert saved.criterion == repr(fxprune.Magnitude())
 
 
 def test_static_graph_is_saved_but_not_compared(

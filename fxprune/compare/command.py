@@ -25,7 +25,7 @@ def compare(
     *,
     out: str | Path,
     lengths: str = "128",
-    windows: int = 64,
+    windows: str = "64",
     seeds: int = 1,
     samples: str = "10",
     length: str = "128",
@@ -40,6 +40,7 @@ def compare(
     keep_first: int = 0,
     keep_last: int = 0,
     device: str = "cpu",
+    dtype: str | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Run every combination of some options on one model and equal data.
@@ -55,7 +56,7 @@ def compare(
         evals: texts to measure perplexity on; without one, half of the calibration text.
         out: folder for the results; an earlier comparison there is continued.
         lengths: tokens in the windows that perplexity is measured on.
-        windows: windows per text and length at most; 0 for all.
+        windows: windows per text at most, one number or one for each length; 0 for all.
         seeds: draws of calibration crops.
         samples: crops that criteria see, numbers.
         length: tokens in a crop, numbers.
@@ -70,6 +71,7 @@ def compare(
         keep_first: leave this many layers at the start alone.
         keep_last: leave this many layers at the end alone.
         device: where to compute.
+        dtype: of the weights, ``float32``, ``bfloat16`` or ``float16``; None for the checkpoint's.
         progress: show the stages.
 
     Raises:
@@ -99,8 +101,12 @@ def compare(
     at = _numbers("lengths", lengths, int)
     if min(at) < 2:
         raise CalibrationError(f"lengths has {min(at)}: windows need at least 2 tokens")
-    if windows < 0:
-        raise CalibrationError(f"windows is {windows}: at least 1, or 0 for all")
+    most = _numbers("windows", windows, int)
+    if min(most) < 0:
+        raise CalibrationError(f"windows is {min(most)}: at least 1, or 0 for all")
+    if len(most) not in (1, len(at)):
+        raise CalibrationError(f"windows has {len(most)} numbers for {len(at)} lengths")
+    limits = most * len(at) if len(most) == 1 else most
     results.check_folder(Path(out))
     data = comparison_data.read(text, evals)
     return run(
@@ -108,9 +114,9 @@ def compare(
         configurations,
         data,
         out,
-        lengths=at,
-        limit=windows or None,
+        lengths=dict(zip(at, (limit or None for limit in limits), strict=True)),
         device=device,
+        dtype=dtype,
         progress=progress,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,13 @@ from fxprune.compare.draws import Draw
 from fxprune.compare.measure import dense, measure, prepare, score, try_selections
 from fxprune.compare.results import Result
 from fxprune.compare.table import Row
-from fxprune.errors import CalibrationError, FxpruneError, FxpruneWarning, ModelError
+from fxprune.errors import (
+    CalibrationError,
+    FxpruneError,
+    FxpruneWarning,
+    ModelError,
+    SelectionError,
+)
 from fxprune.hf.models import LoadedModel
 from fxprune.progress import step
 
@@ -38,15 +44,18 @@ class Comparison:
     measured: int
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 def run(
     model: str,
     configurations: Sequence[Configuration],
     data: Data,
     folder: str | Path,
     *,
-    lengths: Sequence[int] = (128,),
-    limit: int | None = 64,
+    lengths: Mapping[int, int | None],
     device: str = "cpu",
+    dtype: str | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Prune one model in several ways and measure all of them on the same data.
@@ -60,9 +69,10 @@ def run(
         configurations: what to try.
         data: what to calibrate and to measure on.
         folder: where the results go.
-        lengths: tokens in the windows that perplexity is measured on.
-        limit: windows per text and length at most, spread over the text; None for all.
+        lengths: tokens in the windows that perplexity is measured on, each with the most windows
+            per text, spread over it; None for all.
         device: where to compute.
+        dtype: of the weights, a name of :data:`DTYPES`; None for the checkpoint's.
         progress: show the stages.
 
     Raises:
@@ -74,9 +84,11 @@ def run(
         configuration.check()
     results.check_folder(folder)
     _check_device(device)
+    if dtype is not None and dtype not in DTYPES:
+        raise SelectionError(f"no dtype {dtype!r}: take {', '.join(DTYPES)}")
     done = results.load(folder)
-    loaded = _loaded(model, lengths, device, progress)
-    columns = draws.windows(loaded, data, lengths, limit)
+    loaded = _loaded(model, lengths, device, dtype, progress)
+    columns = draws.windows(loaded, data, lengths)
     crops = draws.crops(loaded, configurations, data)
     with step("fingerprinting the model and the data", progress):
         keys = draws.keys(loaded, configurations, columns, crops)
@@ -142,7 +154,13 @@ def _check_device(name: str) -> None:
         ) from error
 
 
-def _loaded(model: str, lengths: Sequence[int], device: str, progress: bool) -> LoadedModel:
+def _loaded(
+    model: str,
+    lengths: Mapping[int, int | None],
+    device: str,
+    dtype: str | None,
+    progress: bool,
+) -> LoadedModel:
     """The model, once its config promises what a comparison needs."""
     from fxprune.hf.architecture import is_causal, model_class
     from fxprune.hf.models import fetch, load_config
@@ -161,13 +179,14 @@ def _loaded(model: str, lengths: Sequence[int], device: str, progress: bool) -> 
         )
     fetch(model)
     with step(f"loading {model}", progress):
-        return load(model, device)
+        return load(model, device, None if dtype is None else DTYPES[dtype])
 
 
 def _notes(loaded: LoadedModel, data: Data, columns: dict[str, torch.Tensor]) -> list[str]:
+    kind = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
     measured = ", ".join(f"{name}: {ids.shape[0]} windows" for name, ids in columns.items())
     return [
-        f"model: {loaded.name}, {type(loaded.model).__name__}",
+        f"model: {loaded.name}, {type(loaded.model).__name__}, {kind}",
         f"calibration: crops of {data.name}; draws are seeds 0, 1, ...",
         f"perplexity: mean over the draws (smallest to largest); {measured}",
         "seconds: estimate is one pass that all criteria of a draw share; compensate is the "

@@ -118,8 +118,6 @@ class Configuration:
             "keep_first": self.keep_first,
             "keep_last": self.keep_last,
         }
-        if self.ranking == "global":
-            options |= self.make_criterion().ranking
         if self.normalise is not None:
             options["normalise"] = self.normalise
         if self.cost_aware is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -20,14 +20,14 @@ Draw = tuple[int, int, int]  # seed, crops, tokens in each
 
 
 def windows(
-    loaded: LoadedModel, data: Data, lengths: Sequence[int], limit: int | None
+    loaded: LoadedModel, data: Data, lengths: Mapping[int, int | None]
 ) -> dict[str, torch.Tensor]:
     """Windows to measure on, by column: int64 of shape (windows, length)."""
     assert loaded.tokenizer is not None
     found = {}
     for name, each in data.evaluations.items():
         ids = text.joined(loaded.tokenizer, each)
-        for length in dict.fromkeys(lengths):
+        for length, limit in lengths.items():
             try:
                 found[f"{name} @ {length}"] = cut(ids, length, limit)
             except CalibrationError as error:

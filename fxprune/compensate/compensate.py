@@ -37,7 +37,7 @@ def compensate(
     *,
     method: Method = "least-squares",
     target: Target = "residual",
-    damping: float = 1e-2,
+    damping: float = 0.3,
     batch_size: int | None = 8,
     progress: bool = False,
 ) -> CompensationReport:

@@ -1,10 +1,10 @@
 """What a model costs, exactly, from the graph alone: no weights, no forward pass."""
 
-from fxprune.costs.error import CostError
 from fxprune.costs.facts import facts
 from fxprune.costs.kv_cache import KvCacheCount, kv_cache
 from fxprune.costs.macs import MacCount, macs
 from fxprune.costs.memory import memory_estimate
+from fxprune.errors import CostError
 
 __all__ = [
     "CostError",

@@ -9,7 +9,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxprune.costs.attention import Attention, is_product
-from fxprune.costs.error import CostError
+from fxprune.errors import CostError
 from fxprune.trace.arguments import argument
 from fxprune.trace.attributes import get_attribute
 from fxprune.trace.source import location

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fxprune.axes.dims import Dim
-from fxprune.costs.error import CostError
 from fxprune.costs.kv_cache import kv_cache
 from fxprune.costs.macs import macs
 from fxprune.costs.memory import memory_estimate
+from fxprune.errors import CostError
 from fxprune.plan import count_parameters
 
 if TYPE_CHECKING:

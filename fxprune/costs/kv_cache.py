@@ -10,9 +10,9 @@ from torch import fx
 from fxprune.axes.dims import Dim
 from fxprune.costs.attention import activations
 from fxprune.costs.causal import CausalTest
-from fxprune.costs.error import CostError
 from fxprune.costs.polynomial import Count, Polynomial, total
 from fxprune.costs.sizes import ValueSizes, has_fixed_sizes
+from fxprune.errors import CostError
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from fxprune.axes.dims import Dim
-from fxprune.costs.error import CostError
 from fxprune.costs.polynomial import Count, total
 from fxprune.costs.products import multiplies
 from fxprune.costs.published import as_published
 from fxprune.costs.sizes import ValueSizes
+from fxprune.errors import CostError
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph

@@ -10,7 +10,7 @@ import torch
 
 from fxprune.axes.dims import Dim, kept_size
 from fxprune.costs.attention import activations
-from fxprune.costs.error import CostError
+from fxprune.errors import CostError
 from fxprune.plan import parameter_shapes
 
 if TYPE_CHECKING:

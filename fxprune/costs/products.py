@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from fxprune.axes.rules.einsum import _spelled_out
-from fxprune.costs.error import CostError
 from fxprune.costs.polynomial import Polynomial, product
 from fxprune.costs.sizes import ValueSizes
+from fxprune.errors import CostError
 from fxprune.trace.arguments import argument
 from fxprune.trace.source import location
 

@@ -10,8 +10,8 @@ from sympy import Expr, Integer
 from torch import fx
 
 from fxprune.axes.dims import Dim, Layout, Product, atoms, resolve
-from fxprune.costs.error import CostError
 from fxprune.costs.polynomial import Polynomial, constant, of_layout, product
+from fxprune.errors import CostError
 from fxprune.trace.sizes import is_symbolic
 from fxprune.trace.source import location
 

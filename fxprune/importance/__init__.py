@@ -7,6 +7,7 @@ from fxprune.importance.evidence import Evidence, Gradients, Input
 from fxprune.importance.flap import FLAP
 from fxprune.importance.magnitude import Magnitude
 from fxprune.importance.named import NAMES, by_name
+from fxprune.importance.obs import OBS
 from fxprune.importance.peak_to_peak import PeakToPeak
 from fxprune.importance.random_scores import Random
 from fxprune.importance.scores import Scores
@@ -16,6 +17,7 @@ from fxprune.importance.wanda import WandaSP
 __all__ = [
     "FLAP",
     "NAMES",
+    "OBS",
     "ActivationNorm",
     "Criterion",
     "ElementCriterion",

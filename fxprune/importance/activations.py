@@ -49,8 +49,7 @@ class Recorder:
     @contextmanager
     def recording(self, batch: Batch) -> Iterator[None]:
         """Record the one forward pass over a batch that happens within."""
-        mask = batch.get("attention_mask")
-        self._mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        self._mask = token_mask(batch)
         self._open = True
         try:
             yield
@@ -63,22 +62,31 @@ class Recorder:
     ) -> None:
         if not self._open:
             return
-        tokens = self._tokens(module, next(iter((*args, *kwargs.values()))))
-        if tokens.shape[0] == 0:
+        seen = tokens(module, next(iter((*args, *kwargs.values()))), self._mask)
+        if seen.shape[0] == 0:
             return  # an expert that no token was sent to
-        found = measure(tokens)
+        found = measure(seen)
         known = self.statistics.get(name)
         self.statistics[name] = found if known is None else merge(known, found)
 
-    def _tokens(self, module: nn.Module, values: Tensor) -> Tensor:
-        """The input as a matrix (tokens, C), without padding where it has the shape (N, L, C)."""
-        values = values.detach()
-        kernel = getattr(module, "kernel_size", ())  # of a convolution, whose channels are before
-        values = values.movedim(-1 - len(kernel), -1)
-        mask = self._mask
-        if mask is not None and values.shape[:-1] == mask.shape:
-            return values[mask.to(values.device)]
-        return values.reshape(-1, values.shape[-1])
+
+def token_mask(batch: Batch) -> Tensor | None:
+    """Which tokens count, bool of shape (N, L), where the batch says so by an attention mask."""
+    mask = batch.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def tokens(module: nn.Module, values: Tensor, mask: Tensor | None) -> Tensor:
+    """What goes into or comes out of a module as a matrix (tokens, C).
+
+    Without padding where it has the shape (N, L, C) and there is a mask.
+    """
+    values = values.detach()
+    kernel = getattr(module, "kernel_size", ())  # of a convolution, whose channels are before
+    values = values.movedim(-1 - len(kernel), -1)
+    if mask is not None and values.shape[:-1] == mask.shape:
+        return values[mask.to(values.device)]
+    return values.reshape(-1, values.shape[-1])
 
 
 def can_observe(module: nn.Module) -> bool:

@@ -13,14 +13,15 @@ from fxprune.groups.group import Group
 from fxprune.importance.activations import Recorder
 from fxprune.importance.calibrate import Batch
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
+from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.evidence import Gradients
 from fxprune.importance.gradients import stream_mean, stream_samples
-from fxprune.importance.loss import LossFunction, batch_loss, batch_weights, run_forward
+from fxprune.importance.loss import LossFunction, batch_loss, predictions, run_forward
 from fxprune.progress import track
 from fxprune.trace.modes import evaluation
 
 DERIVATIVES: Needs = frozenset({"gradient", "squares"})
-DATA: Needs = DERIVATIVES | {"inputs"}
+DATA: Needs = DERIVATIVES | {"inputs", "moments"}
 
 
 class Vectors(dict[tuple[Criterion, str, int], Tensor]):
@@ -85,11 +86,12 @@ def differentiate(
     vectors: Vectors,
     criteria: Sequence[ElementCriterion],
     recorder: Recorder,
+    moments: MomentRecorder,
     loss_fn: LossFunction | None = None,
     *,
     progress: bool = False,
 ) -> None:
-    """Run the criteria that need gradients, and the recorder along with them.
+    """Run the criteria that need gradients, and the recorders along with them.
 
     Args:
         model: the model; left as it was found.
@@ -97,26 +99,33 @@ def differentiate(
         vectors: where the scores go.
         criteria: those with gradients.
         recorder: records the forward passes.
+        moments: records the forward and backward passes.
         loss_fn: the user's own loss of a batch.
         progress: show a progress bar.
 
     Raises:
         CalibrationError: as :func:`stream_mean` does; if a loss is not finite, or no label is left.
     """
-    weights = batch_weights(model, list(data), loss_fn)
+    counts = predictions(model, list(data), loss_fn)
+    total = sum(counts)
     # Batches that weigh nothing (all labels ignored) have a loss of 0/0: no gradient of those.
-    pairs = [(batch, weight) for batch, weight in zip(data, weights, strict=True) if weight]
-    rest = [batch for batch, weight in zip(data, weights, strict=True) if not weight]
-
-    def loss(batch: Batch) -> Tensor:
-        with recorder.recording(batch):
-            return batch_loss(model, batch, loss_fn)
-
+    pairs = [(batch, count / total) for batch, count in zip(data, counts, strict=True) if count]
+    rest = [batch for batch, count in zip(data, counts, strict=True) if not count]
     linear = [c for c in criteria if c.needs & DERIVATIVES == {"squares"}]
     others = [c for c in criteria if c not in linear]
     sums = frozenset().union(*(c.needs & DERIVATIVES for c in others))
+    by_sample = bool(linear) or "squares" in sums
+    factors = {
+        id(batch): float(count if by_sample else total)
+        for batch, count in zip(data, counts, strict=True)
+    }
+
+    def loss(batch: Batch) -> Tensor:
+        with recorder.recording(batch), moments.recording(batch, factors[id(batch)]):
+            return batch_loss(model, batch, loss_fn)
+
     consume = partial(vectors.add, others)
-    if linear or "squares" in sums:
+    if by_sample:
         each = partial(vectors.add, linear) if linear else None
         stream_samples(
             model,
@@ -129,6 +138,7 @@ def differentiate(
             progress=progress,
         )
     else:
-        stream_mean(model, vectors.parameters, pairs, loss, consume, progress=progress)
+        wanted = vectors.parameters if criteria else {}
+        stream_mean(model, wanted, pairs, loss, consume, progress=progress)
     if rest and recorder.modules:
         observe(model, rest, recorder, loss_fn)

@@ -14,6 +14,7 @@ from fxprune.importance.activations import Recorder
 from fxprune.importance.calibrate import Calibration, batches
 from fxprune.importance.collect import DATA, Vectors, differentiate, observe, score_weights
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
+from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
 from fxprune.importance.loss import LossFunction
 from fxprune.importance.scores import Scores
@@ -77,7 +78,8 @@ def estimate(
     it is forward only. Else the data is one mean loss, each gradient is consumed and freed as it
     arrives, and only with more than one micro-batch do the gradients of the scored parameters
     exist at the same time. ``Taylor(order=2)`` runs sample by sample and keeps no gradient;
-    ``Taylor(order="mixed")``, and order 1 along with either, keep sums in float32.
+    ``Taylor(order="mixed")``, and order 1 along with either, keep sums in float32; ``OBS`` keeps
+    the second moments of every consumer at the same time.
 
     Inputs of consumers are observed where the modules that own the weights are called. Where a
     batch has an ``attention_mask`` of shape (N, L), masked tokens of inputs of shape (N, L, C) do
@@ -115,7 +117,9 @@ def estimate(
     readers: Readers = {}
     for one in (c for c in criteria if "inputs" in needs & c.needs):
         readers = targets.readers(model, graph, chosen, one)
-    recorder = Recorder({r.site.tensor: r.modules for each in readers.values() for r in each})
+    observed = {r.site.tensor: r.modules for each in readers.values() for r in each}
+    recorder = Recorder(observed)
+    moments = MomentRecorder(observed if "moments" in needs else {})
     vectors = Vectors(parameters, chosen)
     elementary = [c for c in dict.fromkeys(criteria) if isinstance(c, ElementCriterion)]
     static = [c for c in elementary if not c.needs & DATA]
@@ -127,14 +131,20 @@ def estimate(
         score_weights(vectors, static, progress)
     if needs & DATA and calibration is not None:
         data = batches(model, calibration, 1 if "squares" in needs else batch_size)
-        with recorder.attached():
-            if graded:
-                differentiate(model, data, vectors, graded, recorder, loss_fn, progress=progress)
+        with recorder.attached(), moments.attached():
+            if graded or moments.modules:
+                differentiate(
+                    model, data, vectors, graded, recorder, moments, loss_fn, progress=progress
+                )
             else:
                 observe(model, data, recorder, loss_fn, progress=progress)
-    findings = Findings(parameters, readers, recorder, vectors)
+    findings = Findings(parameters, readers, recorder, moments, vectors)
     results = [
-        Scores({group.name: findings.score(each, group) for group in chosen}, repr(each))
+        Scores(
+            {group.name: findings.score(each, group) for group in chosen},
+            repr(each),
+            each.ranking,
+        )
         for each in criteria
     ]
     return results[0] if single else results

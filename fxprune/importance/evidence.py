@@ -10,6 +10,7 @@ from torch import Tensor
 from fxprune.axes.dims import Dim, find
 from fxprune.groups.group import Site
 from fxprune.importance.aggregate import collapse, fold
+from fxprune.importance.curvature import Moments
 from fxprune.importance.statistics import Statistics
 
 
@@ -37,16 +38,23 @@ class Input:
     Attributes:
         site: the weight, its input axis and the layout of that axis.
         weight: the weight, any floating dtype; not to be changed.
-        outputs: number of output rows of the weight.
+        output_axis: the weight's output axis.
         statistics: of ``x`` over all calibration tokens, per input channel, on the CPU.
         samples: number of calibration sequences.
+        moments: second moments, on the model's device; only if a criterion needs them.
     """
 
     site: Site
     weight: Tensor
-    outputs: int
+    output_axis: int
     statistics: Statistics
     samples: int
+    moments: Moments | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.weight.shape[self.output_axis])
 
     def weights(self, p: int) -> Tensor:
         """Sum of ``|W| ** p`` per input channel, over outputs and kernel; float64 (C,)."""

@@ -14,6 +14,7 @@ from fxprune.importance.activations import Recorder
 from fxprune.importance.aggregate import fold
 from fxprune.importance.collect import Vectors
 from fxprune.importance.criterion import Criterion, ElementCriterion
+from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.evidence import Evidence, Input
 from fxprune.importance.targets import Reader
 
@@ -26,12 +27,14 @@ class Findings:
         parameters: the parameters at the groups' sites, by canonical name.
         readers: the readers of every group, by its name.
         recorder: the statistics of their inputs.
+        moments: their second moments.
         vectors: the element scores.
     """
 
     parameters: Mapping[str, nn.Parameter]
     readers: Mapping[str, tuple[Reader, ...]]
     recorder: Recorder
+    moments: MomentRecorder
     vectors: Vectors
 
     def score(self, criterion: Criterion, group: Group) -> Tensor:
@@ -88,5 +91,11 @@ class Findings:
                 f"{criterion!r}: the scores of group {group.name!r} from the parameter "
                 f"{name!r} or its inputs are not finite"
             )
-        outputs = weight.shape[reader.output_axis]
-        return Input(reader.site, weight, outputs, statistics, self.recorder.samples)
+        return Input(
+            reader.site,
+            weight,
+            reader.output_axis,
+            statistics,
+            self.recorder.samples,
+            self.moments.moments.get(name),
+        )

@@ -75,22 +75,21 @@ def run_forward(
     model(**inputs)
 
 
-def batch_weights(
+def predictions(
     model: nn.Module, data: list[Batch], loss_fn: LossFunction | None = None
-) -> list[float]:
-    """The share of each batch in the mean loss over all of them; the shares sum to 1.
+) -> list[int]:
+    """How much each batch weighs in the mean loss over all of them.
 
-    By the number of predicted labels, so that micro-batches give the gradient of the whole batch;
-    by the number of examples where the loss is the user's own.
+    The number of predicted labels, so that micro-batches give the gradient of the whole batch; the
+    number of examples where the loss is the user's own.
 
     Raises:
         CalibrationError: if nothing is left to predict.
     """
     counts = [rows(b) if loss_fn is not None else _predicted(model, b) for b in data]
-    total = sum(counts)
-    if total == 0:
+    if sum(counts) == 0:
         raise CalibrationError("every label is ignored (-100): nothing to predict")
-    return [count / total for count in counts]
+    return counts
 
 
 def _default_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -9,6 +9,7 @@ from fxprune.importance.activation_norm import ActivationNorm
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.flap import FLAP
 from fxprune.importance.magnitude import Magnitude
+from fxprune.importance.obs import OBS
 from fxprune.importance.peak_to_peak import PeakToPeak
 from fxprune.importance.random_scores import Random
 from fxprune.importance.taylor import Taylor
@@ -22,6 +23,7 @@ _CRITERIA: dict[str, Criterion] = {
     "taylor2": Taylor(order=2),
     "taylor-mixed": Taylor(order="mixed"),
     "taylor-vector": Taylor(reduce="vector"),
+    "obs": OBS(),
     "wanda-sp": WandaSP(),
     "flap": FLAP(),
     "flap-ifv": FLAP(metric="IFV"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,15 +24,19 @@ class Scores(dict[str, Tensor]):
     Args:
         scores: the tensors by group name.
         criterion: the criterion as text, such as ``"Taylor(aggregate='sum')"``.
+        ranking: options of a global ranking that go with the scores, see
+            :attr:`fxprune.Criterion.ranking`.
     """
 
     def __init__(
         self,
         scores: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] = (),
         criterion: str | None = None,
+        ranking: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(scores)
         self.criterion = criterion
+        self.ranking = dict(ranking or {})
 
     def __repr__(self) -> str:
         units = sum(scores.numel() for scores in self.values())
@@ -42,6 +48,8 @@ class Scores(dict[str, Tensor]):
         metadata = {"format": FORMAT, "version": VERSION}
         if self.criterion is not None:
             metadata["criterion"] = self.criterion
+        if self.ranking:
+            metadata["ranking"] = json.dumps(self.ranking)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             # Cloned, because safetensors refuses tensors that share storage.
@@ -68,4 +76,8 @@ class Scores(dict[str, Tensor]):
             raise CheckpointError(f"{path} holds tensors, but no fxprune scores")
         if metadata.get("version") != VERSION:
             raise CheckpointError(f"{path}: version {metadata.get('version')!r} is not supported")
-        return cls(tensors, metadata.get("criterion"))
+        try:
+            ranking = json.loads(metadata.get("ranking", "{}"))
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        return cls(tensors, metadata.get("criterion"), ranking)

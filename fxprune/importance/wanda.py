@@ -21,7 +21,8 @@ class WandaSP(InputCriterion):
     positions of the kernel are added. Needs calibration data, no gradients.
 
     Unlike the published code, no surplus rows of zeros are run, and the inputs are those of the
-    whole model, not of one whose earlier layers are already pruned.
+    whole model, not of one whose earlier layers are already pruned; ``fxprune.propagate`` gives
+    those.
 
     Args:
         aggregate: how the scores from several consumers are reduced.

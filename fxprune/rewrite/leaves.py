@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.rewrite import views
 from fxprune.rewrite.shrink import TORCH_LEAVES, equivalent, smaller
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.traced import Traced
@@ -62,6 +63,10 @@ def _replace(
     graph: fx.Graph, path: str, nodes: list[fx.Node], source: fx.Node, result: fx.Node
 ) -> None:
     with graph.inserting_before(result):
+        if views.enters(source, nodes):  # a no-op, but for other strides than in the trace
+            value = source.meta["val"]
+            source = graph.call_function(torch.ops.aten.contiguous.default, (source,))
+            source.meta = {"val": value}
         call = graph.create_node("call_module", path, (source,))
     call.meta = {k: v for k, v in result.meta.items() if k != "torch_fn"}
     result.replace_all_uses_with(call)

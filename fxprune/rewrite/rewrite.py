@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxprune.axes import dims
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.plan import Plan
-from fxprune.rewrite import biases, leaves, shapes
+from fxprune.rewrite import biases, leaves, shapes, views
 from fxprune.rewrite.patches import find_patch
 from fxprune.rewrite.resize import Resizer
 from fxprune.trace.attributes import get_attribute, set_attribute
@@ -73,6 +73,7 @@ def _skeleton(
         patch = find_patch(old.target) if old.op == "call_function" else None
         if patch and old in affected:
             nodes[old] = patch(resize, old, new) or new
+    views.relax(graph)
     return module, nodes
 
 

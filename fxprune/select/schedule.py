@@ -21,7 +21,7 @@ def schedule(steps: int, final_ratio: float) -> tuple[float, ...]:
     Raises:
         SelectionError: there is no step, or the ratio is outside [0, 1).
     """
-    if steps < 1:
+    if not isinstance(steps, int) or steps < 1:
         raise SelectionError(f"steps={steps}: a schedule has at least one step")
     check_ratio("final_ratio", final_ratio)
     return (*(final_ratio * t / steps for t in range(1, steps)), final_ratio)

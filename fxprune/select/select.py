@@ -34,8 +34,8 @@ def select(
     *,
     budget: Budget | None = None,
     ranking: Literal["local", "global"] = "local",
-    normalise: Normalise = "kind",
-    cost_aware: bool = True,
+    normalise: Normalise | None = None,
+    cost_aware: bool | None = None,
     keep_first: int = 0,
     keep_last: int = 0,
     groups: Collection[str] | None = None,
@@ -61,9 +61,10 @@ def select(
         ranking: ``local`` removes the same fraction of units from every group; ``global`` ranks the
             units of all groups together by their density, score per cost.
         normalise: what makes densities of different groups comparable: ``kind``, ``group``,
-            ``standardise`` or ``none``, see :func:`fxprune.select.density.densities`.
-        cost_aware: rank by score per cost; else by score alone. The cost of a unit is what it
-            frees; under several limits, the sum of ``cost / excess`` over them.
+            ``standardise`` or ``none``, see :func:`fxprune.select.density.densities`. None takes
+            what belongs to the scores (``scores.ranking``), else ``kind``.
+        cost_aware: rank by score per cost; else by score alone. None likewise, else true. The
+            cost of a unit is what it frees; under several limits, the sum of ``cost / excess``.
         keep_first: leave this many layers at the start of every stack alone.
         keep_last: leave this many layers at the end of every stack alone.
         groups: prune these groups, by name, whatever their kind.
@@ -85,6 +86,9 @@ def select(
         GroupError: for a name in ``groups`` that no group has or whose group is frozen.
         PlanError: if ``start`` is for another model.
     """
+    own = getattr(scores, "ranking", {})
+    normalise = own.get("normalise", "kind") if normalise is None else normalise
+    cost_aware = own.get("cost_aware", True) if cost_aware is None else cost_aware
     _check(pruning_ratio, budget, ranking, normalise, min_kept, multiple_of)
     if start is not None:
         start.check(graph)

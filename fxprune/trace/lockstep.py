@@ -88,13 +88,14 @@ def needed(graph: fx.Graph, ends: Iterable[fx.Node]) -> list[fx.Node]:
     for node in reversed(graph.nodes):
         seen_end = seen_end or node in wanted
         # What changes a tensor in place may be read through that tensor.
-        if node in wanted or (seen_end and _mutates(node)):
+        if node in wanted or (seen_end and mutates(node)):
             wanted.add(node)
             wanted.update(node.all_input_nodes)
     return [node for node in graph.nodes if node in wanted]
 
 
-def _mutates(node: fx.Node) -> bool:
+def mutates(node: fx.Node) -> bool:
+    """Whether the op writes into one of its arguments."""
     schema = getattr(node.target, "_schema", None)
     return bool(schema and schema.is_mutable)
 

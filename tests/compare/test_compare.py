@@ -22,7 +22,7 @@ from fxprune.hf.models import load_model
 from fxprune.hf.perplexity import perplexity, windows
 from tests.hf import tiny
 
-QUICK: dict[str, Any] = {"samples": "3", "length": "16", "windows": 4, "lengths": "16,32"}
+QUICK: dict[str, Any] = {"samples": "3", "length": "16", "windows": "4", "lengths": "16,32"}
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_an_interrupted_run_goes_on(run: Any, monkeypatch: pytest.MonkeyPatch) -
 
 def test_other_settings_are_measured(run: Any) -> None:
     run("random")
-    assert run("random", windows=3).measured == 2
+    assert run("random", windows="3").measured == 2
     assert run("random", length="17").measured == 1
     assert run("random", seeds=2).measured == 1
     assert run("random", keep_first=1, seeds=2).measured == 2
@@ -287,7 +287,8 @@ def test_token_ids_calibrate(run: Any, tmp_path: Path) -> None:
         ({"criteria": "flap", "ablation": True}, "no-dependency needs a criterion"),
         ({"lengths": "128,x"}, "lengths has 'x', which is no number"),
         ({"lengths": "1"}, "windows need at least 2"),
-        ({"windows": -1}, "windows is -1"),
+        ({"windows": "-1"}, "windows is -1"),
+        ({"windows": "4,5,6"}, "3 numbers for 2 lengths"),
         ({"seeds": 0}, "seeds is 0"),
         ({"samples": "0"}, "samples is 0"),
         ({"length": "1.5"}, "length has '1.5'"),

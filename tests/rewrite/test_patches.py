@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
+from tests.zoo import BY_NAME, OTHER, built
 
 aten = torch.ops.aten
 
@@ -126,6 +127,57 @@ def test_symbolic_products_exchange_their_static_factor_once(read_back: bool) ->
     graph = graph_of(body, a=(6, 12), b=(12, 5))
     pruned(graph, {3: (0, 2)})
     pruned(graph, {3: (1,), 2: (1,)})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+@pytest.mark.parametrize("counts", [{"heads": 2, "v_dim": 1}, {"heads": 1, "qk_dim": 1}])
+def test_attention_with_axes_of_one_unit(name: str, counts: dict[str, int]) -> None:
+    """Such an axis has no stride of its own: a reshape then gives a view that is not contiguous.
+
+    In GPT-2 a module of its own views what attention gives.
+    """
+    args, kwargs = BY_NAME[name].example()
+    graph = fxprune.discover(fxprune.trace(built(name, "sdpa"), args, kwargs))
+    kept = {g.name: counts.get(g.name.rpartition(":")[2]) for g in graph.groups}
+    plan = Plan.of(graph, {group: tuple(range(n)) for group, n in kept.items() if n})
+    assert len(plan.kept) == 4
+    small = fxprune.rewrite(graph.traced, plan)
+    args, kwargs = BY_NAME[name].example(*OTHER)
+    fxprune.verify(graph.traced, small, plan, kwargs or args)
+    whole, cut = (dict(m.named_modules()) for m in (built(name, "sdpa"), small))
+    leaves = [n for n, m in whole.items() if type(m).__name__ in ("Conv1D", "Linear")]
+    assert all(type(cut[n]) is type(whole[n]) for n in leaves)
+
+
+def test_views_where_export_dropped_a_contiguous() -> None:
+    """The kernel for equal head sizes gives strides at which ``contiguous()`` has nothing to do."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        q, k, v = ((x @ w).unflatten(-1, (3, -1)).transpose(1, 2) for w in (m.q, m.k, m.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous()
+        return y.view(*x.shape[:2], 12) @ m.o
+
+    graph = graph_of(body, q=(6, 12), k=(6, 12), v=(6, 12), o=(12, 5))
+    assert not any("contiguous" in str(n.target) for n in graph.traced.graph_module.graph.nodes)
+    query_key, value = [g.name for g in graph.groups if g.size == 4]
+    for name in (query_key, value):
+        plan = Plan.of(graph, {name: (0, 3)})
+        small = fxprune.rewrite(graph.traced, plan)
+        fxprune.verify(graph.traced, small, plan, torch.rand(5, 9, 6))
+
+
+def test_views_of_memory_that_is_written_stay() -> None:
+    """A reshape that copies would lose what is written through it."""
+
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = x @ m.a
+        y.view(*x.shape[:2], 3, 4).transpose(2, 3).mul_(2.0)
+        return y.sin().view(*x.shape[:2], 12) @ m.b
+
+    small = pruned(graph_of(body, a=(6, 12), b=(12, 5)), {3: (0, 2)})
+    ((*_, kept),) = [sizes for (sizes,) in arguments(small, aten.view.default)]
+    assert kept == 4
+    assert len(arguments(small, aten.reshape.default)) == 1
 
 
 def test_learned_positions_may_be_fewer_than_a_stand_in_length() -> None:

@@ -1,0 +1,102 @@
+"""Second moments at a product with a weight: of its inputs and of the gradient of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from fxprune.importance.activations import token_mask, tokens
+from fxprune.importance.calibrate import Batch
+
+
+@dataclass(eq=False)
+class Moments:
+    """Sums over calibration tokens at one weight ``y = x W``, in float32.
+
+    Attributes:
+        inputs: sum of the outer products of ``x``, shape (inputs, inputs).
+        gradients: sum of the outer products of the gradient of the summed loss with respect to
+            ``y``, shape (outputs, outputs).
+        rows: number of tokens.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+    rows: int = 0
+
+
+@dataclass(eq=False)
+class MomentRecorder:
+    """Collects :class:`Moments` by hooks, only within :meth:`recording`.
+
+    The outputs are made to require gradients where no parameter before them does, so a backward
+    pass needs no gradients of weights at all.
+
+    Attributes:
+        modules: the modules that apply each weight, by its name.
+        moments: what was seen, by the name of the weight.
+    """
+
+    modules: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    moments: dict[str, Moments] = field(default_factory=dict)
+    _factor: float | None = None
+    _mask: Tensor | None = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on the modules; removed at the end, on errors as well."""
+        with ExitStack() as stack:
+            for name, owners in self.modules.items():
+                for module in owners:
+                    handle = module.register_forward_hook(
+                        partial(self._see, name), with_kwargs=True
+                    )
+                    stack.callback(handle.remove)
+            yield
+
+    @contextmanager
+    def recording(self, batch: Batch, factor: float) -> Iterator[None]:
+        """Record the one forward pass over a batch that happens within, and its backward pass.
+
+        Args:
+            batch: the batch.
+            factor: the summed loss of all tokens is this times what is differentiated.
+        """
+        self._factor, self._mask = factor, token_mask(batch)
+        try:
+            yield
+        finally:
+            self._factor, self._mask = None, None
+
+    def _see(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
+    ) -> None:
+        if self._factor is None:
+            return
+        x = tokens(module, next(iter((*args, *kwargs.values()))), self._mask).float()
+        known = self.moments.get(name)
+        if known is None:
+            width, size = x.shape[-1], output.shape[-1]
+            known = Moments(x.new_zeros(width, width), x.new_zeros(size, size))
+            self.moments[name] = known
+        known.inputs.addmm_(x.T, x)
+        known.rows += len(x)
+        if not output.requires_grad:
+            output.requires_grad_()
+        mask, factor = self._mask, self._factor
+
+        def arrive(gradient: Tensor) -> None:
+            g = tokens(module, gradient, mask).float() * factor
+            known.gradients.addmm_(g.T, g)
+
+        output.register_hook(arrive)  # type: ignore[no-untyped-call]
