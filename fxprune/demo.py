@@ -62,9 +62,8 @@ def demo(
     with step(f"loading {model}"):
         loaded = load_model(model)
     assert loaded.tokenizer is not None
-    say(
-        f"{model}: {type(loaded.model).__name__}, pruning {ratio:.0%}, {recipe.criterion} and least squares"
-    )
+    kind = type(loaded.model).__name__
+    say(f"{model}: {kind}, pruning {ratio:.0%} with {recipe.criterion} and least squares")
     told = continuation(loaded.model, loaded.tokenizer)
     calibration, other = text.builtin()
     folder = out / "pruned"

@@ -300,7 +300,7 @@ class TestPrune:
         transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
         ran = run("prune", tmp_path / "vit", "--out", tmp_path / "s")
         assert ran.status == 2
-        assert "no causal language model, which taylor needs" in ran.err
+        assert "no causal language model, which obs needs" in ran.err
         ran = run("prune", tmp_path / "vit", "--out", tmp_path / "s", "--criterion", "magnitude")
         assert ran.status == 0, ran.err
         assert "perplexity" not in ran.out
@@ -326,7 +326,7 @@ class TestPrune:
             (("--units", "1"), "units=1.0 is outside [0, 1)"),
             (("--units", "0.2", "--macs", "0.5"), "units= cannot be combined with macs="),
             (("--ratio", "1.5", "--macs", "0.5"), "ratio=1.5 is outside [0, 1)"),
-            (("--compensate", "best"), "no compensate 'best': take none, bias, least-squares"),
+            (("--compensate", "best"), "no compensate 'best': take auto, none, bias, least-squares"),
             (("--compensation-samples", "0"), "compensation-samples is 0: at least 1"),
             (("--multiple-of", "0"), "multiple-of is 0: at least 1"),
             (("--layer-ratio", "*.0.*"), "--layer-ratio '*.0.*': write PATTERN=FRACTION"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import iterate as iterating
 from fxprune.errors import CalibrationError, GroupError, SelectionError
+from fxprune.groups.group import Group
 from fxprune.importance import Scores
 from fxprune.iterate import iterate
 from fxprune.plan import Plan
@@ -135,6 +136,25 @@ def test_three_steps(seen: Seen, tied: bool) -> None:
         expected = fxprune.estimate(hand, graph, fxprune.Taylor(), IDS, kinds=KINDS)
         assert equal(seen.scores[number], expected)
         assert not equal(seen.scores[number], first)
+
+
+@dataclass(frozen=True)
+class Turning(fxprune.Criterion):
+    """The first units go first in step 1, the last ones first in step 2."""
+
+    calls: list[str] = field(default_factory=list)
+
+    def unit_scores(self, group: Group, evidence: Any) -> Tensor:
+        again = group.name in self.calls
+        self.calls.append(group.name)
+        return torch.arange(group.size).float() * (-1 if again else 1)
+
+
+def test_what_went_stays_away_whatever_its_later_scores() -> None:
+    model = tiny_llama()
+    asked = goals(2, budget=Budget(units=0.5))
+    _, plan = iterate(model, discovered(model), Turning(), asked=asked, kinds=("mlp",))
+    assert set(plan.kept.values()) == {tuple(range(10, 30))}
 
 
 def test_units_in_steps(seen: Seen) -> None:

@@ -39,7 +39,7 @@ def test_defaults_are_fine() -> None:
         ({"steps": 0}, "steps=0"),
         ({"steps": 2, "macs": 1e9}, "macs=1e\\+09 is absolute"),
         ({"steps": 2, "criterion": None, "scores": "s"}, "2 steps need new scores"),
-        ({"compensate": "best"}, "no compensate 'best': take none, bias, least-squares"),
+        ({"compensate": "best"}, "no compensate 'best': take auto, none, bias, least-squares"),
         ({"multiple_of": 0}, "multiple-of is 0: at least 1"),
         ({"layer_ratios": {"*.3.*": 1.0}}, r"layer-ratio \*\.3\.\*=1.0 is outside"),
         ({"compensation_samples": 0}, "compensation-samples is 0: at least 1"),
@@ -56,7 +56,9 @@ def test_unknown_criterion() -> None:
 
 
 def test_criteria() -> None:
-    assert Recipe().make_criterion() == fxprune.Taylor()
+    assert Recipe().make_criterion() == fxprune.OBS()
+    assert Recipe(criterion="taylor").make_criterion() == fxprune.Taylor()
+    assert (Recipe().samples, Recipe(criterion="taylor").samples) == (128, 10)
     assert Recipe(criterion="magnitude").make_criterion() == fxprune.Magnitude()
     assert Recipe(criterion="random", seed=5).make_criterion() == fxprune.Random(5)
     assert Recipe(criterion=None, scores="s").make_criterion() is None

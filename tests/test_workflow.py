@@ -69,7 +69,7 @@ def test_static_graph_is_recognised() -> None:
 
 
 def test_what_needs_data() -> None:
-    assert workflow.needing_data(Recipe()) == ["taylor"]
+    assert workflow.needing_data(Recipe()) == ["obs"]
     assert workflow.needing_data(Recipe(criterion="magnitude")) == []
     both = Recipe(criterion="wanda-sp", compensate="bias")
     assert workflow.needing_data(both) == ["wanda-sp", "bias"]
