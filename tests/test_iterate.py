@@ -142,7 +142,7 @@ def test_three_steps(seen: Seen, tied: bool) -> None:
 class Turning(fxprune.Criterion):
     """The first units go first in step 1, the last ones first in step 2."""
 
-    calls: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list, hash=False)
 
     def unit_scores(self, group: Group, evidence: Any) -> Tensor:
         again = group.name in self.calls
