@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxprune.errors import CalibrationError
-from fxprune.importance.loss import batch_loss, batch_weights, run_forward
+from fxprune.importance.loss import batch_loss, predictions, run_forward
 from tests.toys import ToyLM
 
 IDS = torch.arange(12).reshape(3, 4) % 11
@@ -88,7 +88,7 @@ def test_a_model_that_does_not_generate_needs_labels() -> None:
     with pytest.raises(CalibrationError, match="Own needs 'labels' in the batches, or a loss_fn"):
         batch_loss(model, {"input_ids": IDS})
     with pytest.raises(CalibrationError, match="Own needs 'labels'"):
-        batch_weights(model, [{"input_ids": IDS}])
+        predictions(model, [{"input_ids": IDS}])
     assert batch_loss(model, {"input_ids": IDS, "labels": IDS}) == 2
 
 
@@ -138,19 +138,19 @@ def test_weights_count_labels() -> None:
     labels = IDS.clone()
     labels[0, 2:] = -100
     data = [{"input_ids": IDS[i : i + 1], "labels": labels[i : i + 1]} for i in range(3)]
-    assert batch_weights(ToyLM(), data) == pytest.approx([1 / 7, 3 / 7, 3 / 7])
-    assert batch_weights(ToyLM(), data, batch_loss) == pytest.approx([1 / 3] * 3)
+    assert predictions(ToyLM(), data) == [1, 3, 3]
+    assert predictions(ToyLM(), data, batch_loss) == [1, 1, 1]
     classes = [
         {"x": IDS, "labels": torch.tensor([1, 2, 3])},
         {"x": IDS, "labels": torch.tensor([1])},
     ]
-    assert batch_weights(ToyLM(), classes) == [0.75, 0.25]
+    assert predictions(ToyLM(), classes) == [3, 1]
 
 
 def test_nothing_to_predict() -> None:
     data = [{"input_ids": IDS, "labels": torch.full_like(IDS, -100)}]
     with pytest.raises(CalibrationError, match="every label is ignored"):
-        batch_weights(ToyLM(), data)
+        predictions(ToyLM(), data)
 
 
 # Forward alone

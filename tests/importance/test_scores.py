@@ -14,10 +14,11 @@ from fxprune.importance import Scores
 
 def test_saves_and_loads(tmp_path: Path) -> None:
     row = torch.rand(5)
-    scores = Scores({"a:units": row, "b": row[:2]}, "Taylor()")
+    scores = Scores({"a:units": row, "b": row[:2]}, "Taylor()", {"normalise": "none"})
     scores.save(tmp_path / "scores.safetensors")
     loaded = Scores.load(tmp_path / "scores.safetensors")
     assert loaded.criterion == "Taylor()"
+    assert loaded.ranking == {"normalise": "none"}
     assert loaded.keys() == scores.keys()
     assert all(torch.equal(loaded[name], scores[name]) for name in scores)
     assert list(tmp_path.iterdir()) == [tmp_path / "scores.safetensors"]
