@@ -476,7 +476,7 @@ def test_an_image_of_another_size() -> None:
     ("options", "message"),
     [
         ({"method": "magic"}, "method='magic': choose from bias, least-squares"),
-        ({"target": "moon"}, "target='moon': choose from dense, propagated"),
+        ({"target": "moon"}, "target='moon': choose from residual, dense, propagated"),
         ({"damping": -1.0}, "damping=-1.0"),
         ({"damping": float("nan")}, "damping=nan"),
         ({"method": "bias", "target": "propagated"}, "dense model"),

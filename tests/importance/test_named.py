@@ -8,6 +8,7 @@ from fxprune.errors import CriterionError
 from fxprune.importance import (
     FLAP,
     NAMES,
+    OBS,
     ActivationNorm,
     Magnitude,
     PeakToPeak,
@@ -25,6 +26,7 @@ EXPECTED = {
     "taylor2": Taylor(order=2),
     "taylor-mixed": Taylor(order="mixed"),
     "taylor-vector": Taylor(order=1, reduce="vector"),
+    "obs": OBS(),
     "wanda-sp": WandaSP(),
     "flap": FLAP("WIFV"),
     "flap-ifv": FLAP("IFV"),
