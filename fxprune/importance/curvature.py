@@ -80,9 +80,9 @@ class MomentRecorder:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         output: Tensor,
-    ) -> None:
+    ) -> Tensor | None:
         if self._factor is None:
-            return
+            return None
         x = tokens(module, next(iter((*args, *kwargs.values()))), self._mask).float()
         known = self.moments.get(name)
         if known is None:
@@ -91,8 +91,8 @@ class MomentRecorder:
             self.moments[name] = known
         known.inputs.addmm_(x.T, x)
         known.rows += len(x)
-        if not output.requires_grad:
-            output.requires_grad_()
+        first = not output.requires_grad
+        output.requires_grad_()
         mask, factor = self._mask, self._factor
 
         def arrive(gradient: Tensor) -> None:
@@ -100,3 +100,5 @@ class MomentRecorder:
             known.gradients.addmm_(g.T, g)
 
         output.register_hook(arrive)  # type: ignore[no-untyped-call]
+        # A leaf must not be changed in place, and the model may do that to what it is given.
+        return output.clone() if first else None

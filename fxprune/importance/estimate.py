@@ -117,6 +117,8 @@ def estimate(
     readers: Readers = {}
     for one in (c for c in criteria if "inputs" in needs & c.needs):
         readers = targets.readers(model, graph, chosen, one)
+    for one in (c for c in criteria if "moments" in c.needs and chosen):
+        targets.check_refittable(one, chosen, readers)
     observed = {r.site.tensor: r.modules for each in readers.values() for r in each}
     recorder = Recorder(observed)
     moments = MomentRecorder(observed if "moments" in needs else {})

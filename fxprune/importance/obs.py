@@ -34,8 +34,9 @@ class OBS(Criterion):
     Being increases of the loss per token, scores of all layers and kinds compare as they are: rank
     them globally, and compensate by least squares, which is what they assume.
 
-    Memory: ``inputs^2 + outputs^2`` float32 numbers per consumer. Only groups with one consumer,
-    a matrix, can be scored.
+    Memory: ``inputs^2 + outputs^2`` float32 numbers per consumer. Where a group has several
+    consumers (heads that layers share), the costs of each are added. Units that a norm averages
+    (the residual stream) cannot be scored, nor those that a convolution reads.
 
     Args:
         damping: of A, relative to its diagonal.
@@ -62,7 +63,9 @@ class OBS(Criterion):
 
     def unit_scores(self, group: Group, evidence: Evidence) -> Tensor:
         """Increases of the loss in nats per token, shape (group.size,)."""
-        source = self._source(group, evidence)
+        return torch.stack([self._costs(group, source) for source in evidence.inputs]).sum(0)
+
+    def _costs(self, group: Group, source: Input) -> Tensor:
         moments = source.moments
         assert moments is not None
         weight = source.weight.detach().float()
@@ -74,15 +77,6 @@ class OBS(Criterion):
             self.damping,
             self.rounds,
         )
-
-    def _source(self, group: Group, evidence: Evidence) -> Input:
-        if len(evidence.inputs) != 1 or evidence.inputs[0].weight.ndim != 2:
-            raise CriterionError(
-                f"{self!r} cannot score group {group.name!r} ({group.kind}): it has "
-                f"{len(evidence.inputs)} consumers, and one matrix is needed; leave such groups "
-                "out with kinds=..., or take Taylor()"
-            )
-        return evidence.inputs[0]
 
 
 def unit_columns(group: Group, source: Input) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -114,6 +114,26 @@ def readers(
             for consumer in found.values()
         )
     return result
+
+
+def check_refittable(
+    criterion: Criterion, groups: Iterable[Group], readers: Mapping[str, tuple[Reader, ...]]
+) -> None:
+    """Refuse, before any matrix is allocated, groups whose consumers cannot be refitted.
+
+    Raises:
+        CriterionError: the units are averaged in a norm, or a consumer is no matrix.
+    """
+    for group in groups:
+        convolves = any(
+            module.weight.ndim != 2 for reader in readers[group.name] for module in reader.modules
+        )
+        if group.normalised or convolves:
+            why = "a convolution reads them" if convolves else "a norm averages them"
+            raise CriterionError(
+                f"{criterion!r} cannot score group {group.name!r} ({group.kind}): {why}; leave "
+                "such groups out with kinds=..., or take Taylor()"
+            )
 
 
 _OTHERS = (

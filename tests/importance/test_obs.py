@@ -14,6 +14,7 @@ from fxprune import OBS
 from fxprune.errors import CriterionError
 from fxprune.importance.surgery import removal_costs
 from tests.llama import tiny_llama
+from tests.zoo import BY_NAME
 
 IDS = torch.randint(0, 90, (12, 9), generator=torch.Generator().manual_seed(3))
 DAMPING = 0.05
@@ -131,9 +132,23 @@ def test_order_of_removal_is_in_the_scores() -> None:
     assert costs.min() < 1e-2 * costs.median()
 
 
-def test_a_group_it_cannot_score(model: Any, graph: Any) -> None:
-    with pytest.raises(CriterionError, match="11 consumers, and one matrix is needed"):
+def test_a_group_it_cannot_score(model: Any, graph: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(model, "forward", None)  # refused before anything runs
+    with pytest.raises(CriterionError, match=r"channels' \(channel\): a norm averages them"):
         fxprune.estimate(model, graph, OBS(), IDS, kinds=("channel",))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "falcon_grouped", "bloom"])
+def test_other_products(name: str) -> None:
+    """Conv1D, whose weight lies the other way; a transposed one; heads that layers share."""
+    built = BY_NAME[name].build()
+    args, kwargs = BY_NAME[name].example()
+    known = fxprune.discover(fxprune.trace(built, args, kwargs))
+    (ids,) = (*args, *kwargs.values()) if len((*args, *kwargs)) == 1 else (kwargs["input_ids"],)
+    scores = fxprune.estimate(built, known, OBS(), ids, kinds=("mlp", "attention"))
+    for group_name, each in scores.items():
+        assert (each > 0).all(), group_name
+        assert len(each.unique()) == known[group_name].size
 
 
 @pytest.mark.parametrize("options", [{"damping": -1.0}, {"damping": float("nan")}, {"rounds": 0}])
