@@ -192,12 +192,12 @@ def prune(
     recipe.check()
     checkpoint.check_target(out)
     _check_scores(scores, save_scores, out)
-    _check_device(device)
     from rich.console import Console
 
     from fxprune import workflow
     from fxprune.progress import step
 
+    workflow.check_device(device)
     calibration, evaluation = workflow.texts(text, eval_text)
     causal = workflow.check_model(model, recipe)
     with step(f"loading {model}"):
@@ -345,17 +345,6 @@ def _check_parent(file: Path | None) -> None:
         raise FxpruneError(f"no folder {file.resolve().parent} to write {file.name} into")
     if file.is_dir():
         raise FxpruneError(f"{file} is a folder, and a file is to be written there")
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise FxpruneError(
-            f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from fxprune.axes.dims import Dim, Units, find, kept_size
 from fxprune.errors import PlanError
+from fxprune.files import write_text
 from fxprune.plan_json import VERSION, decode, encode
 
 if TYPE_CHECKING:
@@ -121,12 +122,7 @@ class Plan:
         """Write the plan as JSON. An interrupted save leaves an older file as it was."""
         path = Path(path)
         text = json.dumps(encode(self), indent=1, allow_nan=False) + "\n"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, text)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fxprune.errors import CalibrationError, CriterionError, ModelError
+from fxprune.errors import CalibrationError, CriterionError, FxpruneError, ModelError
 from fxprune.progress import step
 
 if TYPE_CHECKING:
@@ -87,6 +87,22 @@ def texts(file: Path | None, evaluation: Path | None) -> tuple[Text, Text]:
     if evaluation is None:
         return halves
     return halves[0] if file is None else text.read(file), text.read(evaluation)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        FxpruneError: it cannot.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise FxpruneError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def check_model(spec: str, recipe: Recipe) -> bool:
@@ -180,11 +196,10 @@ def run(
         compensation = "none" if calibration is None else "least-squares"
     crops = more = ids = None
     if calibration is not None and tokenizer is not None:
-        samples, length = recipe.samples, recipe.calibration_length
-        crops = text.crops(tokenizer, calibration, samples, length, recipe.seed)
-        if compensation != "none":
-            samples = recipe.compensation_samples
-            more = text.crops(tokenizer, calibration, samples, length, recipe.seed)
+        mending = recipe.compensation_samples if compensation != "none" else 0
+        count, length = max(recipe.samples, mending), recipe.calibration_length
+        drawn = text.crops(tokenizer, calibration, count, length, recipe.seed)
+        crops, more = drawn[: recipe.samples], drawn[:mending] if mending else None
     if evaluation is not None and tokenizer is not None:
         tokens = text.joined(tokenizer, evaluation)
         ids = windows(tokens, recipe.evaluation_length, recipe.evaluation_samples)
@@ -219,7 +234,7 @@ def run(
     small = result.graph_module
     with step("saving", progress):
         checkpoint.save(folder, small, result.plan, result.traced, tokenizer)
-    if _static(small):
+    if is_static(small):
         after = report.Measurement(report.parameters(small), size=report.size(small))
         return Outcome(before, after, "static sizes: costs not compared", result, folder)
     after = measure(small)
@@ -254,7 +269,7 @@ def room_for(size: int) -> bool:
     return 1.5 * size < 1024 * free
 
 
-def _static(graph_module: fx.GraphModule) -> bool:
+def is_static(graph_module: fx.GraphModule) -> bool:
     """Whether the graph takes only inputs of the example's sizes."""
     values = [n.meta.get("val") for n in graph_module.graph.nodes if n.op == "placeholder"]
     return all(isinstance(size, int) for v in values for size in getattr(v, "shape", ()))

@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from typing import Any
+
 import hypothesis
 import pytest
 import torch
@@ -26,3 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test as soon as a model is loaded."""
+    from fxprune.hf import models
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr(models, "load_model", refuse)

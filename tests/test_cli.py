@@ -15,7 +15,6 @@ import transformers
 
 import fxprune
 from fxprune import cli, iterate, workflow
-from fxprune.hf import models
 from tests.hf import tiny
 
 QUICK = ("--calibration-samples", "3", "--calibration-length", "16", "--eval-samples", "4")
@@ -44,16 +43,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Ran(status, captured.out, captured.err)
 
     return call
-
-
-@pytest.fixture
-def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test as soon as a model is loaded."""
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        pytest.fail("a model was loaded")
-
-    monkeypatch.setattr(models, "load_model", refuse)
 
 
 @pytest.fixture(scope="module")

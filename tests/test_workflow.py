@@ -65,7 +65,7 @@ def test_static_graph_is_recognised() -> None:
         exported = torch.export.export(Double(), (torch.ones(3, 4),), dynamic_shapes=shapes)
         graph = exported.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
-        assert workflow._static(graph) == static
+        assert workflow.is_static(graph) == static
 
 
 def test_what_needs_data() -> None:
@@ -119,7 +119,7 @@ def test_scores_are_there_even_if_saving_the_model_fails(
 def test_static_graph_is_saved_but_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workflow, "_static", lambda graph: True)
+    monkeypatch.setattr(workflow, "is_static", lambda graph: True)
     outcome = workflow.run(
         load_model(tiny.folder(tmp_path / "m")),
         Recipe(criterion="magnitude"),

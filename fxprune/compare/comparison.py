@@ -23,8 +23,10 @@ from fxprune.errors import (
     ModelError,
     SelectionError,
 )
+from fxprune.files import write_text
 from fxprune.hf.models import LoadedModel
 from fxprune.progress import step
+from fxprune.workflow import check_device, load
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ def run(
     for configuration in configurations:
         configuration.check()
     results.check_folder(folder)
-    _check_device(device)
+    check_device(device)
     if dtype is not None and dtype not in DTYPES:
         raise SelectionError(f"no dtype {dtype!r}: take {', '.join(DTYPES)}")
     done = results.load(folder)
@@ -145,15 +147,6 @@ def _measure_all(
                 raise type(error)(f"{each.label}, seed {each.seed}: {error}") from error
 
 
-def _check_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise FxpruneError(
-            f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
-
-
 def _loaded(
     model: str,
     lengths: Mapping[int, int | None],
@@ -164,7 +157,6 @@ def _loaded(
     """The model, once its config promises what a comparison needs."""
     from fxprune.hf.architecture import is_causal, model_class
     from fxprune.hf.models import fetch, load_config
-    from fxprune.workflow import load
 
     config = load_config(model)
     if not is_causal(config):
@@ -196,6 +188,6 @@ def _notes(loaded: LoadedModel, data: Data, columns: dict[str, torch.Tensor]) ->
 
 def _write_tables(folder: Path, found: Sequence[Result], notes: Sequence[str]) -> list[Row]:
     rows = table.rows(found)
-    results.write(folder / "results.csv", table.as_csv(rows))
-    results.write(folder / "results.md", table.markdown(rows, notes))
+    write_text(folder / "results.csv", table.as_csv(rows))
+    write_text(folder / "results.md", table.markdown(rows, notes))
     return rows

@@ -22,15 +22,15 @@ from fxprune.hf.perplexity import perplexity
 from fxprune.importance import Random, Scores, estimate
 from fxprune.plan import Plan
 from fxprune.progress import step
+from fxprune.report import parameters
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select import select
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config
+from fxprune.workflow import BATCH, is_static
 
 if TYPE_CHECKING:
     from fxprune.importance import Criterion
-
-BATCH = 16  # sequences per forward pass of the calibration, which bounds the memory
 
 # Scores and seconds of their pass, by (criterion, aggregate, ablation).
 Scored = dict[tuple[str, str | None, str | None], tuple[Scores, float]]
@@ -67,8 +67,7 @@ def prepare(loaded: LoadedModel, columns: dict[str, torch.Tensor], progress: boo
     """
     with step("tracing", progress):
         traced = trace(loaded.model, (), from_config(loaded.model))
-    values = [n.meta.get("val") for n in traced.graph_module.graph.nodes if n.op == "placeholder"]
-    if all(isinstance(size, int) for v in values for size in getattr(v, "shape", ())):
+    if is_static(traced.graph_module):
         raise ModelError(
             f"{type(loaded.model).__name__} is captured with fixed sizes only, so perplexity "
             "cannot be measured on windows of text"
@@ -83,7 +82,7 @@ def dense(bench: Bench, key: str) -> Result:
     seconds: dict[str, float] = {}
     with step("measuring the model as it is", bench.progress), _timed(seconds, "measure"):
         found = _perplexities(bench, bench.loaded.model)
-    return Result(key, None, _parameters(bench.loaded.model), found, seconds)
+    return Result(key, None, parameters(bench.loaded.model), found, seconds)
 
 
 def try_selections(bench: Bench, configurations: Sequence[Configuration]) -> None:
@@ -173,7 +172,7 @@ def measure(
                 found = _perplexities(bench, small)
             if plain:
                 bench.measured[sliced] = found
-    return Result(key, configuration, _parameters(small), found, seconds)
+    return Result(key, configuration, parameters(small), found, seconds)
 
 
 def _prune(
@@ -198,11 +197,6 @@ def _plan(bench: Bench, configuration: Configuration, scores: Scores) -> Plan:
 
 def _perplexities(bench: Bench, module: nn.Module) -> dict[str, float]:
     return {column: perplexity(module, ids) for column, ids in bench.columns.items()}
-
-
-def _parameters(module: nn.Module) -> int:
-    """Parameters of a module, tied ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextlib.contextmanager

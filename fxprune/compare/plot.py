@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxprune.compare.table import Row
+from fxprune.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,12 +45,8 @@ def plot(table: Sequence[Row], path: Path) -> bool:
             _panel(panel, table, column)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", fontsize="small")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     return True
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fxprune.compare.configuration import Configuration
 from fxprune.errors import CheckpointError
+from fxprune.files import write_text
 
 FILE = "results.jsonl"
 
@@ -62,7 +63,7 @@ def load(folder: Path) -> dict[str, Result]:
         return {}
     whole, _, cut = file.read_text(encoding="utf-8").rpartition("\n")
     if cut:  # a run ended while it wrote; what it wrote is not missed
-        write(file, whole + "\n" if whole else "")
+        write_text(file, whole + "\n" if whole else "")
     found = {}
     for number, line in enumerate(whole.split("\n") if whole else (), start=1):
         try:
@@ -81,16 +82,6 @@ def add(folder: Path, result: Result) -> None:
     with (folder / FILE).open("ab", buffering=0) as stream:
         stream.write(line.encode())
         os.fsync(stream.fileno())
-
-
-def write(path: Path, content: str) -> None:
-    """Write a file under a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _encode(result: Result) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxprune.errors import GroupError
+from fxprune.files import write_text
 from fxprune.groups.drawing import neurons, overview
 from fxprune.groups.drawing.canvas import Markup, escape, font
 from fxprune.groups.drawing.fold import ranges
@@ -48,7 +48,7 @@ def write(
     title = _title(graph, what)
     draw = overview.draw if collapse else neurons.draw
     path = Path(path)
-    _replace(path, draw(graph, title, wanted))
+    write_text(path, draw(graph, title, wanted))
     return path
 
 
@@ -79,12 +79,3 @@ def _title(graph: DependencyGraph, what: str) -> Markup:
     totals += f"; {len(graph.frozen)} frozen"
     name = type(graph.traced.module).__name__ + (f": {what}" if what else "")
     return Markup(f"<B>{escape(name)}</B><BR/>{font(escape(totals), size=12)}")
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

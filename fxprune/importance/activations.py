@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fxprune.importance.calibrate import Batch, rows
 from fxprune.importance.statistics import Statistics, measure, merge
@@ -37,13 +38,12 @@ class Recorder:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the modules; removed at the end, on errors as well."""
-        with ExitStack() as stack:
-            for name, owners in self.modules.items():
-                for module in owners:
-                    handle = module.register_forward_pre_hook(
-                        partial(self._see, name), with_kwargs=True
-                    )
-                    stack.callback(handle.remove)
+        with hooked(
+            self.modules,
+            lambda name, module: module.register_forward_pre_hook(
+                partial(self._see, name), with_kwargs=True
+            ),
+        ):
             yield
 
     @contextmanager
@@ -68,6 +68,24 @@ class Recorder:
         found = measure(seen)
         known = self.statistics.get(name)
         self.statistics[name] = found if known is None else merge(known, found)
+
+
+@contextmanager
+def hooked(
+    modules: Mapping[str, Sequence[nn.Module]],
+    register: Callable[[str, nn.Module], RemovableHandle],
+) -> Iterator[None]:
+    """A hook on every module; removed at the end, on errors as well.
+
+    Args:
+        modules: the modules by name.
+        register: puts a hook for a name onto a module.
+    """
+    with ExitStack() as stack:
+        for name, owners in modules.items():
+            for module in owners:
+                stack.callback(register(name, module).remove)
+        yield
 
 
 def token_mask(batch: Batch) -> Tensor | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from fxprune.importance.activations import token_mask, tokens
+from fxprune.importance.activations import hooked, token_mask, tokens
 from fxprune.importance.calibrate import Batch
 
 
@@ -50,13 +50,12 @@ class MomentRecorder:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the modules; removed at the end, on errors as well."""
-        with ExitStack() as stack:
-            for name, owners in self.modules.items():
-                for module in owners:
-                    handle = module.register_forward_hook(
-                        partial(self._see, name), with_kwargs=True
-                    )
-                    stack.callback(handle.remove)
+        with hooked(
+            self.modules,
+            lambda name, module: module.register_forward_hook(
+                partial(self._see, name), with_kwargs=True
+            ),
+        ):
             yield
 
     @contextmanager

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fxprune.errors import CheckpointError
+from fxprune.files import replacing
 
 FORMAT = "fxprune-scores"
 VERSION = "1"
@@ -50,14 +51,10 @@ class Scores(dict[str, Tensor]):
             metadata["criterion"] = self.criterion
         if self.ranking:
             metadata["ranking"] = json.dumps(self.ranking)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             # Cloned, because safetensors refuses tensors that share storage.
             tensors = {name: scores.detach().cpu().clone() for name, scores in self.items()}
             save_file(tensors, temporary, metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Scores:

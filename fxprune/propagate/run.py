@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fxprune.axes.dims import Dim, Units
@@ -88,9 +87,7 @@ class Run:
                     pass
             layout = consumer.site.layout
             if resize.changed(layout):
-                gone = torch.ones(layout.size, dtype=torch.bool)
-                gone[resize.index(layout)] = False
-                places, axis = gone.nonzero()[:, 0], self._axis(consumer)
+                places, axis = resize.removed(layout), self._axis(consumer)
                 for values in self.behind.values:
                     x = values[consumer.source]
                     values[consumer.source] = x.index_fill(axis, places.to(x.device), 0)

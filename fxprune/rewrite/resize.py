@@ -51,6 +51,12 @@ class Resizer:
         """Positions that stay, int64 of shape (size after,), ascending."""
         return torch.from_numpy(dims.index(layout, self.kept))
 
+    def removed(self, layout: Layout) -> torch.Tensor:
+        """Positions that go, int64, ascending: all that :meth:`index` lacks."""
+        gone = torch.ones(layout.size, dtype=torch.bool)
+        gone[self.index(layout)] = False
+        return gone.nonzero()[:, 0]
+
     def before(self, layout: Layout, boundary: int) -> int:
         """How many of the first ``boundary`` positions stay."""
         return bisect.bisect_left(dims.index(layout, self.kept), boundary)

@@ -36,9 +36,7 @@ def zeroed(graph: DependencyGraph, plan: Plan) -> Iterator[None]:
             if not site.parameter:
                 continue
             tensor = traced.tensors[site.tensor]
-            gone = torch.ones(tensor.shape[site.axis], dtype=torch.bool)
-            gone[resize.index(site.layout)] = False
-            places = gone.nonzero()[:, 0].to(tensor.device)
+            places = resize.removed(site.layout).to(tensor.device)
             saved.append((tensor, site.axis, places, tensor.index_select(site.axis, places)))
             tensor.data.index_fill_(site.axis, places, 0)
         yield

@@ -74,16 +74,6 @@ def run(folder: Path, files: tuple[str, str, str], tmp_path: Path) -> Callable[.
     return call
 
 
-@pytest.fixture
-def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails the test as soon as a model is loaded."""
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        pytest.fail("a model was loaded")
-
-    monkeypatch.setattr(models, "load_model", refuse)
-
-
 def test_table_has_every_row_and_column(run: Any, files: Any) -> None:
     found = run(ratios="0.1,0.2", ranking="local,global", evals=list(files[1:]), seeds=2)
     assert found.rows[0].label == "dense"

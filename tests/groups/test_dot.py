@@ -354,7 +354,7 @@ def test_a_failed_write_keeps_the_old_file(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("fxprune.groups.dot.os.replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         llama.to_dot(path)
     assert path.read_text() == "old"
