@@ -32,6 +32,11 @@ error, relative to the largest output, of a model that lost half of the units of
 once, against the original with those units switched off, at another batch size and length than
 the model was traced with (1e-4 is allowed).
 
+`branches` are the residual branches and the blocks that can be removed whole. `depth oracle` is the
+largest such error over several models: each block removed alone, all blocks but the first, every
+branch of every second block. It is 0 where the same ops run on the same numbers, as adding zeros
+is exact.
+
 """
 
 
@@ -54,6 +59,27 @@ def oracle_error(graph: DependencyGraph, entry: Entry, seed: int = 0) -> float:
     return fxprune.verify(graph.traced, small, plan, kwargs or args).relative_error
 
 
+def branches(found: fxprune.Branches) -> str:
+    """Such as ``2 attention, 2 mlp, 2 block``."""
+    counts = {kind: len(found.of(kind)) for kind in ("attention", "mlp", "other", "block")}
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+
+
+def depth_error(traced: fxprune.Traced, entry: Entry) -> str:
+    """Largest error of several models without some units; empty if there are none."""
+    blocks = fxprune.find_branches(traced).of("block")
+    names = [block.name for block in blocks]
+    inside = [branch for block in blocks[1::2] for branch in block.branches]
+    every = dict.fromkeys((*((name,) for name in names), tuple(names[1:]), tuple(inside)))
+    args, kwargs = entry.example(*OTHER)
+    errors = []
+    for removed in filter(None, every):
+        plan = Plan.of(fxprune.discover(fxprune.bypass(traced, removed)), {})
+        small = fxprune.rewrite(traced, plan)
+        errors.append(fxprune.verify(traced, small, plan, kwargs or args).relative_error)
+    return f"{max(errors):.0e}" if errors else ""
+
+
 def row(entry: Entry, attention: str) -> list[str]:
     """One line of the table."""
     args, kwargs = entry.example()
@@ -67,13 +93,15 @@ def row(entry: Entry, attention: str) -> list[str]:
         attention,
         *(sizes(graph, kind) for kind in SHOWN),
         f"{oracle_error(graph, entry):.0e}",
+        branches(fxprune.find_branches(graph.traced)),
+        depth_error(graph.traced, entry),
         frozen,
     ]
 
 
 def page() -> str:
     """The whole page."""
-    lines = [["model", "attention", *SHOWN, "oracle", "may be frozen"]]
+    lines = [["model", "attention", *SHOWN, "oracle", "branches", "depth oracle", "may be frozen"]]
     lines.append(["---"] * len(lines[0]))
     lines.extend(row(entry, attention) for entry in ZOO for attention in entry.backends)
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -22,7 +22,7 @@ from fxprune.axes.dims import Dim, Layout, Product, resolve
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.group import Group
 from fxprune.plan import Plan
-from tests.zoo import BY_NAME, CASES, OTHER, ZOO, Entry, built
+from tests.zoo import BY_NAME, CASES, OTHER, ZOO, Entry, built, traced
 
 
 def _cases(pairs: Any) -> list[Any]:
@@ -38,8 +38,7 @@ every_case = pytest.mark.parametrize(("name", "attention"), _cases(CASES))
 
 @functools.cache
 def discovered(name: str, attention: str) -> DependencyGraph:
-    args, kwargs = BY_NAME[name].example()
-    return fxprune.discover(fxprune.trace(built(name, attention), args, kwargs))
+    return fxprune.discover(traced(name, attention))
 
 
 def output(result: Any) -> torch.Tensor:

@@ -12,6 +12,8 @@ a model must have were derived by hand from its architecture, not read off fxpru
   frequencies, so rotary pairs are one group for the model). Optional: may be frozen or finer;
 * ``channel``: the residual stream, and the channels of convolutions.
 
+So were the residual branches: of each block, in the model's order.
+
 Sizes are distinct from one another and from batch and length wherever the family allows it, so
 that a mistaken identity of two axes shows.
 """
@@ -27,6 +29,7 @@ import torch
 import transformers
 from torch import nn
 
+import fxprune
 from tests.models import Perceptron, PlaneModel, ResidualConvNet
 
 VOCABULARY, HIDDEN, INNER, HEAD_DIM, LAYERS = 101, 36, 40, 8, 2
@@ -49,6 +52,7 @@ class Entry:
         inputs: kind of input: ``tokens``, ``pairs`` (encoder and decoder), ``image``, ``features``.
         optional: kinds in ``expected`` that may be absent, frozen or finer.
         frozen_ok: kinds that may be frozen, and why.
+        blocks: for each block that can be removed, the kinds of its residual branches.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Entry:
     inputs: str = "tokens"
     optional: tuple[str, ...] = ("head_dim",)
     frozen_ok: Mapping[str, str] = field(default_factory=dict)
+    blocks: tuple[tuple[str, ...], ...] = (("attention", "mlp"),) * LAYERS
 
     def build(self, attention: str = "eager") -> nn.Module:
         """The model in eval mode, its values disturbed (see :func:`disturb`)."""
@@ -304,6 +309,8 @@ ZOO: tuple[Entry, ...] = (
             "channel": {36: 1},  # encoder and decoder share it through the embedding
         },
         inputs="pairs",
+        # The decoder's blocks attend to themselves and to the encoder.
+        blocks=(("attention", "mlp"),) * LAYERS + (("attention", "attention", "mlp"),) * LAYERS,
     ),
     Entry("bert", _hf("BertForMaskedLM", "BertConfig", **_MHA), _MULTI_HEAD),
     Entry(
@@ -357,6 +364,7 @@ ZOO: tuple[Entry, ...] = (
         },
         backends=("eager",),
         inputs="image",
+        blocks=(("other",),) * 3,  # the downsampling block has no identity to fall back to
     ),
     Entry(
         "perceptron",
@@ -364,6 +372,7 @@ ZOO: tuple[Entry, ...] = (
         {"mlp": {40: 1, 24: 1}},
         backends=("eager",),
         inputs="features",
+        blocks=(),
     ),
 )
 
@@ -377,3 +386,9 @@ CASES: tuple[tuple[str, str], ...] = tuple(
 def built(name: str, attention: str) -> nn.Module:
     """The model, built once per process. Do not change it."""
     return BY_NAME[name].build(attention)
+
+
+@functools.cache
+def traced(name: str, attention: str) -> fxprune.Traced:
+    """The model traced with its example, once per process."""
+    return fxprune.trace(built(name, attention), *BY_NAME[name].example())

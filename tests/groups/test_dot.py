@@ -16,12 +16,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fxprune import discover, trace
+from fxprune import bypass, discover, trace
 from fxprune.errors import GroupError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.drawing.canvas import Canvas, Markup, escape, quote, wrapped
 from fxprune.groups.drawing.fold import ranges
 from fxprune.groups.drawing.words import reasons
+from fxprune.plan import count_parameters
 from tests.zoo import BY_NAME, built
 
 LAYERS = 30
@@ -227,6 +228,63 @@ def test_frozen_groups_say_why(llama: DependencyGraph, tmp_path: Path) -> None:
         for group in llama.frozen:
             assert group.reason
             assert " ".join(escape(group.reason).split()) in " ".join(words.split())
+
+
+def branches_in(text: str) -> str:
+    """What the legend says of residual branches, as plain words."""
+    (box,) = re.findall(r"<B>residual branches</B>.*", text)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", box)).split())
+
+
+@pytest.mark.parametrize("collapse", [False, True])
+def test_branches_are_in_the_legend(llama: DependencyGraph, tmp_path: Path, collapse: bool) -> None:
+    path = llama.to_dot(tmp_path / "x.dot", collapse=collapse)
+    assert "model.layers.[0-1] attention, mlp, block" in branches_in(path.read_text())
+    assert "residual branches" in rendered(path)
+
+
+def test_branches_of_one_layer(llama: DependencyGraph, tmp_path: Path) -> None:
+    text = llama.to_dot(tmp_path / "x.dot", layer=1).read_text()
+    assert "model.layers.1 attention, mlp, block" in branches_in(text)
+    text = llama.to_dot(tmp_path / "x.dot", group="residual:channels").read_text()
+    assert "residual branches" not in text
+
+
+def test_branches_outside_of_layers_and_of_models_without(tmp_path: Path) -> None:
+    text = of_zoo("resnet").to_dot(tmp_path / "x.dot").read_text()
+    assert "plain, depthwise, grouped other, block" in branches_in(text)
+    assert "residual branches" not in of_zoo("perceptron").to_dot(tmp_path / "x.dot").read_text()
+
+
+def test_branches_of_thirty_layers_are_one_line(deep: DependencyGraph, tmp_path: Path) -> None:
+    text = deep.to_dot(tmp_path / "x.dot").read_text()
+    assert "layers.[0-29] attention, mlp, block" in branches_in(text)
+
+
+def test_branches_that_are_removed_already(llama: DependencyGraph, tmp_path: Path) -> None:
+    removed = ["model.layers.0:mlp", "model.layers.1:block"]
+    short = discover(bypass(llama.traced, removed))
+    text = short.to_dot(tmp_path / "x.dot", collapse=True).read_text()
+    words = branches_in(text)
+    assert "model.layers.0 attention, block" in words
+    assert "model.layers.0:mlp, model.layers.1:block removed" in words
+    assert f"{count_parameters(short):,} parameters; " in text
+
+
+def test_branches_that_stay_say_why(tmp_path: Path) -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            first, second = self.layers
+            x = first(x)
+            term = second(x)
+            return x + term, term
+
+    text = discover(trace(Read(), (torch.randn(2, 6),))).to_dot(tmp_path / "x.dot").read_text()
+    assert ":mlp stays: its value linear_1 is also used by output" in branches_in(text)
 
 
 def test_many_frozen_groups_are_folded() -> None:

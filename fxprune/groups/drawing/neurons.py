@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 _CROWD = 3  # a frame around fewer boxes is not worth its space
 
 
-def draw(graph: DependencyGraph, title: Markup, wanted: Collection[str] | None) -> str:
+def draw(
+    graph: DependencyGraph,
+    title: Markup,
+    wanted: Collection[str] | None,
+    depth: Sequence[tuple[str, str]],
+) -> str:
     """The neuron sets of the wanted groups (of all, for None) and their neighbours, as DOT."""
-    return _Picture(graph, scene(graph, wanted)).draw(Canvas(title))
+    return _Picture(graph, scene(graph, wanted)).draw(Canvas(title), depth)
 
 
 class _Picture:
@@ -37,7 +42,7 @@ class _Picture:
         self.home = {value.name: tile for tile in self.tiles for value in tile}
         self.order = {name: number for number, name in enumerate(part.values)}
 
-    def draw(self, canvas: Canvas) -> str:
+    def draw(self, canvas: Canvas, depth: Sequence[tuple[str, str]]) -> str:
         edges = joined(self.wires, self.end)
         edges |= self._gaps({tail[0] for tail, _, _ in edges}, {head[0] for _, head, _ in edges})
         asked = {group for _, group in self.scene.focus}
@@ -45,7 +50,8 @@ class _Picture:
         groups = [self.graph[name] for name in names if name in asked]
         context = len(groups) < len(names)
         lines = {line for _, _, line in edges}
-        legend(canvas, {look_of(g) for g in groups}, lines, reasons(groups), context=context)
+        looks = {look_of(g) for g in groups}
+        legend(canvas, looks, lines, reasons(groups), depth, context=context)
         self._frame(canvas, self.tiles, "", 0)
         for number, run in enumerate(self.scene.folded):
             canvas.node(_folded(number), folded_label(run, self.scene.like[number]))

@@ -19,7 +19,12 @@ Edges = dict[tuple[str, str], str]
 """From one box to another: the modules in between."""
 
 
-def draw(graph: DependencyGraph, title: Markup, wanted: Set[str] | None) -> str:
+def draw(
+    graph: DependencyGraph,
+    title: Markup,
+    wanted: Set[str] | None,
+    depth: Sequence[tuple[str, str]],
+) -> str:
     """The wanted groups (all for None) and those they exchange data with, as DOT."""
     flow = flows(graph)
     shown, idle = chosen(graph, flow, wanted)
@@ -27,7 +32,7 @@ def draw(graph: DependencyGraph, title: Markup, wanted: Set[str] | None) -> str:
     canvas = Canvas(title, "LR" if _has_hub(found, flow) else "TB")
     edges = _edges(found, flow, wanted)
     looks = {look_of(group) for group in (*shown, *idle)}
-    legend(canvas, looks, {"all"} if edges else set(), reasons(idle))
+    legend(canvas, looks, {"all"} if edges else set(), reasons(idle), depth)
     for stack, members in _stacks(found).items():
         if stack:
             with canvas.cluster(stack, **FRAME[0]):

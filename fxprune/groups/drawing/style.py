@@ -93,16 +93,18 @@ def legend(
     looks: Set[str],
     lines: Set[str],
     notes: Sequence[tuple[str, str]],
+    depth: Sequence[tuple[str, str]],
     *,
     context: bool = False,
 ) -> None:
-    """Explain the colours and lines that occur.
+    """Explain the colours and lines that occur, and what is no box.
 
     Args:
         canvas: where to draw.
         looks: keys of :data:`COLOURS`.
         lines: keys of :data:`LINES`.
         notes: frozen groups and their reasons.
+        depth: places of residual branches, and what is there.
         context: whether neighbours are drawn, white.
     """
     rows: list[Iterable[str]] = []
@@ -123,7 +125,9 @@ def legend(
     with canvas.cluster("legend", style="rounded", color="#999999"):
         canvas.node("(legend)", table(rows, BORDER=0, CELLBORDER=0, CELLSPACING=3, CELLPADDING=2))
         if notes:
-            canvas.node("(frozen)", _notes(notes))
+            canvas.node("(frozen)", _notes("frozen", notes, COLOURS[FROZEN][0]))
+        if depth:
+            canvas.node("(depth)", _notes("residual branches", depth, "white"))
 
 
 def _sample(look: Attributes) -> Markup:
@@ -140,9 +144,9 @@ def _sample(look: Attributes) -> Markup:
     return cell(table([[cell(stroke), head]], BORDER=0, CELLSPACING=0, CELLPADDING=0))
 
 
-def _notes(notes: Sequence[tuple[str, str]]) -> Markup:
-    rows: list[Iterable[str]] = [[cell("<B>frozen</B>", ALIGN="LEFT")]]
+def _notes(heading: str, notes: Sequence[tuple[str, str]], fill: str) -> Markup:
+    rows: list[Iterable[str]] = [[cell(f"<B>{heading}</B>", ALIGN="LEFT")]]
     for names, reason in notes:
         text = f"{wrapped(names, 44)}<BR/>{font(wrapped(reason, 44), colour=GREY)}"
-        rows.append([cell(text, BGCOLOR=COLOURS[FROZEN][0], ALIGN="LEFT", BALIGN="LEFT")])
+        rows.append([cell(text, BGCOLOR=fill, ALIGN="LEFT", BALIGN="LEFT")])
     return table(rows, BORDER=0, CELLBORDER=0, CELLSPACING=3, CELLPADDING=3)

@@ -1,0 +1,199 @@
+"""A traced model without some of its residual branches and blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.branches import storage
+from fxprune.branches.find import Branches, find_branches
+from fxprune.branches.sums import is_sum, operands, same_value
+from fxprune.branches.unit import Unit
+from fxprune.trace.attributes import get_attribute, set_attribute
+from fxprune.trace.traced import Traced
+
+
+def bypass(traced: Traced, names: Iterable[str]) -> Traced:
+    """The model without some residual branches and blocks, as if it had been traced so.
+
+    What leaves a block is replaced by what enters it, a sum by its other terms. Nodes that only the
+    removed parts used go, and so do their parameters. Nothing is computed and no tensor is copied:
+    the result shares its tensors with ``traced``, which is not changed.
+
+    Args:
+        traced: the model; one that was bypassed already loses the units in addition.
+        names: units of :func:`find_branches`. Branches of a block that goes may be named too.
+
+    Returns:
+        The shorter model, with ``original`` and ``removed`` set; ``traced`` itself if ``names``
+        adds nothing. It is made once and kept with the original.
+
+    Raises:
+        DepthError: a name is unknown, or its unit cannot be removed.
+    """
+    original = traced.original or traced
+    removed = canonical(original, (*traced.removed, *names))
+    if removed == traced.removed:
+        return traced
+    made: dict[tuple[str, ...], Traced] = original.cache.setdefault("bypassed", {})
+    if removed not in made:
+        found = find_branches(original)
+        made[removed] = _shorter(original, removed, [found[name] for name in removed])
+    return made[removed]
+
+
+def canonical(traced: Traced, names: Iterable[str]) -> tuple[str, ...]:
+    """The names once each and in graph order, without those inside others.
+
+    Raises:
+        DepthError: a name is unknown, or its unit cannot be removed.
+    """
+    found = find_branches(traced)
+    wanted = {name: found[name] for name in names}
+    return tuple(
+        name
+        for name in found.units
+        if name in wanted
+        and not any(wanted[name].inside < other.inside for other in wanted.values())
+    )
+
+
+def _shorter(original: Traced, removed: tuple[str, ...], units: list[Unit]) -> Traced:
+    module = original.graph_module
+    graph, nodes = _without(module.graph, units)
+    read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    root = nn.Module()
+    for name in read:
+        value = original.tensors.get(name)
+        set_attribute(root, name, get_attribute(module, name) if value is None else value)
+    shorter = fx.GraphModule(root, graph, class_name=type(original.module).__name__)
+    shorter.graph.set_codegen(copy.copy(module.graph._codegen))
+    shorter.meta.update(module.meta)
+    shorter.graph.lint()
+    shorter.recompile()
+    gone = {
+        name
+        for name, tensor in original.tensors.items()
+        if name not in read and isinstance(tensor, nn.Parameter)
+    }
+    made = Traced(
+        shorter,
+        original.module,
+        original.args,
+        original.kwargs,
+        {name: tensor for name, tensor in original.tensors.items() if name in read},
+        original.aliases,
+        original.sizes,
+        original=original,
+        removed=removed,
+        dropped=frozenset(gone),
+    )
+    # Units keep the names they have in the original.
+    made.cache["branches"] = _left(find_branches(original), removed, nodes, gone)
+    return made
+
+
+def _left(
+    found: Branches, removed: tuple[str, ...], nodes: dict[fx.Node, fx.Node], dropped: set[str]
+) -> Branches:
+    """The units that are left, on the nodes of the shorter graph."""
+    off = {*removed, *(branch for name in removed for branch in found[name].branches)}
+    left = {}
+    for name, unit in found.units.items():
+        if name in off or not {unit.entry, unit.exit, unit.skip} <= nodes.keys():
+            continue
+        entry, leaves = nodes[unit.entry], nodes[unit.exit]
+        if entry is not leaves:
+            left[name] = replace(
+                unit,
+                entry=entry,
+                exit=leaves,
+                skip=nodes[unit.skip],
+                inside=frozenset(nodes[node] for node in unit.inside if node in nodes) - {entry},
+                parameters=tuple(name for name in unit.parameters if name not in dropped),
+                branches=tuple(branch for branch in unit.branches if branch not in off),
+            )
+    return Branches(left, found.refused, found.module)
+
+
+def _without(graph: fx.Graph, units: list[Unit]) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of the graph without the units, and what became of each node that is left."""
+    lost = {node for unit in units for node in unit.inside}
+    replaced = {unit.exit: unit.entry for unit in units if unit.kind == "block"}
+    # Terms that are no more, and what passes only those on.
+    gone = {unit.exit for unit in units if unit.kind != "block"}
+    changed = storage.written(graph)
+    short = fx.Graph()
+    nodes: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node in replaced:
+            nodes[node] = _instead(short, node, replaced[node], nodes, changed)
+        elif node in lost:
+            continue
+        elif gone and is_sum(node) and (rest := _rest(node, gone)) is not None:
+            if rest:
+                nodes[node] = _instead(short, node, rest[0], nodes, changed)
+            else:
+                gone.add(node)
+        elif same_value(node) in gone:
+            gone.add(node)
+        else:
+            nodes[node] = short.node_copy(node, lambda n: nodes[n])
+            nodes[node].meta = dict(node.meta)
+    short.eliminate_dead_code()
+    alive = set(short.nodes)
+    return short, {old: new for old, new in nodes.items() if new in alive}
+
+
+def _instead(
+    short: fx.Graph,
+    node: fx.Node,
+    source: fx.Node,
+    nodes: dict[fx.Node, fx.Node],
+    changed: set[fx.Node],
+) -> fx.Node:
+    """What stands for a node: the source, or a copy if an op would write into the source."""
+    if node not in changed or source in storage.memory(node):
+        return nodes[source]
+    copied = short.call_function(torch.ops.aten.clone.default, (nodes[source],))
+    copied.meta = dict(node.meta)
+    return copied
+
+
+def _rest(node: fx.Node, gone: set[fx.Node]) -> list[fx.Node] | None:
+    """The terms of a sum that are left; None if it lost none."""
+    left = [term for term in operands(node) if term not in gone]
+    return None if len(left) == 2 else left
+
+
+class BypassedRun(fx.Interpreter):
+    """Runs the original graph at full size with units switched off: what the shorter one must give.
+
+    What leaves a removed block is overwritten with what entered it; a removed term with zeros.
+
+    Args:
+        traced: the original.
+        names: the removed units.
+    """
+
+    def __init__(self, traced: Traced, names: Iterable[str]) -> None:
+        # The entry of a block is needed after its last use.
+        super().__init__(traced.graph_module, garbage_collect_values=False)
+        units = [find_branches(traced)[name] for name in names]
+        self._off = {unit.exit: unit for unit in units}
+        self._entered: dict[fx.Node, Any] = {u.entry: None for u in units if u.kind == "block"}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node; the value of one that leaves a removed unit is replaced."""
+        value = super().run_node(n)
+        unit = self._off.get(n)
+        if unit is not None:
+            value = self._entered[unit.entry] if unit.kind == "block" else torch.zeros_like(value)
+        if n in self._entered:
+            self._entered[n] = value.clone()  # the block may change it in place
+        return value
