@@ -1,11 +1,22 @@
 """Structured pruning as a torch.fx compiler pass."""
 
 from fxprune.axes.registry import register_rule
+from fxprune.branches import Branches, Unit, bypass, find_branches
 from fxprune.compensate import CompensationReport, compensate
+from fxprune.depth import (
+    PPL,
+    AngularDistance,
+    BlockInfluence,
+    DepthCriterion,
+    Removal,
+    choose_depth,
+    score_units,
+)
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.groups.group import Group, Site
 from fxprune.hf.checkpoint import load, save
+from fxprune.hf.shrink import shrink
 from fxprune.importance import (
     FLAP,
     OBS,
@@ -28,18 +39,24 @@ from fxprune.prune import PruneResult, prune
 from fxprune.rewrite.oracle import VerifyReport, verify
 from fxprune.rewrite.patches import register_patch
 from fxprune.rewrite.rewrite import rewrite
-from fxprune.select import Budget, select
+from fxprune.select import Budget, Depth, select
 from fxprune.trace import Traced, trace
 
 __version__ = "0.1.0"
 __all__ = [
     "FLAP",
     "OBS",
+    "PPL",
     "ActivationNorm",
+    "AngularDistance",
+    "BlockInfluence",
+    "Branches",
     "Budget",
     "CompensationReport",
     "Criterion",
     "DependencyGraph",
+    "Depth",
+    "DepthCriterion",
     "ElementCriterion",
     "FxpruneError",
     "FxpruneWarning",
@@ -50,16 +67,21 @@ __all__ = [
     "Plan",
     "PruneResult",
     "Random",
+    "Removal",
     "Scores",
     "Site",
     "Taylor",
     "Traced",
+    "Unit",
     "VerifyReport",
     "WandaSP",
+    "bypass",
     "check_plan",
+    "choose_depth",
     "compensate",
     "discover",
     "estimate",
+    "find_branches",
     "legality",
     "load",
     "propagate",
@@ -68,7 +90,9 @@ __all__ = [
     "register_rule",
     "rewrite",
     "save",
+    "score_units",
     "select",
+    "shrink",
     "trace",
     "verify",
 ]

@@ -15,7 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.errors import CriterionError, FxpruneError, FxpruneWarning, SelectionError
+from fxprune.errors import (
+    CalibrationError,
+    CriterionError,
+    DepthError,
+    FxpruneError,
+    FxpruneWarning,
+    SelectionError,
+)
 from fxprune.recipe import Recipe
 
 CRITERIA = "How units are scored: obs, taylor, taylor2, flap, wanda-sp, magnitude, random, ..."
@@ -47,7 +54,7 @@ def inspect(
         _check_parent(file)
     from rich.console import Console
 
-    from fxprune import costs, discover, inspection, legality, report, trace
+    from fxprune import costs, discover, find_branches, inspection, legality, report, trace
     from fxprune.hf.models import load_model
     from fxprune.progress import step
 
@@ -79,6 +86,8 @@ def inspect(
     console.print(name, markup=False, highlight=False, soft_wrap=True)
     for line in inspection.costs(facts):
         console.print(line, highlight=False, soft_wrap=True)
+    for line in inspection.depth(find_branches(traced)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not chosen:
         console.print(f"no groups in layer {layer}")
     rows = inspection.rows(graph, chosen, each=every or layer is not None)
@@ -144,8 +153,35 @@ def prune(
         typer.Option(help="PATTERN=FRACTION of units that go there, repeatable; 0 protects."),
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps to the goal, with new scores before each.")] = 1,
-    keep_first: Annotated[int, typer.Option(help="Leave the first layers alone.")] = 0,
-    keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
+    remove_blocks: Annotated[
+        int | None,
+        typer.Option(help="Blocks (or what --unit says) to remove whole, before anything else."),
+    ] = None,
+    remove_ratio: Annotated[
+        float | None, typer.Option(help="Instead: fraction of all parameters to remove so.")
+    ] = None,
+    unit: Annotated[
+        str, typer.Option(help="block, attention, mlp, or branch for either of the two.")
+    ] = Recipe.unit,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Score what is left again after each removal.")
+    ] = False,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="one-shot, greedy, run (neighbours), alternate, first (those stay)."),
+    ] = None,
+    depth_criterion: Annotated[
+        str | None,
+        typer.Option(help="ppl, block-influence, angular-distance, magnitude, taylor, ..."),
+    ] = None,
+    keep_first: Annotated[
+        int | None,
+        typer.Option(help="Leave the first layers alone.", show_default="0; 4 for blocks"),
+    ] = None,
+    keep_last: Annotated[
+        int | None,
+        typer.Option(help="Leave the last layers alone.", show_default="0; 2 for blocks"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of crops and random scores.")] = 0,
     calibration_samples: Annotated[
         int | None,
@@ -154,7 +190,13 @@ def prune(
     compensation_samples: Annotated[
         int, typer.Option(help="Crops that compensation sees.")
     ] = Recipe.compensation_samples,
-    calibration_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
+    calibration_length: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens in each; several with commas share the tokens.",
+            show_default="128, for obs and compensation 128,1024",
+        ),
+    ] = None,
     eval_samples: Annotated[int, typer.Option(help="Windows for perplexity.")] = 64,
     eval_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
@@ -165,13 +207,19 @@ def prune(
 
     if criterion is not None and scores is not None:
         raise CriterionError("give either --criterion or --scores, which has one already")
-    others = any(goal is not None for goal in (macs, kv_cache, units))
+    if greedy and schedule not in (None, "greedy"):
+        raise DepthError(f"--greedy and --schedule {schedule} are two schedules: give one")
+    goals = (macs, kv_cache, units, remove_blocks, remove_ratio)
+    others = schedule == "alternate" or any(goal is not None for goal in goals)
+    ratio = Recipe.ratio if ratio is None and not others else ratio
+    if criterion is None and scores is None and any(x is not None for x in (ratio, *goals[:3])):
+        criterion = Recipe.criterion
     recipe = Recipe(
-        ratio=Recipe.ratio if ratio is None and not others else ratio,
+        ratio=ratio,
         macs=macs,
         kv_cache=kv_cache,
         units=units,
-        criterion=Recipe.criterion if criterion is None and scores is None else criterion,
+        criterion=criterion,
         scores=None if scores is None else str(scores),
         compensate=compensate,
         kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
@@ -180,11 +228,16 @@ def prune(
         layer_ratios=dict(_layer_ratio(each) for each in layer_ratio or ()),
         steps=steps,
         seed=seed,
+        remove=remove_blocks,
+        remove_ratio=remove_ratio,
+        unit=unit,
+        schedule="greedy" if greedy else schedule,
+        depth_criterion=depth_criterion,
         keep_first=keep_first,
         keep_last=keep_last,
         calibration_samples=calibration_samples,
         compensation_samples=compensation_samples,
-        calibration_length=calibration_length,
+        calibration_lengths=None if calibration_length is None else _lengths(calibration_length),
         evaluation_samples=eval_samples,
         evaluation_length=eval_length,
         verify=verify,
@@ -316,6 +369,13 @@ def demo(
     from fxprune.hf.text import read
 
     run_demo(out, ratio, evaluation=None if eval_text is None else read(eval_text))
+
+
+def _lengths(given: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(length) for length in given.split(","))
+    except ValueError:
+        raise CalibrationError(f"--calibration-length {given!r}: numbers with commas") from None
 
 
 def _layer_ratio(given: str) -> tuple[str, float]:

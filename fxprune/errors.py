@@ -29,6 +29,10 @@ class SelectionError(FxpruneError):
     """A pruning ratio or a budget that cannot be met."""
 
 
+class DepthError(FxpruneError):
+    """A residual branch or block that cannot be removed, or too few of them."""
+
+
 class CostError(FxpruneError):
     """A cost cannot be counted exactly, or not at the sizes asked for."""
 
@@ -47,6 +51,10 @@ class OracleError(FxpruneError):
 
 class CheckpointError(FxpruneError):
     """A saved folder is damaged, incomplete or belongs to another model."""
+
+
+class ShrinkError(FxpruneError):
+    """A config cannot say what is left of a transformers model."""
 
 
 class ModelError(FxpruneError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,11 +11,13 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from fxprune.axes.dims import find, kept_size
+from fxprune.branches import find_branches
 from fxprune.report import scaled
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from fxprune.branches import Branches
     from fxprune.groups.dependency import DependencyGraph
     from fxprune.groups.group import Group
     from fxprune.legality import Report
@@ -114,6 +117,21 @@ def costs(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def depth(branches: Branches) -> list[str]:
+    """What can go whole, and what cannot and why; no lines for a model without residual sums."""
+    counts = Counter(unit.kind for unit in branches.units.values())
+    parts = [f"{counts[kind]} {kind}" for kind in ("block", "attention", "mlp", "other")]
+    shown = ", ".join(part for part in parts if not part.startswith("0 "))
+    lines = [f"depth, removable whole: {shown}"] if shown else []
+    alike: dict[str, list[str]] = {}
+    for name, reason in branches.refused.items():
+        alike.setdefault(_NUMBER.sub("*", name), []).append(f"{name}: {reason}")
+    for reasons in alike.values():
+        more = f" (and {len(reasons) - 1} alike)" if len(reasons) > 1 else ""
+        lines.append(f"not {reasons[0]}{more}")
+    return lines
+
+
 def tables(shown: Iterable[Row], total: int) -> list[Table]:
     """Tables of prunable and of frozen groups (those that have rows).
 
@@ -149,11 +167,17 @@ def tables(shown: Iterable[Row], total: int) -> list[Table]:
 
 def as_json(graph: DependencyGraph, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Everything about every group as plain values, after the facts given about the model."""
+    branches = find_branches(graph.traced)
     return {
         **facts,
         "kinds": by_kind(graph),
         "groups": [_plain(graph, g) for g in graph.groups],
         "frozen": [{**_plain(graph, g), "reason": g.reason} for g in graph.frozen],
+        "branches": [
+            {"name": unit.name, "kind": unit.kind, "parameters": list(unit.parameters)}
+            for unit in branches.units.values()
+        ],
+        "refused": branches.refused,
     }
 
 

@@ -14,6 +14,7 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxprune.compensate.compensate import Method
+from fxprune.depth import DepthCriterion
 from fxprune.errors import CriterionError
 from fxprune.groups.dependency import discover
 from fxprune.importance.activations import can_observe
@@ -24,7 +25,7 @@ from fxprune.importance.scores import Scores
 from fxprune.plan import Plan
 from fxprune.prune import prune
 from fxprune.rewrite.rewrite import rewrite
-from fxprune.select import Budget
+from fxprune.select import Budget, Depth
 from fxprune.trace import trace
 
 # Where a pass records what it knows on the GraphModule it returns.
@@ -83,7 +84,7 @@ class ApplyPlan(_Pass):
         """Trace and rewrite."""
         small = rewrite(trace(graph_module, self.args, self.kwargs), self.plan)
         small.meta[META] = self.plan
-        return PassResult(small, bool(self.plan.kept))
+        return PassResult(small, bool(self.plan.kept or self.plan.removed))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Prune(_Pass):
 
     pruning_ratio: float | None = field(default=None, kw_only=True)
     budget: Budget | None = field(default=None, kw_only=True)
-    criterion: Criterion | None = None
+    criterion: Criterion | DepthCriterion | None = None
     calibration: Calibration | None = None
     kinds: tuple[str, ...] = ("mlp", "attention")
     verify: bool = True
@@ -107,6 +108,8 @@ class Prune(_Pass):
     steps: int = field(default=1, kw_only=True)
     compensation: Method | None = field(default=None, kw_only=True)
     compensation_data: Calibration | None = field(default=None, kw_only=True)
+    depth: Depth | None = field(default=None, kw_only=True)
+    depth_criterion: Criterion | DepthCriterion | None = field(default=None, kw_only=True)
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """There are modules to watch, if the criterion looks at their inputs.
@@ -114,7 +117,7 @@ class Prune(_Pass):
         Raises:
             CriterionError: there are none.
         """
-        if self.criterion is None or "inputs" not in self.criterion.needs:
+        if not isinstance(self.criterion, Criterion) or "inputs" not in self.criterion.needs:
             return
         if not any(map(can_observe, graph_module.modules())):
             raise CriterionError(
@@ -140,8 +143,10 @@ class Prune(_Pass):
             steps=self.steps,
             compensation=self.compensation,
             compensation_data=self.compensation_data,
+            depth=self.depth,
+            depth_criterion=self.depth_criterion,
             verify=self.verify,
             **self.selection,
         )
         result.graph_module.meta[META] = result.plan
-        return PassResult(result.graph_module, bool(result.plan.kept))
+        return PassResult(result.graph_module, bool(result.plan.kept or result.plan.removed))

@@ -24,6 +24,8 @@ from fxprune.files import write_text
 from fxprune.plan_json import VERSION, decode, encode
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fxprune.groups.dependency import DependencyGraph
     from fxprune.groups.group import Group
 
@@ -44,6 +46,8 @@ class Plan:
         parameters_after: parameters of the whole model after pruning.
         shapes: the shapes behind ``fingerprint``, by canonical parameter name. May be empty; it
             only makes the message better when the plan meets another model.
+        removed: names of the residual branches and blocks that go whole, in graph order, see
+            :func:`fxprune.find_branches`. Groups are those of the model without them.
         biases: canonical names of the biases that the plan adds to Linears that had none, sorted.
             They are counted in ``parameters_after``.
         limits: group name to what kept it from losing more or less than the others, in short:
@@ -61,6 +65,7 @@ class Plan:
     parameters_before: int = 0
     parameters_after: int = 0
     shapes: Shapes = field(default_factory=dict, repr=False)
+    removed: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
     limits: dict[str, str] = field(default_factory=dict, repr=False)
     bound: str | None = None
@@ -81,7 +86,8 @@ class Plan:
         """The plan that keeps these units of this graph's groups, counted and checked.
 
         Args:
-            graph: the groups of the model.
+            graph: the groups of the model; of :func:`fxprune.bypass`, for a plan that removes
+                branches and blocks too.
             kept: group name to the units that stay, ascending. Groups that keep everything are
                 left out of the plan.
             pruning_ratio: the fraction of parameters that was asked for.
@@ -107,6 +113,7 @@ class Plan:
             pruning_ratio=pruning_ratio,
             criterion=criterion,
             shapes=shapes,
+            removed=graph.traced.removed,
             biases=tuple(sorted(biases)),
             limits=dict(limits or {}),
             bound=bound,
@@ -114,7 +121,7 @@ class Plan:
         plan.check(graph)
         return replace(
             plan,
-            parameters_before=count_parameters(graph),
+            parameters_before=sum(map(prod, shapes.values())),
             parameters_after=count_parameters(graph, plan.kept_counts(graph), plan.biases),
         )
 
@@ -151,29 +158,15 @@ class Plan:
         """
         if self.shapes and _digest(self.shapes) != self.fingerprint:
             raise PlanError("its shapes do not match its fingerprint")
+        if len(set(self.removed)) < len(self.removed):
+            raise PlanError("it removes a branch or block twice")
         if len(set(self.biases)) < len(self.biases):
             raise PlanError("it adds a bias twice")
         for name, units in self.kept.items():
             size = self.sizes.get(name)
             if size is None:
                 raise PlanError(f"group {name!r} has no size in the plan")
-            if not units:
-                raise PlanError(f"group {name!r} keeps 0 of its {size} units; at least 1 must stay")
-            array = np.asarray(units)
-            if array.dtype.kind != "i":
-                raise PlanError(f"group {name!r}: kept units must be integers")
-            outside = array[(array < 0) | (array >= size)]
-            if outside.size:
-                raise PlanError(
-                    f"group {name!r}: unit {outside[0]} is out of range; it has {size} units, "
-                    f"0 to {size - 1}"
-                )
-            steps = np.diff(array)
-            if (steps == 0).any():
-                unit = array[int(np.argmax(steps == 0))]
-                raise PlanError(f"group {name!r}: unit {unit} is a duplicate")
-            if (steps < 0).any():
-                raise PlanError(f"group {name!r}: kept units are not sorted")
+            _check_units(name, size, units)
 
     def check(self, graph: DependencyGraph) -> None:
         """Check that the plan fits a model.
@@ -185,8 +178,12 @@ class Plan:
                 bias that the model has already or that belongs to no weight of a Linear.
         """
         shapes = parameter_shapes(graph)
-        if _digest(shapes) != self.fingerprint:
-            raise PlanError(f"the plan is for another model: {_difference(self.shapes, shapes)}")
+        self._check_shapes(shapes)
+        if set(self.removed) != set(graph.traced.removed):
+            raise PlanError(
+                f"the plan removes {_listed(self.removed)} and this graph lacks "
+                f"{_listed(graph.traced.removed)}: take discover(bypass(traced, plan.removed))"
+            )
         groups = _by_name(graph)
         for name in self.kept:
             group = groups.get(name)
@@ -208,6 +205,18 @@ class Plan:
                 raise PlanError(f"the plan adds the bias {name!r}: no Linear has it")
         self.validate()
 
+    def check_model(self, model: nn.Module) -> None:
+        """Check that the plan is for a model with these parameters, without its graph.
+
+        Raises:
+            PlanError: it is for another model; the message names the first tensor that differs.
+        """
+        self._check_shapes({name: tuple(p.shape) for name, p in model.named_parameters()})
+
+    def _check_shapes(self, shapes: Shapes) -> None:
+        if _digest(shapes) != self.fingerprint:
+            raise PlanError(f"the plan is for another model: {_difference(self.shapes, shapes)}")
+
     def kept_units(self, graph: DependencyGraph) -> dict[Dim, Units]:
         """The units that stay, int64 and ascending, by the dim of each group that loses units."""
         return {
@@ -228,6 +237,12 @@ def parameter_shapes(graph: DependencyGraph) -> Shapes:
     return dict(sorted((aliases.get(name, name), tuple(p.shape)) for name, p in named))
 
 
+def remaining_shapes(graph: DependencyGraph) -> Shapes:
+    """:func:`parameter_shapes` without the parameters of removed branches and blocks."""
+    dropped = graph.traced.dropped
+    return {n: shape for n, shape in parameter_shapes(graph).items() if n not in dropped}
+
+
 def fingerprint(graph: DependencyGraph) -> str:
     """What a plan calls its model: sha256 over the sorted (canonical name, shape) of parameters.
 
@@ -243,8 +258,8 @@ def count_parameters(
 ) -> int:
     """Exact number of parameters of the whole model.
 
-    A tied tensor counts once, buffers do not count, and parameters that the graph does not use
-    count as they are.
+    A tied tensor counts once, buffers do not count, parameters that the graph does not use count
+    as they are, and those of removed branches are no more.
 
     Args:
         graph: the groups of the model; its tensors may be on ``meta``.
@@ -252,7 +267,7 @@ def count_parameters(
         biases: names of biases that are added, see :attr:`Plan.biases`.
     """
     total = 0
-    for name, shape in parameter_shapes(graph).items():
+    for name, shape in remaining_shapes(graph).items():
         layouts = graph.layouts.get(name)
         if counts and layouts is not None:
             shape = tuple(kept_size(layout, counts) for layout in layouts)
@@ -264,6 +279,30 @@ def weight_of(bias: str) -> str:
     """The name of the weight beside a bias; "" if the name is not that of a bias."""
     owner, dot, last = bias.rpartition(".")
     return f"{owner}{dot}weight" if last == "bias" else ""
+
+
+def _check_units(name: str, size: int, units: Sequence[int]) -> None:
+    if not units:
+        raise PlanError(f"group {name!r} keeps 0 of its {size} units; at least 1 must stay")
+    array = np.asarray(units)
+    if array.dtype.kind != "i":
+        raise PlanError(f"group {name!r}: kept units must be integers")
+    outside = array[(array < 0) | (array >= size)]
+    if outside.size:
+        raise PlanError(
+            f"group {name!r}: unit {outside[0]} is out of range; it has {size} units, "
+            f"0 to {size - 1}"
+        )
+    steps = np.diff(array)
+    if (steps == 0).any():
+        unit = array[int(np.argmax(steps == 0))]
+        raise PlanError(f"group {name!r}: unit {unit} is a duplicate")
+    if (steps < 0).any():
+        raise PlanError(f"group {name!r}: kept units are not sorted")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "nothing"
 
 
 def _by_name(graph: DependencyGraph) -> dict[str, Group]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FORMAT = "fxprune-plan"
 VERSION = 1
 # Younger than the format: a file without them is read as if they were empty.
-_OPTIONAL = ("biases", "limits", "bound")
+_OPTIONAL = ("removed", "biases", "limits", "bound")
 _RANGES = re.compile(r"(\d{1,12}(-\d{1,12})?(,\d{1,12}(-\d{1,12})?)*)?")
 
 
@@ -34,6 +34,7 @@ def encode(plan: Plan) -> dict[str, Any]:
             name: {"size": plan.sizes[name], "removed": _ranges(plan.sizes[name], units)}
             for name, units in plan.kept.items()
         },
+        "removed": list(plan.removed),
         "biases": list(plan.biases),
         "limits": dict(plan.limits),
         "bound": plan.bound,
@@ -102,13 +103,15 @@ def _count(
 
 
 def _optional(data: dict[str, Any]) -> dict[str, Any]:
+    removed = _field(data, "removed", list) if "removed" in data else []
     biases = _field(data, "biases", list) if "biases" in data else []
     limits = _field(data, "limits", dict) if "limits" in data else {}
-    for name, value in (("biases", biases), ("limits", list(limits.values()))):
+    texts = {"removed": removed, "biases": biases, "limits": list(limits.values())}
+    for name, value in texts.items():
         if not all(isinstance(item, str) for item in value):
             raise PlanError(f"the field {name!r} must hold text only")
     bound = _field(data, "bound", str) if "bound" in data else None
-    return {"biases": tuple(biases), "limits": limits, "bound": bound}
+    return {"removed": tuple(removed), "biases": tuple(biases), "limits": limits, "bound": bound}
 
 
 def _ratio(data: dict[str, Any]) -> float | None:

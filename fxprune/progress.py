@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,6 +15,11 @@ T = TypeVar("T")
 
 def track(items: Sequence[T], description: str, show: bool = True) -> Iterator[T]:
     """Iterate with a progress bar."""
+    return track_some(items, len(items), description, show)
+
+
+def track_some(items: Iterable[T], total: int, description: str, show: bool = True) -> Iterator[T]:
+    """Iterate with a progress bar over what is made on the way, ``total`` items of it."""
     if not show or not sys.stderr.isatty():
         with step(description, show):
             yield from items
@@ -23,7 +28,7 @@ def track(items: Sequence[T], description: str, show: bool = True) -> Iterator[T
     from rich.progress import track as rich_track
 
     console = Console(file=sys.stderr)
-    yield from rich_track(items, description, console=console, transient=True)
+    yield from rich_track(items, description, total=total, console=console, transient=True)
 
 
 @contextlib.contextmanager

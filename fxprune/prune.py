@@ -1,4 +1,4 @@
-"""The one verb: trace, discover, estimate, select, rewrite, verify and compensate."""
+"""The one verb: trace, shorten, discover, estimate, select, rewrite, verify and compensate."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any, get_args
 
 from torch import fx, nn
 
+from fxprune.branches import bypass
 from fxprune.compensate import CompensationReport
 from fxprune.compensate.compensate import Method, compensate
+from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.errors import CalibrationError, CriterionError, SelectionError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.importance.calibrate import Calibration
 from fxprune.importance.criterion import Criterion
-from fxprune.importance.loss import LossFunction
+from fxprune.importance.loss import GraphLoss, LossFunction
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
 from fxprune.iterate import iterate
@@ -23,7 +25,7 @@ from fxprune.progress import step
 from fxprune.rewrite import oracle
 from fxprune.rewrite.oracle import VerifyReport
 from fxprune.rewrite.rewrite import rewrite
-from fxprune.select import Budget, goals, select
+from fxprune.select import Budget, Depth, goals, select
 from fxprune.trace import Traced, trace
 
 
@@ -36,9 +38,10 @@ class PruneResult:
         plan: what was kept.
         report: what the oracle measured, before compensation; None if ``verify=False``.
         traced: the traced original.
-        graph: its groups.
+        graph: its groups, without removed blocks and branches.
         scores: importance of every unit in the original, to plan again at another ratio.
         compensation: what compensation did; None if there was none.
+        removal: which blocks or branches went, and their scores; None if only units of groups.
     """
 
     graph_module: fx.GraphModule
@@ -48,6 +51,7 @@ class PruneResult:
     graph: DependencyGraph
     scores: Scores
     compensation: CompensationReport | None = None
+    removal: Removal | None = None
 
 
 def prune(
@@ -57,7 +61,9 @@ def prune(
     *,
     pruning_ratio: float | None = None,
     budget: Budget | None = None,
-    criterion: Criterion | None = None,
+    criterion: Criterion | DepthCriterion | None = None,
+    depth: Depth | None = None,
+    depth_criterion: Criterion | DepthCriterion | None = None,
     calibration: Calibration | None = None,
     scores: Scores | None = None,
     kinds: tuple[str, ...] = ("mlp", "attention"),
@@ -79,7 +85,10 @@ def prune(
         kwargs: example keyword inputs.
         pruning_ratio: fraction of the parameters of the whole model to remove, in [0, 1).
         budget: instead of ``pruning_ratio``, see :class:`fxprune.Budget`.
-        criterion: how units are scored; ``Taylor()`` if left out.
+        criterion: how units are scored; ``Taylor()`` if left out. For depth alone, how blocks are.
+        depth: remove whole blocks or branches first. Without ``pruning_ratio`` and ``budget`` that
+            is all; with them, units of groups go from what is left until the model meets them.
+        depth_criterion: how blocks and branches are scored; ``PPL()`` if left out.
         calibration: data for the criterion, see :func:`fxprune.estimate`.
         scores: those of an earlier run on this model, such as :meth:`Scores.load` reads, instead
             of a criterion: nothing is estimated, and a plan at another ratio costs no time.
@@ -99,10 +108,15 @@ def prune(
     Raises:
         FxpruneError: any of its kinds, from the stage that failed.
     """
-    asked = goals(steps, pruning_ratio, budget)
-    if scores is None:
-        criterion = Taylor() if criterion is None else criterion
-    _check_scores(criterion, scores, steps)
+    width = depth is None or pruning_ratio is not None or budget is not None
+    asked = goals(steps, pruning_ratio, budget) if width else ()
+    if width:
+        criterion = criterion or (Taylor() if scores is None else None)
+        _check_scores(criterion, scores, steps)
+        _check_depth(depth, depth_criterion)
+    else:
+        _check_only_depth(steps, selection)
+        depth_criterion = _only_for_depth(criterion, depth_criterion, scores)
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # it may be read several times
     data = calibration if compensation_data is None else compensation_data
@@ -111,12 +125,20 @@ def prune(
         selection = {"gain_bias": True, **selection}
     with step("tracing", progress):
         traced = trace(model, args, kwargs)
+    options: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": batch_size, "progress": progress}
+    removal = None
+    if depth is not None:
+        removal = choose_depth(traced, depth, depth_criterion, calibration, **options)
+        traced, model = _shortened(traced, model, removal, width)
+        options["loss_fn"] = loss_fn or GraphLoss(traced)
     with step("discovering groups", progress):
         graph = discover(traced)
-    if scores is not None:
+    if removal is not None and not width:
+        scores, plan = removal.scores, Plan.of(graph, {}, criterion=removal.criterion)
+    elif scores is not None:
         plan = select(graph, scores, kinds=kinds, **asked[0], **selection)
     else:
-        assert criterion is not None
+        assert isinstance(criterion, Criterion)
         scores, plan = iterate(
             model,
             graph,
@@ -125,10 +147,9 @@ def prune(
             asked=asked,
             kinds=kinds,
             selection=selection,
-            loss_fn=loss_fn,
-            batch_size=batch_size,
-            progress=progress,
+            **options,
         )
+    traced = traced.original or traced
     expected = None
     if verify:
         # The reference comes first: with ``consume`` the original is gone afterwards.
@@ -140,12 +161,60 @@ def prune(
     if expected is not None:
         with step("verifying", progress):
             report = oracle.compare(expected, small, traced)
-    result = PruneResult(small, plan, report, traced, graph, scores)
+    result = PruneResult(small, plan, report, traced, graph, scores, removal=removal)
     if compensation is None:
         return result
     assert data is not None
     mended = compensate(traced, small, plan, data, method=compensation, progress=progress)
     return replace(result, compensation=mended)
+
+
+def _shortened(
+    traced: Traced, model: nn.Module, removal: Removal, width: bool
+) -> tuple[Traced, nn.Module]:
+    """The model without the removed units; as a module that can be watched, if it is needed."""
+    shorter = bypass(traced, removal.removed)
+    if not width:
+        return shorter, model
+    # It shares the original's tensors.
+    return shorter, rewrite(traced, Plan.of(discover(shorter), {}))
+
+
+def _check_depth(depth: Depth | None, depth_criterion: object) -> None:
+    """Refuse a criterion for blocks where none are to go.
+
+    Raises:
+        CriterionError: there is one.
+    """
+    if depth is None and depth_criterion is not None:
+        raise CriterionError("depth_criterion= scores blocks and branches: give depth= too")
+
+
+def _check_only_depth(steps: int, selection: Mapping[str, Any]) -> None:
+    """Refuse options that are of units of groups, where nothing of those goes.
+
+    Raises:
+        SelectionError: there is one.
+    """
+    given = [*selection, *(["steps"] if steps != 1 else [])]
+    if given:
+        raise SelectionError(
+            f"{given[0]}= is for units of groups, and only blocks or branches are to go: leave it "
+            "out, or give pruning_ratio or budget too"
+        )
+
+
+def _only_for_depth(criterion: Any, depth_criterion: Any, scores: object) -> Any:
+    """The criterion of the blocks, where nothing else is removed.
+
+    Raises:
+        CriterionError: two are given, or scores of units.
+    """
+    if scores is not None:
+        raise CriterionError("scores= are of units of groups: depth alone takes a criterion")
+    if criterion is not None and depth_criterion is not None:
+        raise CriterionError("depth alone has one criterion: give criterion or depth_criterion")
+    return criterion if depth_criterion is None else depth_criterion
 
 
 def _check_scores(criterion: object, scores: object, steps: int) -> None:
@@ -156,6 +225,11 @@ def _check_scores(criterion: object, scores: object, steps: int) -> None:
         SelectionError: scores of an earlier run in several steps.
     """
     if scores is None:
+        if isinstance(criterion, DepthCriterion):
+            raise CriterionError(
+                f"{criterion!r} scores blocks and branches, and units of groups are to go: give it "
+                "as depth_criterion, with depth="
+            )
         if not isinstance(criterion, Criterion):
             raise CriterionError(
                 f"not a criterion: {criterion!r}; give an instance, such as Taylor()"

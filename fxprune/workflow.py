@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from fxprune.recipe import Recipe
     from fxprune.report import Measurement
 
-BATCH = 16  # sequences of a calibration pass, unless there are fewer
 MACS_AT, LATENCY_AT = (1, 64), (4, 128)  # (batch, tokens); 1 x 64 is what LLM-Pruner counts at
 
 
@@ -132,10 +131,13 @@ def check_model(spec: str, recipe: Recipe) -> bool:
 
 def needing_data(recipe: Recipe) -> list[str]:
     """The options of a recipe that need calibration data."""
+    from fxprune.depth import DepthCriterion
     from fxprune.importance.collect import DATA
 
-    criterion = recipe.make_criterion()
+    criterion, of_blocks = recipe.make_criterion(), recipe.make_depth_criterion()
     options = [str(recipe.criterion)] if criterion and criterion.needs & DATA else []
+    if isinstance(of_blocks, DepthCriterion) or (of_blocks and of_blocks.needs & DATA):
+        options.append(repr(of_blocks))
     return options + ([] if recipe.compensate in ("auto", "none") else [recipe.compensate])
 
 
@@ -193,13 +195,20 @@ def run(
     example = from_config(model)
     compensation = recipe.compensate
     if compensation == "auto":
-        compensation = "none" if calibration is None else "least-squares"
+        compensation = "none" if calibration is None or not recipe.width else "least-squares"
     crops = more = ids = None
     if calibration is not None and tokenizer is not None:
         mending = recipe.compensation_samples if compensation != "none" else 0
-        count, length = max(recipe.samples, mending), recipe.calibration_length
-        drawn = text.crops(tokenizer, calibration, count, length, recipe.seed)
-        crops, more = drawn[: recipe.samples], drawn[:mending] if mending else None
+        most = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+
+        def draw(count: int, covariances: bool) -> list[torch.Tensor]:
+            lengths = recipe.lengths(covariances)
+            if recipe.calibration_lengths is None and most is not None:
+                lengths = tuple(n for n in lengths if n <= max(most, lengths[0]))
+            return text.mixed_crops(tokenizer, calibration, count, lengths, recipe.seed)
+
+        crops = draw(recipe.samples, recipe.width and recipe.criterion == "obs")
+        more = draw(mending, True) if mending else None
     if evaluation is not None and tokenizer is not None:
         tokens = text.joined(tokenizer, evaluation)
         ids = windows(tokens, recipe.evaluation_length, recipe.evaluation_samples)
@@ -217,9 +226,10 @@ def run(
         model,
         kwargs=example,
         criterion=recipe.make_criterion(),
+        depth=recipe.depth(),
+        depth_criterion=recipe.make_depth_criterion(),
         calibration=crops,
         scores=scores,
-        batch_size=BATCH if recipe.samples > BATCH else None,
         steps=recipe.steps,
         compensation=None if compensation == "none" else cast(Any, compensation),
         compensation_data=more,
@@ -227,7 +237,7 @@ def run(
         consume=True,
         progress=progress,
         **recipe.goal(),
-        **recipe.selection(),
+        **(recipe.selection() if recipe.width else {}),
     )
     if save_scores is not None:
         result.scores.save(save_scores)
@@ -249,7 +259,8 @@ def run(
 
 def limits(plan: Plan) -> list[str]:
     """What bound the plan, and where, in few lines."""
-    lines = [f"bound by: {plan.bound}"] if plan.bound else []
+    lines = [f"removed: {', '.join(plan.removed)}"] if plan.removed else []
+    lines += [f"bound by: {plan.bound}"] if plan.bound else []
     alike: dict[str, list[str]] = {}
     for name, reason in plan.limits.items():
         alike.setdefault(reason, []).append(name)

@@ -425,6 +425,143 @@ class TestPrune:
         assert "--out" in ran.err
 
 
+FREE = ("--keep-first", "0", "--keep-last", "0")
+LAYER = 3 * 24 * 24 + 3 * 24 * 40 + 2 * 24  # parameters of one of the tiny model's two
+
+
+class TestPruneDepth:
+    def test_blocks_alone(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        options = ("--remove-blocks", "1", "--criterion", "ppl", *FREE)
+        ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
+        assert ran.status == 0, ran.err
+        plan = fxprune.Plan.load(tmp_path / "s" / "plan.json")
+        assert plan.criterion == "PPL(), one-shot"
+        assert not plan.kept
+        assert len(plan.removed) == 1
+        assert plan.parameters_after == tiny.PARAMETERS - LAYER
+        assert f"removed: {plan.removed[0]}" in ran.out
+        assert "scanning 2 units" in ran.err
+        assert "compensation" not in ran.out
+        for shown in ("10,848", "perplexity", "latency", "proof:"):
+            assert shown in ran.out
+        small = fxprune.load(tmp_path / "s")
+        assert sum(p.numel() for p in small.parameters()) == plan.parameters_after
+        report = json.loads((tmp_path / "s" / "report.json").read_text())
+        assert report["after"]["parameters"] == plan.parameters_after
+        assert report["criterion"] == "PPL(), one-shot"
+        assert report["recipe"]["remove"] == 1
+        assert report["recipe"]["ratio"] is None
+        # Perplexity is what is looked at where nothing is said.
+        ran = run("prune", folder, "--out", tmp_path / "t", *options[:2], *FREE, *QUICK)
+        assert ran.status == 0, ran.err
+        assert fxprune.Plan.load(tmp_path / "t" / "plan.json") == plan
+
+    def test_branches_greedily(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        options = ("--remove-blocks", "2", "--unit", "attention", "--greedy", *FREE)
+        options += ("--criterion", "block-influence", "--no-verify")
+        ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
+        assert ran.status == 0, ran.err
+        plan = fxprune.Plan.load(tmp_path / "s" / "plan.json")
+        assert plan.removed == tuple(f"model.layers.{i}:attention" for i in (0, 1))
+        assert plan.criterion == "BlockInfluence(), greedy"
+        assert plan.parameters_after == tiny.PARAMETERS - 2 * (3 * 24 * 24 + 24)
+        assert "1 removed, scoring what is left" in ran.err
+        report = json.loads((tmp_path / "s" / "report.json").read_text())
+        assert report["recipe"]["schedule"] == "greedy"
+        assert report["recipe"]["unit"] == "attention"
+
+    def test_blocks_and_units(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        options = ("--remove-ratio", "0.2", "--depth-criterion", "magnitude", *FREE)
+        options += ("--ratio", "0.4", "--criterion", "flap", "--compensation-samples", "4")
+        ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
+        assert ran.status == 0, ran.err
+        plan = fxprune.Plan.load(tmp_path / "s" / "plan.json")
+        assert len(plan.removed) == 1
+        assert plan.kept
+        assert plan.criterion == repr(fxprune.FLAP())
+        assert plan.parameters_before == tiny.PARAMETERS
+        assert 0.57 * tiny.PARAMETERS < plan.parameters_after <= 0.6 * tiny.PARAMETERS
+        assert "least-squares compensation of" in ran.out
+        assert "proof:" in ran.out
+
+    def test_schedules_without_scores_need_no_data(
+        self, run: Any, folder: Path, tmp_path: Path
+    ) -> None:
+        ran = run("prune", folder, "--out", tmp_path / "s", "--schedule", "alternate", *QUICK)
+        assert ran.status == 0, ran.err
+        plan = fxprune.Plan.load(tmp_path / "s" / "plan.json")
+        assert plan.removed == ("model.layers.1:block",)
+        assert plan.criterion == "alternate"
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--criterion", "ppl", "--ratio", "0.2"), "ppl scores blocks, and units of groups"),
+            (
+                ("--criterion", "ppl", "--ratio", "0.2", "--remove-blocks", "1"),
+                "say --depth-criterion ppl with --remove-blocks",
+            ),
+            (
+                ("--remove-blocks", "1", "--greedy", "--schedule", "run"),
+                "--greedy and --schedule run are two schedules",
+            ),
+            (("--depth-criterion", "ppl"), "say how many blocks go: --remove-blocks or"),
+            (("--greedy",), "say how many blocks go"),
+            (("--unit", "attention"), "say how many blocks go"),
+            (("--schedule", "first"), "say how many blocks go"),
+            (("--remove-blocks", "0"), "remove=0: a whole number, at least 1"),
+            (("--remove-ratio", "1"), "ratio=1.0 is outside [0, 1)"),
+            (("--remove-blocks", "1", "--remove-ratio", "0.2"), "either remove, a number"),
+            (("--remove-blocks", "1", "--schedule", "alternate"), "leave out remove and ratio"),
+            (("--remove-blocks", "1", "--schedule", "best"), "no schedule 'best'"),
+            (("--remove-blocks", "1", "--unit", "layer"), "no unit 'layer'"),
+            (
+                ("--remove-blocks", "1", "--unit", "mlp", "--schedule", "run"),
+                "run takes blocks, not unit='mlp'",
+            ),
+            (("--remove-blocks", "1", "--criterion", "obs"), "'obs' scores no blocks"),
+            (("--remove-blocks", "1", "--depth-criterion", "flap"), "'flap' scores no blocks"),
+            (
+                ("--remove-blocks", "1", "--criterion", "ppl", "--depth-criterion", "taylor"),
+                "only blocks go, by one criterion",
+            ),
+            (("--remove-blocks", "1", "--steps", "2"), "steps is for units of groups"),
+            (("--remove-blocks", "1", "--compensate", "bias"), "compensate is for units"),
+        ],
+    )
+    def test_refused_before_anything_is_loaded(
+        self, run: Any, nothing_loads: None, tmp_path: Path, options: tuple[str, ...], message: str
+    ) -> None:
+        ran = run("prune", "smollm2", "--out", tmp_path / "s", *options)
+        assert ran.status == 2
+        assert message in ran.err
+        assert [line for line in ran.err.splitlines() if line] == [ran.err.strip()]
+        assert not (tmp_path / "s").exists()
+
+    def test_what_only_the_model_can_refuse(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        cases = {
+            ("--remove-blocks", "1"): "(block) cannot go: 0 may, 2 more are protected",
+            ("--remove-blocks", "3", *FREE): "3 of LlamaForCausalLM's 2 removable units",
+            ("--remove-ratio", "0.9", *FREE): "ratio=0.9 cannot be met by removing units (block)",
+        }
+        for options, message in cases.items():
+            ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
+            assert ran.status == 2
+            last = [line for line in ran.err.splitlines() if line.strip()][-1]
+            assert last.startswith("error: ")
+            assert message in last
+            assert "scanning" not in ran.err  # nothing was scored for nothing
+            assert not (tmp_path / "s").exists()
+
+    def test_perplexity_needs_a_language_model(self, run: Any, tmp_path: Path) -> None:
+        config = transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=4)
+        config.architectures = ["ViTForImageClassification"]
+        config.save_pretrained(tmp_path)
+        ran = run("prune", tmp_path, "--out", tmp_path / "s", "--remove-blocks", "1")
+        assert ran.status == 2
+        assert "no causal language model, which PPL() needs" in ran.err
+
+
 def test_little_memory_leaves_latency_out(
     run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

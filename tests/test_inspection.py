@@ -48,6 +48,19 @@ def test_carried_parameters(graph: fxprune.DependencyGraph) -> None:
     assert inspection.carried(graph, heads) == 24 * (24 + 12 + 12 + 24)
 
 
+def test_depth(graph: fxprune.DependencyGraph) -> None:
+    found = fxprune.find_branches(graph.traced)
+    assert inspection.depth(found) == ["depth, removable whole: 4 block, 4 attention, 4 mlp"]
+    refused = {f"layers.{i}:mlp": "its value is also used by x" for i in (0, 1)}
+    assert inspection.depth(fxprune.Branches({}, refused)) == [
+        "not layers.0:mlp: its value is also used by x (and 1 alike)"
+    ]
+    assert inspection.depth(fxprune.Branches({})) == []
+    content = json.loads(json.dumps(inspection.as_json(graph, {})))
+    assert [each["name"] for each in content["branches"]] == list(found.units)
+    assert content["refused"] == {}
+
+
 def test_tables(graph: fxprune.DependencyGraph) -> None:
     shown = _printed(inspection.rows(graph, (*graph.groups, *graph.frozen)))
     assert "can be pruned" in shown

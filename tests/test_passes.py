@@ -29,6 +29,24 @@ class Chain(nn.Module):
         return self.second(torch.relu(self.first(x)))
 
 
+class Residual(nn.Module):
+    """Two residual branches, alike but for their sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(*_layers(units)) for units in (20, 30))
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.last(x)
+
+
+def _layers(units: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(6, units), nn.ReLU(), nn.Linear(units, 6)
+
+
 class CountNodes(PassBase):
     """Somebody else's pass."""
 
@@ -143,6 +161,49 @@ def test_everything_goes_through_to_prune() -> None:
     again = Prune(args=(X,), pruning_ratio=0.4, scores=expected.scores)(module)
     assert again is not None
     assert again.graph_module.meta[META].criterion == repr(fxprune.Taylor())
+
+
+def test_depth_goes_through_to_prune() -> None:
+    options: dict[str, Any] = {
+        "depth": fxprune.Depth(remove=1, unit="mlp", keep_first=0, keep_last=0),
+        "depth_criterion": fxprune.BlockInfluence(),
+        "criterion": fxprune.Magnitude(),
+        "calibration": {"x": X},
+        "pruning_ratio": 0.7,
+    }
+    module = fx.symbolic_trace(Residual())
+    expected = fxprune.prune(module, (X,), **options)
+    assert len(expected.plan.removed) == 1
+    assert expected.plan.kept
+    result = PassManager([Prune(args=(X,), **options)])(module)
+    assert result.modified
+    assert result.graph_module.meta[META] == expected.plan
+    assert torch.equal(result.graph_module(X), expected.graph_module(X))
+    again = ApplyPlan(args=(X,), plan=expected.plan)(module)
+    assert again is not None
+    assert torch.equal(again.graph_module(X), expected.graph_module(X))
+
+
+def test_depth_alone_modifies_the_graph() -> None:
+    module = fx.symbolic_trace(Residual())
+    depth = fxprune.Depth(remove=1, unit="mlp", keep_first=0, keep_last=0)
+    for criterion in (fxprune.Magnitude(p=1), fxprune.BlockInfluence()):
+        result = Prune(args=(X,), criterion=criterion, depth=depth, calibration={"x": X})(module)
+        assert result is not None
+        assert result.modified
+        plan = result.graph_module.meta[META]
+        assert plan.removed
+        assert not plan.kept
+        applied = ApplyPlan(args=(X,), plan=plan)(module)
+        assert applied is not None
+        assert applied.modified
+    # A criterion that looks at no modules runs on a graph without any.
+    sizes = {"x": {0: torch.export.Dim.DYNAMIC}}
+    without = torch.export.export(Residual(), (X,), dynamic_shapes=sizes).module()
+    assert isinstance(without, fx.GraphModule)
+    result = Prune(criterion=fxprune.BlockInfluence(), depth=depth, calibration={"x": X})(without)
+    assert result is not None
+    assert result.graph_module.meta[META].removed
 
 
 def squared(model: nn.Module, batch: Any) -> torch.Tensor:

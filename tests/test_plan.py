@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fxprune.errors import PlanError
 from fxprune.plan import Plan, count_parameters, fingerprint
@@ -282,6 +283,16 @@ def test_a_plan_for_another_model(plan: Plan) -> None:
         plan.check(toy_graph(ToyLM(layers=3)))
     with pytest.raises(PlanError, match="names or shapes of its parameters differ"):
         replace(plan, shapes={}).check(other)
+
+
+def test_a_model_without_its_graph(plan: Plan) -> None:
+    plan.check_model(ToyLM())
+    with pytest.raises(PlanError, match=r"'layers\.0\.down\.weight' has shape \(8, 12\) here"):
+        plan.check_model(ToyLM(units=12))
+    untied = ToyLM()
+    untied.head.weight = nn.Parameter(untied.head.weight.detach().clone())
+    with pytest.raises(PlanError, match=r"'head\.weight' is not in the plan's model"):
+        plan.check_model(untied)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune import costs
-from fxprune.errors import CalibrationError, CriterionError, SelectionError
+from fxprune import PPL, BlockInfluence, Depth, costs
+from fxprune.errors import CalibrationError, CriterionError, DepthError, SelectionError
 from fxprune.importance import Criterion
 from tests.llama import tiny_llama
+from tests.zoo import BY_NAME, disturb
 
 IDS = torch.arange(160).view(8, 20) % 90
 OTHERS = torch.randint(90, (8, 20), generator=torch.Generator().manual_seed(1))
@@ -275,3 +276,240 @@ def test_scores_stand_alone() -> None:
         fxprune.prune(nn.Linear(2, 2), pruning_ratio=0.2, scores=scores, steps=3)
     with pytest.raises(SelectionError, match="no scores for group"):
         fxprune.prune(tiny_llama(), pruning_ratio=0.2, scores=scores)
+
+
+# Depth
+
+FREE: dict[str, Any] = {"keep_first": 0, "keep_last": 0}
+LAYER = 3 * 36 * 40 + 2 * 36 * 36 + 2 * 36 * 18 + 2 * 36  # parameters of one of tiny_llama
+
+
+def deep() -> Any:
+    """Four layers, in which every block does something."""
+    model = tiny_llama(num_hidden_layers=4)
+    disturb(model)
+    return model
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_depth_alone() -> None:
+    model = deep()
+    result = fxprune.prune(model, depth=Depth(remove=2, **FREE), calibration=IDS)
+    choice = fxprune.choose_depth(fxprune.trace(model), Depth(remove=2, **FREE), PPL(), IDS)
+    assert result.removal == choice
+    assert result.scores == choice.scores
+    assert result.plan.removed == tuple(sorted(choice.removed))
+    assert result.plan.criterion == "PPL(), one-shot"
+    assert not result.plan.kept
+    assert result.plan.parameters_before == parameters(model)
+    assert result.plan.parameters_after == parameters(model) - 2 * LAYER
+    assert parameters(result.graph_module) == result.plan.parameters_after
+    assert result.report is not None
+    assert result.report.max_abs_error < 1e-5
+    short = copy.deepcopy(model)
+    for name in reversed(result.plan.removed):
+        del short.model.layers[int(name.split(".")[2][0])]
+    short.config.use_cache = False
+    torch.testing.assert_close(result.graph_module(input_ids=IDS).logits, short(IDS).logits)
+
+
+def test_depth_by_a_criterion_under_either_name() -> None:
+    options: dict[str, Any] = {"depth": Depth(remove=1, **FREE), "calibration": IDS}
+    one = fxprune.prune(deep(), criterion=BlockInfluence(), **options)
+    two = fxprune.prune(deep(), depth_criterion=BlockInfluence(), **options)
+    assert one.plan == two.plan
+    assert one.plan.criterion == "BlockInfluence(), one-shot"
+    fixed = fxprune.prune(deep(), depth=Depth(schedule="alternate"))
+    assert fixed.plan.removed == ("model.layers.1:block", "model.layers.3:block")
+    assert fixed.plan.criterion == "alternate"
+
+
+def test_depth_and_width_in_one_plan(tmp_path: Path) -> None:
+    model = deep()
+    result = fxprune.prune(
+        model,
+        depth=Depth(remove=1, **FREE),
+        pruning_ratio=0.4,
+        criterion=fxprune.Magnitude(),
+        calibration=IDS,
+        ranking="global",
+    )
+    plan, before = result.plan, parameters(model)
+    assert len(plan.removed) == 1
+    assert plan.kept
+    assert not any(name.startswith(plan.removed[0].partition(":")[0]) for name in plan.kept)
+    assert plan.parameters_before == before
+    unit = 3 * 36 * 6 * 2  # of the largest, a key/value head with its queries
+    assert 0.6 * before - unit < plan.parameters_after <= 0.6 * before
+    assert parameters(result.graph_module) == plan.parameters_after
+    assert result.traced.original is None
+    assert result.graph.traced.removed == plan.removed
+    assert fxprune.verify(result.traced, result.graph_module, plan).relative_error < 1e-5
+    plan.save(tmp_path / "plan.json")
+    again = fxprune.Plan.load(tmp_path / "plan.json")
+    assert again == plan
+    replayed = fxprune.rewrite(fxprune.trace(model), again)
+    expected = result.graph_module(input_ids=IDS).logits
+    assert torch.equal(replayed(input_ids=IDS).logits, expected)
+    fxprune.save(tmp_path / "m", result.graph_module, plan, result.traced)
+    loaded = fxprune.load(tmp_path / "m")
+    assert torch.equal(loaded(input_ids=IDS).logits, expected)
+    assert parameters(loaded) == plan.parameters_after
+
+
+@pytest.mark.parametrize(
+    ("family", "path", "criterion"),
+    [
+        ("llama", "model.layers", fxprune.Taylor()),
+        ("llama", "model.layers", fxprune.OBS()),
+        ("bert", "bert.encoder.layer", fxprune.Taylor()),
+        ("bert", "bert.encoder.layer", fxprune.FLAP()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_width_after_depth_is_that_of_a_model_built_without(
+    family: str, path: str, criterion: Criterion
+) -> None:
+    model: Any = BY_NAME[family].build("sdpa")
+    short = copy.deepcopy(model)
+    del short.get_submodule(path)[0]
+    ids = torch.randint(3, 101, (8, 12), generator=torch.Generator().manual_seed(1))
+    data = {"input_ids": ids}
+    if isinstance(criterion, fxprune.Taylor):
+        data["labels"] = ids.roll(3, 1).masked_fill(ids % 5 == 0, -100)
+    options: dict[str, Any] = {
+        "budget": fxprune.Budget(params=int(0.8 * parameters(short))),
+        "criterion": criterion,
+        "calibration": data,
+        "batch_size": 3,
+        "ranking": "global",
+    }
+    both = fxprune.prune(
+        model, depth=Depth(remove=1, keep_first=0, keep_last=1), depth_criterion=fxprune.Random(),
+        **options,
+    )  # fmt: skip
+    assert both.plan.removed == (f"{path}.0:block",)
+    alone = fxprune.prune(short, **options)
+    renamed = {name: name.replace(f"{path}.1", f"{path}.0") for name in both.scores}
+    assert {renamed[name]: kept for name, kept in both.plan.kept.items()} == alone.plan.kept
+    assert both.plan.parameters_after == alone.plan.parameters_after
+    for name, score in both.scores.items():
+        torch.testing.assert_close(score, alone.scores[renamed[name]], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [None, 0.5])
+def test_consume_with_depth(ratio: float | None) -> None:
+    options: dict[str, Any] = {
+        "depth": Depth(remove=1, **FREE), "calibration": IDS, "pruning_ratio": ratio,
+        "depth_criterion": PPL(),
+    }  # fmt: skip
+    options |= {} if ratio is None else {"criterion": fxprune.Magnitude()}
+    model = deep()
+    kept = fxprune.prune(deep(), **options)
+    consumed = fxprune.prune(model, **options, consume=True)
+    assert consumed.report is not None
+    assert consumed.plan == kept.plan
+    pairs = zip(kept.graph_module.parameters(), consumed.graph_module.parameters(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+    (gone,) = consumed.plan.removed
+    assert all(p.numel() == 0 for p in model.get_submodule(gone.partition(":")[0]).parameters())
+    if ratio is None:
+        assert parameters(model) == parameters(consumed.graph_module)  # shared, not copied
+
+
+def test_compensation_with_depth(trained: nn.Module) -> None:
+    """Nothing is mended but what the pruned units left behind."""
+    before = copy.deepcopy(trained.state_dict())
+    options: dict[str, Any] = {
+        "depth": Depth(remove=1, **FREE), "pruning_ratio": 0.6, "criterion": fxprune.Magnitude(),
+        "calibration": IDS,
+    }  # fmt: skip
+    plain = fxprune.prune(trained, **options)
+    mended = fxprune.prune(trained, **options, compensation="least-squares")
+    assert mended.plan == plain.plan
+    assert len(plain.plan.removed) == 1
+    assert mended.compensation is not None
+    assert len(mended.compensation.consumers) == 2  # of the one layer that is left
+    dense = fxprune.bypass(mended.traced, mended.plan.removed).graph_module
+
+    def distance(module: nn.Module) -> float:
+        with torch.no_grad():
+            apart = module(input_ids=IDS).logits - dense(input_ids=IDS).logits
+        return float(apart.norm())
+
+    assert distance(mended.graph_module) < 0.9 * distance(plain.graph_module)
+    assert all(torch.equal(before[n], p) for n, p in trained.state_dict().items())
+    alone = fxprune.prune(
+        trained, depth=Depth(remove=1, **FREE), calibration=IDS, compensation="bias"
+    )
+    assert alone.compensation is not None
+    assert not alone.compensation.consumers
+
+
+def test_steps_after_depth() -> None:
+    options: dict[str, Any] = {"depth": Depth(remove=1, **FREE), "pruning_ratio": 0.45}
+    one, three = (
+        fxprune.prune(deep(), **options, calibration=iter([IDS]), steps=n) for n in (1, 3)
+    )
+    assert one.plan.removed == three.plan.removed
+    assert one.plan.kept != three.plan.kept
+    assert three.plan.parameters_after <= 0.55 * three.plan.parameters_before
+
+
+def test_scores_of_an_earlier_run_after_depth() -> None:
+    options: dict[str, Any] = {"depth": Depth(remove=1, **FREE), "calibration": IDS}
+    first = fxprune.prune(deep(), pruning_ratio=0.3, **options)
+    again = fxprune.prune(deep(), pruning_ratio=0.3, scores=first.scores, **options)
+    assert again.plan == first.plan
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"depth_criterion": PPL(), "pruning_ratio": 0.2}, CriterionError, "give depth= too"),
+        (
+            {"criterion": PPL(), "pruning_ratio": 0.2},
+            CriterionError,
+            r"PPL\(\) scores blocks and branches, .* as depth_criterion, with depth=",
+        ),
+        (
+            {"criterion": PPL(), "pruning_ratio": 0.2, "depth": Depth(remove=1)},
+            CriterionError,
+            r"PPL\(\) scores blocks and branches",
+        ),
+        (
+            {"criterion": PPL(), "depth_criterion": PPL(), "depth": Depth(remove=1)},
+            CriterionError,
+            "depth alone has one criterion",
+        ),
+        (
+            {"scores": fxprune.Scores({}), "depth": Depth(remove=1)},
+            CriterionError,
+            "depth alone takes a criterion",
+        ),
+        (
+            {"depth": Depth(remove=1), "keep_first": 0},
+            SelectionError,
+            "keep_first= is for units of groups",
+        ),
+        ({"depth": Depth(remove=1), "steps": 2}, SelectionError, "steps= is for units of groups"),
+        ({}, SelectionError, "either pruning_ratio or budget"),
+    ],
+)
+def test_options_that_do_not_go_together(options: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        fxprune.prune(nn.Linear(2, 2), **options)
+
+
+def test_what_depth_refuses() -> None:
+    with pytest.raises(DepthError, match="0 may, 4 more are protected"):
+        fxprune.prune(deep(), depth=Depth(remove=1), calibration=IDS)
+    with pytest.raises(CriterionError, match=r"PPL\(\) needs calibration data"):
+        fxprune.prune(deep(), depth=Depth(remove=1, **FREE))
+    with pytest.raises(CriterionError, match=r"OBS\(.* scores units of groups, and no blocks"):
+        fxprune.prune(
+            deep(), depth=Depth(remove=1, **FREE), criterion=fxprune.OBS(), calibration=IDS
+        )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import fxprune
-from fxprune.errors import CriterionError, SelectionError
+from fxprune.errors import CriterionError, DepthError, SelectionError
 from fxprune.recipe import Recipe
 
 
@@ -89,3 +89,117 @@ def test_options_of_the_selection() -> None:
         "multiple_of": 8,
         "overrides": {"*.3.*": 0.5},
     }
+
+
+# Depth
+
+ALONE: dict[str, Any] = {"ratio": None, "criterion": None}
+
+
+def test_blocks_alone() -> None:
+    recipe = Recipe(**ALONE, remove=3)
+    recipe.check()
+    assert not recipe.width
+    assert recipe.depth() == fxprune.Depth(remove=3)
+    assert recipe.goal() == {}
+    assert recipe.make_criterion() is None
+    assert recipe.make_depth_criterion() == fxprune.PPL()
+    assert recipe.samples == 10
+
+
+def test_blocks_and_units() -> None:
+    recipe = Recipe(ratio=0.3, remove_ratio=0.1, keep_first=1, keep_last=0, schedule="greedy")
+    recipe.check()
+    assert recipe.width
+    assert recipe.depth() == fxprune.Depth(ratio=0.1, schedule="greedy", keep_first=1, keep_last=0)
+    assert recipe.goal() == {"pruning_ratio": 0.3}
+    assert recipe.make_criterion() == fxprune.OBS()
+    assert recipe.make_depth_criterion() == fxprune.PPL()
+    assert (recipe.selection()["keep_first"], recipe.selection()["keep_last"]) == (1, 0)
+    assert recipe.samples == 128
+    # Of one option for both, each has a default of its own.
+    both = Recipe(remove=1)
+    assert both.depth() == fxprune.Depth(remove=1, keep_first=4, keep_last=2)
+    assert (both.selection()["keep_first"], both.selection()["keep_last"]) == (0, 0)
+
+
+def test_units_alone() -> None:
+    assert Recipe().depth() is None
+    assert Recipe().make_depth_criterion() is None
+
+
+def test_criteria_of_blocks() -> None:
+    for name, expected in (
+        ("ppl", fxprune.PPL()),
+        ("block-influence", fxprune.BlockInfluence()),
+        ("angular-distance", fxprune.AngularDistance()),
+        ("magnitude", fxprune.Magnitude(p=1)),
+        ("taylor", fxprune.Taylor()),
+        ("random", fxprune.Random(7)),
+    ):
+        alone = Recipe(ratio=None, criterion=name, remove=1, seed=7)
+        beside = Recipe(depth_criterion=name, remove=1, seed=7)
+        for recipe in (alone, beside, Recipe(**ALONE, depth_criterion=name, remove=1, seed=7)):
+            recipe.check()
+            assert recipe.make_depth_criterion() == expected
+    fixed = Recipe(**ALONE, schedule="alternate")
+    fixed.check()
+    assert fixed.depth() == fxprune.Depth(schedule="alternate")
+    assert fixed.make_depth_criterion() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({**ALONE, "remove": 0}, DepthError, "remove=0: a whole number, at least 1"),
+        ({**ALONE, "remove": 1, "remove_ratio": 0.1}, DepthError, "either remove"),
+        ({**ALONE, "remove_ratio": 1.0}, SelectionError, r"ratio=1.0 is outside \[0, 1\)"),
+        ({**ALONE, "remove": 1, "unit": "layer"}, DepthError, "no unit 'layer'"),
+        ({**ALONE, "remove": 1, "schedule": "best"}, DepthError, "no schedule 'best'"),
+        ({**ALONE, "remove": 1, "schedule": "alternate"}, DepthError, "leave out remove"),
+        ({**ALONE, "remove": 1, "keep_last": -1}, DepthError, "keep_first and keep_last"),
+        ({"schedule": "greedy"}, DepthError, "say how many blocks go: --remove-blocks or"),
+        ({"depth_criterion": "ppl"}, DepthError, "say how many blocks go"),
+        ({"unit": "attention"}, DepthError, "say how many blocks go"),
+        (
+            {"criterion": "ppl"},
+            CriterionError,
+            "ppl scores blocks, and units of groups are to go: say --depth-criterion ppl",
+        ),
+        ({"criterion": "ppl", "remove": 1}, CriterionError, "ppl scores blocks, and units"),
+        (
+            {**ALONE, "criterion": "obs", "remove": 1},
+            CriterionError,
+            "'obs' scores no blocks and branches: take ppl, block-influence",
+        ),
+        (
+            {**ALONE, "criterion": "ppl", "depth_criterion": "magnitude", "remove": 1},
+            CriterionError,
+            "only blocks go, by one criterion",
+        ),
+        (
+            {**ALONE, "schedule": "first", "remove": 1, "criterion": "magnitude"},
+            CriterionError,
+            "first looks at no scores: leave out magnitude",
+        ),
+        ({"schedule": "alternate", "depth_criterion": "ppl"}, CriterionError, "looks at no scores"),
+        ({**ALONE, "remove": 1, "scores": "s"}, SelectionError, "scores is for units of groups"),
+        ({**ALONE, "remove": 1, "steps": 2}, SelectionError, "steps is for units of groups"),
+        ({**ALONE, "remove": 1, "multiple_of": 8}, SelectionError, "multiple-of is for units"),
+        ({**ALONE, "remove": 1, "ranking": "local"}, SelectionError, "ranking is for units"),
+        ({**ALONE, "remove": 1, "kinds": ("mlp",)}, SelectionError, "kinds is for units"),
+        ({**ALONE, "remove": 1, "compensate": "bias"}, SelectionError, "compensate is for units"),
+        (
+            {**ALONE, "remove": 1, "layer_ratios": {"*": 0.1}},
+            SelectionError,
+            "layer-ratios is for units of groups, and only blocks are to go",
+        ),
+    ],
+)
+def test_refused_in_depth(changes: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        Recipe(**changes).check()
+
+
+def test_compensation_may_be_declined_for_blocks() -> None:
+    Recipe(**ALONE, remove=1, compensate="none").check()

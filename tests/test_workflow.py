@@ -77,7 +77,21 @@ def test_what_needs_data() -> None:
     assert workflow.needing_data(saved) == ["least-squares"]
 
 
+def test_what_needs_data_in_depth() -> None:
+    alone = Recipe(ratio=None, criterion=None, remove=1)
+    assert workflow.needing_data(alone) == ["PPL()"]
+    weights = Recipe(ratio=None, criterion="magnitude", remove=1)
+    assert workflow.needing_data(weights) == []
+    taylor = Recipe(criterion="magnitude", remove=1, depth_criterion="taylor")
+    assert workflow.needing_data(taylor) == [repr(fxprune.Taylor())]
+    both = Recipe(remove=1, depth_criterion="block-influence")
+    assert workflow.needing_data(both) == ["obs", "BlockInfluence()"]
+    assert workflow.needing_data(Recipe(ratio=None, criterion=None, schedule="alternate")) == []
+
+
 def test_limits_in_few_lines() -> None:
+    removed = Plan({}, {}, "", removed=("layers.3:block", "layers.5:mlp"))
+    assert workflow.limits(removed) == ["removed: layers.3:block, layers.5:mlp"]
     kept = {f"layers.{i}:units": "min_kept=1" for i in range(9)}
     plan = Plan({}, {}, "", limits={**kept, "other": "override 0.5"}, bound="macs")
     assert workflow.limits(plan) == [

@@ -146,7 +146,9 @@ def make_graph(
         )
         groups.append(Group(name, kind, dim.size, sites, dim, False, dim.reason, layer))
     return ToyGraph(
-        SimpleNamespace(module=module, aliases=aliases or {}),
+        SimpleNamespace(
+            module=module, aliases=aliases or {}, original=None, removed=(), dropped=frozenset()
+        ),
         layouts,
         tuple(group for group in groups if group.reason is None),
         tuple(group for group in groups if group.reason is not None),

@@ -27,13 +27,15 @@ from fxprune.rewrite.rewrite import rewrite
 from fxprune.select import select
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config
-from fxprune.workflow import BATCH, is_static
+from fxprune.workflow import is_static
 
 if TYPE_CHECKING:
     from fxprune.importance import Criterion
 
 # Scores and seconds of their pass, by (criterion, aggregate, ablation).
 Scored = dict[tuple[str, str | None, str | None], tuple[Scores, float]]
+
+BATCH = 16  # sequences of a calibration pass, unless there are fewer
 
 
 @dataclass(frozen=True, eq=False)

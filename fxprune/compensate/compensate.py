@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import fx, nn
 
+from fxprune.branches.bypass import bypass
 from fxprune.compensate.edits import own, revocable
-from fxprune.compensate.inputs import graph_inputs, masks
 from fxprune.compensate.matching import Match, match
 from fxprune.compensate.refit import Refit
 from fxprune.compensate.report import Compensated, CompensationReport
@@ -18,6 +18,7 @@ from fxprune.compensate.residual import ends
 from fxprune.errors import CalibrationError, PlanError
 from fxprune.groups.dependency import discover
 from fxprune.importance.calibrate import Calibration, batches
+from fxprune.importance.graph_inputs import graph_inputs, masks
 from fxprune.plan import Plan
 from fxprune.progress import track
 from fxprune.rewrite.resize import Resizer
@@ -54,7 +55,8 @@ def compensate(
       consumer has, of its own or gained by the plan, is fitted too (X and Y are then centred).
       Tokens that an attention mask hides do not count.
 
-    A consumer whose weight is used in several places (tied or shared) is left alone, and a
+    Where the plan removes residual branches or blocks, the dense model is the original without
+    those. A consumer whose weight is used in several places (tied or shared) is left alone, and a
     convolution in groups, three dimensions or transposed; the report says which and why.
 
     Memory: the values alive at one node, of all batches, of the dense and of the pruned model;
@@ -89,6 +91,7 @@ def compensate(
     """
     started = time.perf_counter()
     _check_options(method, target, damping)
+    traced = bypass(traced, plan.removed)
     _check_weights(traced)
     graph = discover(traced)
     plan.check(graph)

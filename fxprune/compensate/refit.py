@@ -12,11 +12,11 @@ from torch import Tensor, fx
 
 from fxprune.compensate import matrices, solve
 from fxprune.compensate.edits import Write
-from fxprune.compensate.inputs import Masks, row_count
 from fxprune.compensate.matching import Match
 from fxprune.compensate.moments import Products, Residuals
 from fxprune.compensate.report import Compensated
 from fxprune.errors import CalibrationError
+from fxprune.importance.graph_inputs import Masks, row_count
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.traced import Traced
 

@@ -11,7 +11,7 @@ import torch
 from fxprune.axes.dims import Dim, kept_size
 from fxprune.costs.attention import activations
 from fxprune.errors import CostError
-from fxprune.plan import parameter_shapes
+from fxprune.plan import remaining_shapes
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
@@ -71,10 +71,10 @@ def allocated(size: int) -> int:
 def _tensors(graph: DependencyGraph, counts: Mapping[Dim, int], width: int) -> Iterator[int]:
     """Bytes of every parameter and persistent buffer, a tied one once."""
     module, aliases = graph.traced.module, graph.traced.aliases
-    shapes = parameter_shapes(graph)
+    shapes = remaining_shapes(graph)
     stored = {aliases.get(n, n): t for n, t in module.state_dict(keep_vars=True).items()}
     for name, tensor in stored.items():
-        if isinstance(tensor, torch.Tensor) and name not in shapes:
+        if isinstance(tensor, torch.Tensor) and name not in (*shapes, *graph.traced.dropped):
             shapes[name] = tuple(tensor.shape)
     for name, shape in shapes.items():
         layouts = graph.layouts.get(name)

@@ -10,6 +10,7 @@ from fxprune.errors import GroupError
 from fxprune.files import write_text
 from fxprune.groups.drawing import neurons, overview
 from fxprune.groups.drawing.canvas import Markup, escape, font
+from fxprune.groups.drawing.depth import depth_notes
 from fxprune.groups.drawing.fold import ranges
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def write(
 
     Without ``collapse`` this is the neuron graph: a box per value of the FX graph, in it a cell per
     neuron set, coloured by kind, and edges drawn by the dependency rule they follow. With it, each
-    group is one box and the edges are data flow. Layers that look alike are drawn once.
+    group is one box and the edges are data flow. Layers that look alike are drawn once. The legend
+    lists the residual branches and blocks that can be removed, and why others cannot.
 
     Args:
         graph: what :func:`fxprune.discover` found.
@@ -47,8 +49,9 @@ def write(
     what = f"layer {layer}" if layer is not None else (group or "")
     title = _title(graph, what)
     draw = overview.draw if collapse else neurons.draw
+    depth = depth_notes(graph.traced, layer) if group is None else []
     path = Path(path)
-    write_text(path, draw(graph, title, wanted))
+    write_text(path, draw(graph, title, wanted, depth))
     return path
 
 
@@ -71,11 +74,13 @@ def _wanted(graph: DependencyGraph, layer: int | None, group: str | None) -> set
 
 
 def _title(graph: DependencyGraph, what: str) -> Markup:
-    parameters = sum(p.numel() for p in graph.traced.module.parameters())
+    traced = graph.traced
+    named = traced.module.named_parameters()
+    parameters = sum(p.numel() for n, p in named if traced.canonical(n) not in traced.dropped)
     kinds = Counter(group.kind for group in graph.groups)
     inside = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
     totals = f"{parameters:,} parameters; {len(graph.groups)} groups"
     totals += f" ({inside})" if inside else ""
     totals += f"; {len(graph.frozen)} frozen"
-    name = type(graph.traced.module).__name__ + (f": {what}" if what else "")
+    name = type(traced.module).__name__ + (f": {what}" if what else "")
     return Markup(f"<B>{escape(name)}</B><BR/>{font(escape(totals), size=12)}")

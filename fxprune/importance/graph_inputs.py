@@ -21,14 +21,25 @@ Masks = dict[int, Tensor]
 
 
 def graph_inputs(traced: Traced, batch: Batch) -> list[Any]:
-    """The values of the graph's placeholders for one batch.
+    """The values of the graph's placeholders for one batch, from its :func:`named_inputs`.
+
+    Raises:
+        CalibrationError: the batch lacks an input, has an unknown one, or has one of a shape that
+            the graph does not take; the message names it.
+    """
+    values = flatten(traced.graph_module, named_inputs(traced, batch))
+    _check_shapes(traced, values)
+    return values
+
+
+def named_inputs(traced: Traced, batch: Batch) -> dict[str, Any]:
+    """The inputs of the graph for one batch, by name.
 
     An attention mask that the batch lacks is made of ones; ``labels``, and a mask of ones that the
     graph does not take, are left out; what is no tensor comes from the traced example.
 
     Raises:
-        CalibrationError: the batch lacks an input, has an unknown one, or has one of a shape that
-            the graph does not take; the message names it.
+        CalibrationError: the batch lacks an input, or has an unknown one; the message names it.
     """
     takes = input_names(traced.graph_module)
     given = {name: value for name, value in batch.items() if value is not None}
@@ -51,9 +62,7 @@ def graph_inputs(traced: Traced, batch: Batch) -> list[Any]:
             raise CalibrationError(
                 f"the calibration data lacks the input {name!r}, with which the model was traced"
             )
-    values = flatten(traced.graph_module, given)
-    _check_shapes(traced, values)
-    return values
+    return given
 
 
 def masks(traced: Traced, values: Sequence[Any]) -> Masks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.nn import functional
 
 from fxprune.errors import CalibrationError
 from fxprune.importance.calibrate import Batch, arguments, rows
+from fxprune.importance.graph_inputs import named_inputs
+from fxprune.trace.traced import Traced
 
 LossFunction = Callable[[nn.Module, Batch], Tensor]
 IGNORED = -100  # the label that torch's and transformers' losses leave out
@@ -43,6 +46,53 @@ def batch_loss(model: nn.Module, batch: Batch, loss_fn: LossFunction | None = No
     return loss.reshape(())
 
 
+@dataclass(frozen=True, eq=False)
+class GraphLoss:
+    """The loss of graphs of one model. Whether labels are of the next token, the model says.
+
+    Attributes:
+        traced: the model as a graph; others that take its inputs have the same loss.
+    """
+
+    traced: Traced
+
+    def __call__(self, graph: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of one batch, see :func:`output_loss`."""
+        total, count = output_loss(self.traced.module, batch, self.run(graph, batch))
+        return total / count
+
+    def run(self, graph: nn.Module, batch: Batch) -> Any:
+        """What a graph gives for one batch."""
+        return graph(**named_inputs(self.traced, batch))
+
+
+def output_loss(model: nn.Module, batch: Batch, output: Any) -> tuple[Tensor, int]:
+    """The loss of an output that is there already, as of a graph of the model.
+
+    Args:
+        model: the model; says whether labels are those of the next token.
+        batch: keyword inputs, with ``labels`` unless the model generates from ``input_ids``.
+        output: what the model or its graph gave for them.
+
+    Returns:
+        The sum of the negative log-likelihoods, a scalar, and the number of labels, which may be 0.
+
+    Raises:
+        CalibrationError: there are no logits, no labels, or they do not go together.
+    """
+    labels = batch.get("labels")
+    if labels is None:
+        labels = _default_labels(model, batch)
+    logits = _logits(model, output)
+    if labels.is_floating_point() or logits.shape[:-1] != labels.shape:
+        raise _unfit(model, logits, labels)
+    if labels.ndim > 1 and _shifts(model):
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    flat, labels = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1)
+    total = functional.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="sum")
+    return total, int((labels != IGNORED).sum())
+
+
 def run_forward(
     model: nn.Module,
     batch: Batch,
@@ -62,6 +112,9 @@ def run_forward(
     Raises:
         CalibrationError: if the model has no such input.
     """
+    if isinstance(loss_fn, GraphLoss):
+        loss_fn.run(model, batch)  # no labels are needed
+        return
     if loss_fn is not None:
         loss_fn(model, batch)
         return
@@ -86,6 +139,8 @@ def predictions(
     Raises:
         CalibrationError: if nothing is left to predict.
     """
+    if isinstance(loss_fn, GraphLoss):
+        model, loss_fn = loss_fn.traced.module, None
     counts = [rows(b) if loss_fn is not None else _predicted(model, b) for b in data]
     if sum(counts) == 0:
         raise CalibrationError("every label is ignored (-100): nothing to predict")
@@ -172,12 +227,16 @@ def _logits(model: nn.Module, output: Any) -> Tensor:
 
 def _cross_entropy(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point() or logits.shape[:-1] != labels.shape:
-        raise CalibrationError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} of "
-            f"{type(model).__name__} do not go together: pass loss_fn=..."
-        )
+        raise _unfit(model, logits, labels)
     if labels.ndim > 1:
         logits, labels = logits[:, :-1], labels[:, 1:]
     # Float32, as the sum over a vocabulary in half precision loses the small terms.
     flat = logits.reshape(-1, logits.shape[-1]).to(torch.float32)
     return functional.cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORED)
+
+
+def _unfit(model: nn.Module, logits: Tensor, labels: Tensor) -> CalibrationError:
+    return CalibrationError(
+        f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} of "
+        f"{type(model).__name__} do not go together: pass loss_fn=..."
+    )

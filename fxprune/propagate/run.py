@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from fxprune.axes.dims import Dim, Units
-from fxprune.compensate.inputs import Masks, graph_inputs, masks, row_count
 from fxprune.groups.consumers import Consumer
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.importance import targets
@@ -19,6 +18,7 @@ from fxprune.importance.collect import Vectors
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
+from fxprune.importance.graph_inputs import Masks, graph_inputs, masks, row_count
 from fxprune.importance.statistics import measure, merge
 from fxprune.importance.targets import Reader
 from fxprune.propagate.stops import Stage

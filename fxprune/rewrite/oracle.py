@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.branches.bypass import BypassedRun, bypass
 from fxprune.errors import OracleError
 from fxprune.groups.dependency import discover
 from fxprune.plan import Plan
@@ -54,10 +55,17 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class Reference:
-    """Outputs of the original with the removed units switched off, to compare with later."""
+    """Outputs of the original with the removed units switched off, to compare with later.
+
+    Attributes:
+        outputs: every output.
+        normalised: see :class:`VerifyReport`.
+        error: largest difference that bypassing branches and blocks made by itself.
+    """
 
     outputs: tuple[Any, ...]
     normalised: tuple[str, ...]
+    error: float = 0.0
 
 
 def verify(traced: Traced, small: nn.Module, plan: Plan, example: Any = None) -> VerifyReport:
@@ -65,7 +73,9 @@ def verify(traced: Traced, small: nn.Module, plan: Plan, example: Any = None) ->
 
     Runs the original with those units zeroed at every parameter and compares the outputs. Where a
     removed unit is averaged in a norm, zeroing is not removal: there the norm is taken over the
-    kept units, everything else being the original's full-size computation.
+    kept units, everything else being the original's full-size computation. Where residual branches
+    or blocks went, the original runs with their terms zeroed, or with what left a block overwritten
+    by what entered it; that must be what the model without them gives, whose units are then zeroed.
 
     Args:
         traced: the original, with real weights.
@@ -92,18 +102,31 @@ def reference(traced: Traced, plan: Plan, example: Any = None) -> Reference:
     """
     if any(tensor.is_meta for tensor in traced.tensors.values()):
         raise OracleError("a model on the meta device has no weights to verify with")
+    args, kwargs = _inputs(traced, example)
+    flat = _flatten(traced.graph_module, args, kwargs)
+    original, traced = traced, bypass(traced, plan.removed)
     graph = discover(traced)
     plan.check(graph)
+    whole = original.original or original
+    error = _check_bypassed(whole, traced, flat) if plan.removed else 0.0
     resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
-    args, kwargs = _inputs(traced, example)
     with torch.no_grad():
-        flat = _flatten(traced.graph_module, args, kwargs)
         results = Masked(traced, graph, resize).run(*flat, enable_io_processing=False)
     outputs = pytree.tree_leaves(results)
     nodes = pytree.tree_leaves(traced.graph_module.graph.output_node().args[0])
     for place in graph.inferred.intermediate:
         outputs[place] = resize.slice(outputs[place], resize.axes(nodes[place]))
-    return Reference(tuple(outputs), tuple(g for g in plan.kept if graph[g].normalised))
+    return Reference(tuple(outputs), tuple(g for g in plan.kept if graph[g].normalised), error)
+
+
+@torch.no_grad()
+def _check_bypassed(original: Traced, shorter: Traced, flat: list[Any]) -> float:
+    """How far the model without branches and blocks is from the original with them off."""
+    run = BypassedRun(original, shorter.removed).run(*flat, enable_io_processing=False)
+    expected = Reference(tuple(pytree.tree_leaves(run)), ())
+    runner = fx.Interpreter(shorter.graph_module)
+    actual = pytree.tree_leaves(runner.run(*flat, enable_io_processing=False))
+    return _compare(expected, actual).max_abs_error
 
 
 def compare(
@@ -112,7 +135,11 @@ def compare(
     """Run the smaller model and compare it with a reference; see :func:`verify`."""
     args, kwargs = _inputs(traced, example)
     with torch.no_grad(), evaluation(small):
-        actual = pytree.tree_leaves(small(*args, **kwargs))
+        report = _compare(expected, pytree.tree_leaves(small(*args, **kwargs)))
+    return replace(report, max_abs_error=max(report.max_abs_error, expected.error))
+
+
+def _compare(expected: Reference, actual: list[Any]) -> VerifyReport:
     worst, scale, tolerance = 0.0, 0.0, 0.0
     for place, (mine, theirs) in enumerate(zip(actual, expected.outputs, strict=True)):
         if not isinstance(mine, torch.Tensor):

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.axes import dims
+from fxprune.branches.bypass import bypass
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.plan import Plan
 from fxprune.rewrite import biases, leaves, shapes, views
@@ -23,6 +24,7 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
     Leaf modules (``nn.Linear``, norms, embeddings, convolutions) are restored as ``call_module``
     under their own names, so hooks, PEFT and quantisers find them. The result trains, compiles and
     takes other batch and sequence sizes than the example. A bias that the plan adds is of zeros.
+    Residual branches and blocks that the plan removes are bypassed first.
 
     Args:
         traced: the original. It is not changed, and tensors that lose nothing are shared with it.
@@ -35,9 +37,11 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
 
     Raises:
         PlanError: the plan does not fit the model.
+        DepthError: the plan removes a branch or block that the model has not.
         RewriteError: an op does not take the smaller sizes, or the plan adds a bias to what is no
             Linear without one.
     """
+    traced = bypass(traced, plan.removed)
     graph = discover(traced)
     plan.check(graph)
     biases.check(traced, plan.biases)
@@ -46,6 +50,10 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
     affected = {n for n in traced.graph_module.graph.nodes if _affected(resize, n)}
     module, nodes = _skeleton(traced, resize, affected)
     shapes.propagate(module, nodes, resize, affected.__contains__)
+    if consume and traced.original is not None:
+        for name in traced.dropped:
+            gone = traced.original.tensors[name]
+            gone.data = gone.new_empty(0)
     tensors = _slice_tensors(traced, graph, resize, consume)
     return _assemble(traced, module, tensors, plan.biases)
 

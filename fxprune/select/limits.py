@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fxprune.axes.dims import Dim
 from fxprune.errors import SelectionError
+from fxprune.groups.dependency import discover
 from fxprune.select.budget import Budget
 from fxprune.select.parameter_count import ParameterCount
 
@@ -60,7 +61,8 @@ def limits_of(
     """The limits of a budget, or of a pruning ratio, on one model.
 
     Args:
-        graph: the groups of the model.
+        graph: the groups of the model, perhaps without some branches and blocks; fractions are of
+            the whole model all the same.
         budget: the budget, or the fraction of the parameters that goes.
         dims: the dims that may lose units.
         biases: biases that the model gains, see :class:`ParameterCount`.
@@ -69,15 +71,18 @@ def limits_of(
         SelectionError: the model has nothing of what a limit is about.
     """
     dims = list(dims)
+    # Fractions are of the whole model, before branches and blocks went.
+    original = graph.traced.original
+    before = graph if original is None else discover(original)
     if not isinstance(budget, Budget):
         count = ParameterCount(graph, dims, biases)
-        whole = count.total({})
+        whole = ParameterCount(before, ()).total({})
         most = math.floor((1 - budget) * whole)
         return [Limit("params", f"pruning_ratio={budget}", count, whole, most)]
     found = []
     for name, stays in budget.limits.items():
         each: Count = _count(graph, name, budget, dims, biases)
-        whole = each.total({})
+        whole = _count(before, name, budget, [], None).total({})
         if whole == 0:
             raise SelectionError(f"{name}={stays}: the model has no {WORDS[name]} to limit")
         most = math.floor(stays * whole if stays <= 1 else stays)

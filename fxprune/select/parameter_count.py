@@ -14,7 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from fxprune.axes.dims import Dim, Layout, atoms, kept_size
-from fxprune.plan import parameter_shapes, weight_of
+from fxprune.plan import remaining_shapes, weight_of
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
@@ -54,7 +54,7 @@ class ParameterCount:
         self._fixed = 0
         self._terms: list[_Term] = []
         self._of_dim: dict[Dim, list[int]] = defaultdict(list)
-        for name, shape in parameter_shapes(graph).items():
+        for name, shape in remaining_shapes(graph).items():
             layouts = graph.layouts.get(name, ())
             held = [dims.intersection(atoms(layout)) for layout in layouts]
             if not any(held):

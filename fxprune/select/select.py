@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxprune.axes.dims import find
+from fxprune.branches import bypass
 from fxprune.errors import SelectionError
+from fxprune.groups.dependency import discover
 from fxprune.groups.kinds import KINDS
 from fxprune.plan import Plan
 from fxprune.select.biases import gainable, gained
 from fxprune.select.budget import Budget, check_ratio
 from fxprune.select.candidates import Candidate, at_step, choose_groups, kept_counts
 from fxprune.select.density import NORMALISE, Normalise, densities, unit_costs
+from fxprune.select.depth import Depth, choose_units
 from fxprune.select.limits import Limit, binding, check_possible, limits_of
 from fxprune.select.pool import make_pool
 from fxprune.select.rank import Steps, global_ranking, local_ranking, refusals, uniform
@@ -44,6 +47,7 @@ def select(
     multiple_of: int | Mapping[str, int] = 1,
     gain_bias: bool = False,
     start: Plan | None = None,
+    depth: Depth | None = None,
 ) -> Plan:
     """Choose the units that stay.
 
@@ -76,16 +80,29 @@ def select(
             kind if a mapping. A group no larger than that keeps all.
         gain_bias: every Linear without a bias whose input loses units gains one, so that
             compensation has room. It counts as parameters.
+        depth: instead of all these: remove whole blocks or branches, ``scores`` being those of
+            :func:`fxprune.score_units`. To remove units of groups from what is left, give
+            ``discover(bypass(traced, plan.removed))`` as graph.
         start: an earlier plan to go on from: what it removed stays removed, whatever its scores.
             Budgets count from the original model all the same.
 
     Raises:
         SelectionError: for a ratio outside [0, 1), a budget beyond what the chosen groups can give
             (says the least that is possible), no group to prune (says why), an override that
-            matches nothing, or scores that do not fit.
+            matches nothing, scores that do not fit, or another goal or option beside ``depth``.
+        DepthError: see :func:`fxprune.select.depth.choose_units`.
         GroupError: for a name in ``groups`` that no group has or whose group is frozen.
         PlanError: if ``start`` is for another model.
     """
+    if depth is not None:
+        others = (budget, start, groups, overrides, keep_first, keep_last, gain_bias)
+        if pruning_ratio is not None or any(others):
+            raise SelectionError(
+                "depth= has scores and options of its own: select units of groups in a second step"
+            )
+        shorter = bypass(graph.traced, choose_units(graph.traced, scores, depth))
+        criterion = getattr(scores, "criterion", None)
+        return Plan.of(discover(shorter), {}, criterion=criterion)
     own = getattr(scores, "ranking", {})
     normalise = own.get("normalise", "kind") if normalise is None else normalise
     cost_aware = own.get("cost_aware", True) if cost_aware is None else cost_aware

@@ -150,6 +150,7 @@ def _drop_no_op(node: fx.Node) -> None:
         stack = node.meta.get("nn_module_stack") or {"": ("", "")}
         if "dropout" not in str(list(stack.values())[-1][1]).lower():
             node.replace_all_uses_with(source)
+            node.graph.erase_node(node)  # dead code elimination spares what draws random numbers
     elif node.target in _CASTS:
         before, after = source.meta["val"], node.meta["val"]
         if before.dtype == after.dtype and before.device == after.device:

@@ -25,6 +25,10 @@ class Traced:
             tensor appears once.
         aliases: every other FQN of a tied tensor to its canonical one.
         sizes: the integer stand-ins of symbolic sizes.
+        original: the whole model, if this is one without some residual branches, see
+            :func:`fxprune.bypass`.
+        removed: names of those, in graph order.
+        dropped: canonical names of the parameters that went along.
     """
 
     graph_module: fx.GraphModule
@@ -34,6 +38,9 @@ class Traced:
     tensors: dict[str, torch.Tensor]
     aliases: dict[str, str]
     sizes: Sizes
+    original: Traced | None = None
+    removed: tuple[str, ...] = ()
+    dropped: frozenset[str] = frozenset()
     cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def canonical(self, name: str) -> str:

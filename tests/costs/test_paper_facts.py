@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
 from fxprune import report
@@ -22,32 +21,7 @@ from fxprune.costs import facts, macs
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
 from fxprune.select import Budget, select
-
-CONFIGS: dict[str, dict[str, int]] = {
-    "llama7b": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "vocab_size": 32000,
-    },
-    "llama3_8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "tinyllama": {
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 22,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "vocab_size": 32000,
-    },
-}
+from tests.costs.published import CONFIGS, graph_of, on
 
 
 @dataclass(frozen=True)
@@ -97,13 +71,6 @@ ROWS: dict[str, Row] = {
 }
 
 
-@functools.cache
-def graph_of(name: str) -> DependencyGraph:
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**CONFIGS[name]))
-    return fxprune.discover(fxprune.trace(model.eval()))
-
-
 def scores(graph: DependencyGraph) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     return {group.name: generator.random(group.size) for group in graph.groups}
@@ -114,11 +81,6 @@ def plan_of(row: str) -> Plan:
     graph = graph_of(row.partition(".")[0])
     options = ROWS[row].options
     return select(graph, scores(graph), **options) if options else Plan.of(graph, {})
-
-
-def on(models: Any) -> Any:
-    """One worker per model, so that each is traced once."""
-    return [pytest.param(m, marks=pytest.mark.xdist_group(m.partition(".")[0])) for m in models]
 
 
 @pytest.mark.parametrize("name", on(ROWS))

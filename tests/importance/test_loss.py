@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxprune.errors import CalibrationError
-from fxprune.importance.loss import batch_loss, predictions, run_forward
+from fxprune.importance.loss import (
+    GraphLoss,
+    batch_loss,
+    output_loss,
+    predictions,
+    run_forward,
+)
 from tests.toys import ToyLM
+from tests.zoo import BY_NAME, built, traced
 
 IDS = torch.arange(12).reshape(3, 4) % 11
 
@@ -196,3 +203,86 @@ def test_a_decoder_gets_its_inputs_from_labels() -> None:
 def test_a_forward_pass_with_an_unknown_input() -> None:
     with pytest.raises(CalibrationError, match=r"ToyLM\.forward has no input 'pixels'"):
         run_forward(ToyLM(), {"input_ids": IDS, "pixels": IDS})
+
+
+# The loss of an output, and of graphs
+
+
+def labelled(name: str) -> dict[str, Any]:
+    """A batch for a model of the zoo, with labels of which some are ignored."""
+    args, kwargs = BY_NAME[name].example()
+    batch = dict(kwargs) if kwargs else {"pixel_values" if name == "vit" else "image": args[0]}
+    generator = torch.Generator().manual_seed(2)
+    if not kwargs:
+        return {**batch, "labels": torch.randint(7, (len(args[0]),), generator=generator)}
+    like = batch.get("decoder_input_ids", batch["input_ids"])
+    labels = torch.randint(101, like.shape, generator=generator)
+    labels[0, 2:] = labels[2] = -100
+    return {**batch, "labels": labels}
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "t5", "vit", "chatglm_block", "resnet"])
+@torch.no_grad()
+def test_the_loss_of_an_output_is_the_models_own(name: str) -> None:
+    model, batch = built(name, "eager"), labelled(name)
+    inputs = {n: value for n, value in batch.items() if n != "labels"}
+    total, count = output_loss(model, batch, model(**inputs))
+    assert [count] == predictions(model, [batch])
+    expected = batch_loss(model, batch)
+    torch.testing.assert_close(total / count, expected)
+    # A graph of the model says nothing about labels, so the model is asked.
+    graph = traced(name, "eager").graph_module
+    loss = GraphLoss(traced(name, "eager"))
+    torch.testing.assert_close(batch_loss(graph, batch, loss), expected, rtol=1e-5, atol=1e-5)
+    assert predictions(graph, [batch, batch], loss) == [count, count]
+
+
+@torch.no_grad()
+def test_the_loss_of_an_output_without_labels() -> None:
+    model, (_, batch) = built("llama", "eager"), BY_NAME["llama"].example()
+    mask = torch.ones_like(batch["input_ids"])
+    mask[0, 5:] = 0
+    masked = {**batch, "attention_mask": mask}
+    for each, expected in ((batch, 5 * 12), (masked, 4 * 12 + 4)):
+        total, count = output_loss(model, each, model(**each))
+        assert count == expected
+        torch.testing.assert_close(total / count, batch_loss(model, each))
+    assert output_loss(model, {**batch, "labels": torch.full_like(mask, -100)}, model(**batch)) == (
+        0,
+        0,
+    )
+
+
+def test_an_output_and_labels_that_do_not_fit() -> None:
+    model, (_, batch) = built("bert", "eager"), BY_NAME["bert"].example()
+    for output, labels, message in (
+        (LOGITS, IDS[:2], r"logits \(3, 4, 11\) and labels \(2, 4\) of BertForMaskedLM"),
+        (LOGITS, torch.rand(3, 4), r"logits \(3, 4, 11\) and labels \(3, 4\)"),
+        (None, IDS, "BertForMaskedLM gives neither a loss nor logits"),
+    ):
+        with pytest.raises(CalibrationError, match=message):
+            output_loss(model, {"input_ids": IDS, "labels": labels}, output)
+    with pytest.raises(CalibrationError, match="BertForMaskedLM needs 'labels'"):
+        output_loss(model, batch, LOGITS)
+
+
+@torch.no_grad()
+def test_a_forward_pass_of_a_graph_needs_no_labels() -> None:
+    graph, (_, batch) = traced("bert", "eager").graph_module, BY_NAME["bert"].example()
+    seen: list[Any] = []
+    handle = graph.register_forward_hook(lambda module, args, output: seen.append(output))
+    loss = GraphLoss(traced("bert", "eager"))
+    run_forward(graph, batch, loss)
+    with pytest.raises(CalibrationError, match="lacks the input 'input_ids'"):
+        run_forward(graph, {"labels": IDS}, loss)
+    handle.remove()
+    assert len(seen) == 1
+
+
+def test_the_loss_of_a_graph_can_be_differentiated() -> None:
+    graph, batch = traced("bert", "eager").graph_module, labelled("bert")
+    weight = graph.get_parameter("bert.encoder.layer.0.output.dense.weight")
+    loss = batch_loss(graph, batch, GraphLoss(traced("bert", "eager")))
+    (found,) = torch.autograd.grad(loss, weight)
+    (expected,) = torch.autograd.grad(batch_loss(built("bert", "eager"), batch), weight)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
