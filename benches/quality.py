@@ -3,9 +3,10 @@
 ``python -m benches.quality CALIBRATION EVALUATION ...`` prunes SmolLM2-135M to 105,747,264
 parameters both ways, on draws of the same text, and prints a line of JSON for each: perplexity at
 128 and 1024 tokens, and seconds. The reference sees 10 x 128 tokens, takes one of three KV groups
-and 523 of 1536 MLP units from each of the layers 4 to 27, and is not compensated; ours sees
-128 x 128 tokens. No retraining. With ``--published-fold`` also the reference with the query heads
-added to the KV heads that LLM-Pruner's code adds them to (0, 3 and 6 to KV head 0).
+and 523 of 1536 MLP units from each of the layers 4 to 27, and is not compensated; ours sees as
+many tokens as 128 x 128, half of them in crops of 1024. No retraining. With ``--methods
+published-fold`` the reference with the query heads added to the KV heads that LLM-Pruner's code
+adds them to (0, 3 and 6 to KV head 0).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def main() -> None:
     parser.add_argument("calibration")
     parser.add_argument("evaluations", nargs="+")
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--published-fold", action="store_true")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--methods", nargs="+", default=["reference", "obs"])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     loaded = load_model("smollm2", dtype=getattr(torch, options.dtype))
@@ -59,23 +60,26 @@ def main() -> None:
     show("dense", model)
     corpus = text.read(options.calibration)
     for seed in options.draws:
-        many = text.crops(tokenizer, corpus, 128, 128, seed)
+        many = text.mixed_crops(tokenizer, corpus, 128, (128, 1024), seed)
         few = text.crops(tokenizer, corpus, 10, 128, seed)
         scores = fxprune.estimate(model, graph, fxprune.Taylor(order=2), few, kinds=KINDS)
-        show("reference", fxprune.rewrite(traced, uniform(graph, scores)), draw=seed)
-        if options.published_fold:
+        if "reference" in options.methods:
+            show("reference", fxprune.rewrite(traced, uniform(graph, scores)), draw=seed)
+        if "published-fold" in options.methods:
             folded = fxprune.Scores(scores | published_fold(model, graph, few))
             plan = uniform(graph, folded)
             other = sum(plan.kept[g] != uniform(graph, scores).kept[g] for g in heads(plan))
             show("published fold", fxprune.rewrite(traced, plan), draw=seed, other_choices=other)
+        if "obs" not in options.methods:
+            continue
         start = time.perf_counter()
-        scores = fxprune.estimate(model, graph, fxprune.OBS(), many, batch_size=16, kinds=KINDS)
+        scores = fxprune.estimate(model, graph, fxprune.OBS(), many, kinds=KINDS)
         estimated = time.perf_counter() - start
         plan = fxprune.select(
             graph, scores, budget=fxprune.Budget(params=PARAMETERS), ranking="global"
         )
         small = fxprune.rewrite(traced, plan)
-        done = fxprune.compensate(traced, small, plan, many, batch_size=16)
+        done = fxprune.compensate(traced, small, plan, many, batch_size=None)
         show(
             "obs, least squares",
             small,

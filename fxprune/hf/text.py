@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,3 +192,48 @@ def crops(
         start = draw.randint(0, len(ids[record]) - length)
         found.append(ids[record][start : start + length])
     return torch.stack(found)
+
+
+def mixed_crops(
+    tokenizer: PreTrainedTokenizerBase,
+    text: Text,
+    count: int,
+    lengths: Sequence[int],
+    seed: int = 0,
+    most: int = 2048,
+) -> list[torch.Tensor]:
+    """Crops of several lengths with an equal share of the tokens each, in batches.
+
+    Statistics taken in short windows alone do not hold in long ones, nor the other way round.
+
+    Args:
+        tokenizer: of the model.
+        text: where to draw from.
+        count: crops, if all were of the first length; fewer of longer ones have as many tokens.
+        lengths: tokens in a crop. Where no record has enough, that length is left out, save the
+            first.
+        seed: the same seed gives the same crops, those of a smaller ``count`` first.
+        most: tokens in a batch, if a crop has no more.
+
+    Returns:
+        int64 tensors of shape (batch, length).
+
+    Raises:
+        CalibrationError: no record has as many tokens as the first length.
+    """
+    wanted = [n for n in lengths if n == lengths[0] or _has_record(tokenizer, text, n, seed)]
+    share = count * lengths[0] // len(wanted)
+    # Not the same records again in another length.
+    found = [
+        crops(tokenizer, text, max(1, share // length), length, seed + 100 * number)
+        for number, length in enumerate(wanted)
+    ]
+    return [batch for each in found for batch in torch.split(each, max(1, most // each.shape[1]))]
+
+
+def _has_record(tokenizer: PreTrainedTokenizerBase, text: Text, length: int, seed: int) -> bool:
+    try:
+        crops(tokenizer, text, 1, length, seed)
+    except CalibrationError:
+        return False
+    return True

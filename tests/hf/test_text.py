@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fxprune.errors import CalibrationError
-from fxprune.hf.text import Text, builtin, crops, joined, read, split, tokens
+from fxprune.hf.text import Text, builtin, crops, joined, mixed_crops, read, split, tokens
 from tests.hf import tiny
 
 TOKENIZER = tiny.tokenizer()
@@ -130,6 +130,31 @@ def test_too_short_says_how_much_there_is_and_is_needed() -> None:
 def test_empty_text() -> None:
     with pytest.raises(CalibrationError, match=r"longest record has 0 tokens"):
         crops(TOKENIZER, Text("t", ()))
+
+
+def test_mixed_crops_share_the_tokens() -> None:
+    text = Text("t", tuple(chr(97 + i) * 64 for i in range(26)))
+    batches = mixed_crops(TOKENIZER, text, 16, (8, 32), most=40)
+    assert [tuple(b.shape) for b in batches] == [(5, 8), (3, 8), (1, 32), (1, 32)]
+    again = mixed_crops(TOKENIZER, text, 16, (8, 32), most=1000)
+    assert torch.equal(torch.cat(batches[:2]), again[0])
+    assert torch.equal(again[0], crops(TOKENIZER, text, 8, 8))
+
+
+def test_fewer_mixed_crops_are_the_first_ones() -> None:
+    text = Text("t", tuple(chr(97 + i) * 64 for i in range(26)))
+    few, many = (mixed_crops(TOKENIZER, text, n, (8, 32), most=10**6) for n in (8, 32))
+    for some, more in zip(few, many, strict=True):
+        assert len(some) < len(more)
+        assert torch.equal(some, more[: len(some)])
+
+
+def test_lengths_that_no_record_has_are_left_out() -> None:
+    text = Text("t", ("a" * 20,))
+    (batch,) = mixed_crops(TOKENIZER, text, 6, (8, 32))
+    assert torch.equal(batch, crops(TOKENIZER, text, 6, 8))
+    with pytest.raises(CalibrationError, match="longest record has 20 tokens, 21 are needed"):
+        mixed_crops(TOKENIZER, text, 6, (21, 32))
 
 
 @pytest.mark.parametrize(("count", "length"), [(0, 8), (3, 1), (-1, 8)])
