@@ -17,6 +17,7 @@ from fxprune.depth import Removal, choose_depth
 from fxprune.errors import DepthError
 from fxprune.select.depth import parameters
 from tests import zoo
+from tests.branches.small import WIDTH, Block
 from tests.depth import by_hand
 from tests.depth.by_hand import tokens
 from tests.zoo import disturb
@@ -253,6 +254,32 @@ def test_a_ratio_takes_the_shortest_run_from_each_block() -> None:
 def len_of(name: str) -> int:
     found = fxprune.find_branches(t5())[name]
     return sum(t5().tensors[each].numel() for each in found.parameters)
+
+
+class Apart(nn.Module):
+    """Four blocks, with another matrix between the second and the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(4))
+        self.first, self.between = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for number, layer in enumerate(self.layers):
+            x = layer(self.between(x) if number == 2 else x)
+        return x
+
+
+def test_a_run_has_nothing_between_its_blocks() -> None:
+    model = fxprune.trace(Apart(), (torch.randn(3, WIDTH),))
+    found = choose(Magnitude(p=1), None, model, schedule="run", remove=2)
+    assert list(found.scores) == [
+        f"{block(0, 'layers')} to {block(1, 'layers')}",
+        f"{block(2, 'layers')} to {block(3, 'layers')}",
+    ]
+    with pytest.raises(DepthError, match="that may go makes 3 blocks"):
+        choose(Magnitude(p=1), None, model, schedule="run", remove=3)
 
 
 def test_neighbours_in_a_model_that_lost_the_block_between_them() -> None:

@@ -178,6 +178,18 @@ def test_a_continuation_disturbs_neither_the_run_nor_its_inputs() -> None:
     assert torch.equal(values[at], module(*inputs))
 
 
+@torch.no_grad()
+def test_kept_values_are_those_of_their_time() -> None:
+    """The run itself writes into the sum after it was kept."""
+    module, inputs = graph(InPlace(), torch.randn(3, 4))
+    add = next(n for n in floats(module) if n.target is torch.ops.aten.add.Tensor)
+    last = floats(module)[-1]
+    (then,) = [kept[add] for _, _, kept in BranchingRun(module).stops(inputs, [add], [add])]
+    (later,) = [kept[add] for _, _, kept in BranchingRun(module).stops(inputs, [last], [add])]
+    assert then.min() < 0
+    assert torch.equal(then, later)
+
+
 # What it costs
 
 
