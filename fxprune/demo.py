@@ -52,7 +52,11 @@ def demo(
 
     # Fewer crops than by default: a demonstration takes minutes, not many.
     recipe = Recipe(
-        ratio=ratio, calibration_samples=32, compensation_samples=64, evaluation_samples=32
+        ratio=ratio,
+        calibration_samples=32,
+        compensation_samples=64,
+        calibration_lengths=(128,),
+        evaluation_samples=32,
     )
     recipe.check()
     console = console or Console()

@@ -49,7 +49,7 @@ class OBS(Criterion):
 
     ranking: ClassVar[Mapping[str, Any]] = {"normalise": "none"}
 
-    damping: float = 0.1
+    damping: float = 5e-2
     rounds: int = 96
 
     def __post_init__(self) -> None:
