@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from fxprune.branches import storage
 from fxprune.branches.find import Branches, find_branches
+from fxprune.branches.reach import dying
 from fxprune.branches.sums import is_sum, operands, same_value
 from fxprune.branches.unit import Unit
 from fxprune.trace.attributes import get_attribute, set_attribute
@@ -94,28 +95,37 @@ def _shorter(original: Traced, removed: tuple[str, ...], units: list[Unit]) -> T
         dropped=frozenset(gone),
     )
     # Units keep the names they have in the original.
-    made.cache["branches"] = _left(find_branches(original), removed, nodes, gone)
+    made.cache["branches"] = _left(find_branches(original), removed, nodes, made.tensors)
     return made
 
 
 def _left(
-    found: Branches, removed: tuple[str, ...], nodes: dict[fx.Node, fx.Node], dropped: set[str]
+    found: Branches,
+    removed: tuple[str, ...],
+    nodes: dict[fx.Node, fx.Node],
+    tensors: dict[str, torch.Tensor],
 ) -> Branches:
-    """The units that are left, on the nodes of the shorter graph."""
+    """The units that are left, on the nodes of the shorter graph.
+
+    What a removed unit shared with one that is left may be that one's own now.
+    """
     off = {*removed, *(branch for name in removed for branch in found[name].branches)}
     left = {}
+    parameters = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
     for name, unit in found.units.items():
         if name in off or not {unit.entry, unit.exit, unit.skip} <= nodes.keys():
             continue
         entry, leaves = nodes[unit.entry], nodes[unit.exit]
         if entry is not leaves:
+            dead = dying(leaves, leaves.users, entry)
+            read = {str(node.target) for node in dead if node.op == "get_attr"}
             left[name] = replace(
                 unit,
                 entry=entry,
                 exit=leaves,
                 skip=nodes[unit.skip],
                 inside=frozenset(nodes[node] for node in unit.inside if node in nodes) - {entry},
-                parameters=tuple(name for name in unit.parameters if name not in dropped),
+                parameters=tuple(name for name in parameters if name in read),
                 branches=tuple(branch for branch in unit.branches if branch not in off),
             )
     return Branches(left, found.refused, found.module)
