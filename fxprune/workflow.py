@@ -243,7 +243,7 @@ def run(
         result.scores.save(save_scores)
     small = result.graph_module
     with step("saving", progress):
-        checkpoint.save(folder, small, result.plan, result.traced, tokenizer)
+        checkpoint.save(small, folder, plan=result.plan, traced=result.traced, tokenizer=tokenizer)
     if is_static(small):
         after = report.Measurement(report.parameters(small), size=report.size(small))
         return Outcome(before, after, "static sizes: costs not compared", result, folder)

@@ -354,7 +354,7 @@ def test_depth_and_width_in_one_plan(tmp_path: Path) -> None:
     replayed = fxprune.rewrite(fxprune.trace(model), again)
     expected = result.graph_module(input_ids=IDS).logits
     assert torch.equal(replayed(input_ids=IDS).logits, expected)
-    fxprune.save(tmp_path / "m", result.graph_module, plan, result.traced)
+    fxprune.save(result.graph_module, tmp_path / "m", plan=plan, traced=result.traced)
     loaded = fxprune.load(tmp_path / "m")
     assert torch.equal(loaded(input_ids=IDS).logits, expected)
     assert parameters(loaded) == plan.parameters_after

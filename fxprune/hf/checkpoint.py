@@ -1,87 +1,92 @@
-"""Pruned graphs on disk: a folder of safetensors and JSON, never a pickle.
-
-A graph is not stored. The folder holds what is needed to make it again: the config, the shapes of
-the example inputs, the plan and the tensors. Loading builds the original architecture on ``meta``,
-traces it, rewrites it by the plan and puts the tensors in.
-"""
+"""Pruned models on disk: a folder of safetensors and JSON, never a pickle."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
-from fxprune.errors import CheckpointError, FxpruneError
-from fxprune.hf import architecture, example
+from fxprune.errors import CheckpointError
+from fxprune.hf import guard
 from fxprune.hf.folders import whole
-from fxprune.hf.tensors import assign, read, tensors_of, write
+from fxprune.hf.graph_folder import read_graph, write_graph
+from fxprune.hf.module_folder import read_module, write_module
 from fxprune.plan import Plan
-from fxprune.trace import trace
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fxprune.trace import Traced
 
-FACTS, PLAN, TENSORS, CONFIG = "fxprune.json", "plan.json", "model.safetensors", "config.json"
-VERSION = 1
+FACTS = "fxprune.json"
+VERSION = 2
 
 
 def save(
+    model: fx.GraphModule | PreTrainedModel,
     path: str | os.PathLike[str],
-    graph_module: fx.GraphModule,
-    plan: Plan,
-    traced: Traced,
+    *,
+    plan: Plan | None = None,
+    traced: Traced | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Path:
-    """Write a pruned graph as a folder.
+    """Write a pruned model as a folder.
+
+    A model of transformers, such as :func:`fxprune.shrink` gives, becomes a checkpoint of
+    transformers. If all its layers are alike, ``AutoModelForCausalLM.from_pretrained`` loads it
+    where fxprune is not installed. (A number of heads that LlamaConfig refuses is saved as Mistral,
+    which computes the same.) If they are not, the config holds transformers' ``per_layer_config``,
+    and ``trust_remote_code=True`` loads it by a small file of code that is saved along; a stock
+    class refuses it. A graph is saved so that :func:`load` makes it again.
 
     The folder appears whole or not at all. One that fxprune wrote before is replaced.
 
     Args:
+        model: a model of transformers, or what :func:`fxprune.rewrite` made of ``traced`` and
+            ``plan``. Either may have been trained since.
         path: the folder to write.
-        graph_module: what :func:`fxprune.rewrite` made of ``traced`` and ``plan``; it may have been
-            trained since.
-        plan: the plan.
-        traced: the original. Only its architecture and example inputs are needed, not its weights.
+        plan: the plan. A model of transformers is saved without as well.
+        traced: for a graph, the original. Only its architecture and example inputs are needed, not
+            its weights.
         tokenizer: saved along with the model.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: the folder exists and is something else, the tensors are on ``meta``, or
-            an example input is of a type that JSON cannot hold.
+        CheckpointError: the folder exists and is something else; the tensors are on ``meta``; an
+            example input is of a type that JSON cannot hold; or no class takes the config.
     """
     path = Path(path)
     check_target(path)
-    if blank := [name for name, t in tensors_of(graph_module).items() if t.is_meta]:
-        raise CheckpointError(f"{blank[0]!r} is on meta: a graph without weights cannot be saved")
-    facts: dict[str, Any] = {
-        "format": "fxprune",
-        "version": VERSION,
-        "model": _describe(traced.module),
-        "inputs": example.describe(traced.args, traced.kwargs),
-    }
+    if isinstance(model, fx.GraphModule):
+        if plan is None or traced is None:
+            raise CheckpointError("a graph is saved with what it was made of: give plan and traced")
+    elif not hasattr(model, "save_pretrained"):
+        raise CheckpointError(
+            f"{type(model).__name__} is neither a GraphModule nor a model of transformers"
+        )
     try:
         with whole(path, replace=True) as folder:
-            plan.save(folder / PLAN)
-            facts["aliases"] = write(graph_module, folder / TENSORS)
-            # safetensors makes the file private to its user; it should be as the others are.
-            shutil.copymode(folder / PLAN, folder / TENSORS)
-            if _is_transformers(traced.module):
-                config: Any = traced.module.config
-                config.save_pretrained(folder)
+            if isinstance(model, fx.GraphModule):
+                assert plan is not None
+                assert traced is not None
+                held = write_graph(folder, model, plan, traced)
+            else:
+                held = write_module(folder, model, plan)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
-            names = [name for name in (PLAN, TENSORS, CONFIG) if (folder / name).is_file()]
-            facts["sha256"] = {name: _sha256(folder / name) for name in names}
+            facts: dict[str, Any] = {"format": "fxprune", "version": VERSION, **held}
+            facts["sha256"] = {
+                file.name: _sha256(file)
+                for file in sorted(folder.iterdir())
+                if file.suffix == ".safetensors" or file.name in ("plan.json", "config.json")
+            }
             (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
@@ -93,46 +98,40 @@ def load(
     model: nn.Module | None = None,
     *,
     device: str | torch.device = "cpu",
-) -> fx.GraphModule:
+) -> fx.GraphModule | PreTrainedModel:
     """Read a folder that :func:`save` wrote. The outputs are bit-equal to those of what was saved.
+
+    No code of the folder runs.
 
     Args:
         path: the folder.
-        model: the original architecture, for a model that is not of transformers; its weights are
-            not used, so it may be built under ``torch.device("meta")``. It is not changed.
+        model: for the graph of a model that is not of transformers, the original architecture. Its
+            weights are not used, so it may be built under ``torch.device("meta")``. It is not
+            changed.
         device: where the tensors go.
+
+    Returns:
+        The graph or the model of transformers, whichever was saved.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another model; the message names it.
     """
     path = Path(path)
     facts = _facts(path)
+    guard.check_folder(path)
+    guard.check_names(facts["sha256"], path / FACTS)
     for name, expected in facts["sha256"].items():
         _intact(path / name, expected)
-    tensors = read(path / TENSORS, device)
-    try:
-        plan = Plan.load(path / PLAN)
-        if model is None:
-            model = _rebuild(path, facts["model"], tensors)
-        args, kwargs = example.make(facts["inputs"], model)
-        from fxprune.rewrite.rewrite import rewrite
-
-        small = rewrite(trace(model, args, kwargs), plan)
-    except CheckpointError:
-        raise
-    except FxpruneError as error:
-        raise CheckpointError(f"{path} cannot be rebuilt: {error}") from error
-    aliases: dict[str, str] = facts["aliases"]
-    tensors |= {name: tensors[same] for name, same in aliases.items() if same in tensors}
-    assign(small, tensors, path / TENSORS)
-    return small
+    if facts.get("holds", "graph") == "module":
+        return read_module(path, facts, device)
+    return read_graph(path, facts, model, device)
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
     """Refuse to overwrite a folder that fxprune did not write.
 
     Raises:
-        CheckpointError: the path exists and is neither empty nor a saved graph.
+        CheckpointError: the path exists and is neither empty nor a saved model.
     """
     path = Path(path)
     if not path.exists() or (path / FACTS).is_file():
@@ -153,9 +152,11 @@ def _facts(path: Path) -> dict[str, Any]:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); copy or save it again") from error
-    fields = {"version": int, "model": dict, "inputs": dict, "aliases": dict, "sha256": dict}
+    fields = {"version": int, "model": dict, "sha256": dict}
     if not isinstance(facts, dict) or facts.get("format") != "fxprune":
         raise CheckpointError(f"{file} is not of fxprune")
+    if facts.get("holds", "graph") == "graph":
+        fields |= {"inputs": dict, "aliases": dict}
     for name, kind in fields.items():
         if not isinstance(facts.get(name), kind):
             raise CheckpointError(f"{file} is damaged (no {name}); copy or save it again")
@@ -172,43 +173,6 @@ def _intact(file: Path, expected: str) -> None:
         raise CheckpointError(
             f"{file} is damaged: it is not the file that was saved; copy or save the folder again"
         )
-
-
-def _describe(module: nn.Module) -> dict[str, Any]:
-    if not _is_transformers(module):
-        return {"library": None, "class": type(module).__qualname__}
-    config: Any = module.config
-    return {
-        "library": "transformers",
-        "class": type(module).__name__,
-        "attn_implementation": config._attn_implementation,
-    }
-
-
-def _rebuild(path: Path, facts: dict[str, Any], tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """The original architecture on ``meta``, in the dtypes that the tensors have."""
-    if facts.get("library") != "transformers":
-        raise CheckpointError(
-            f"{path} holds a pruned {facts.get('class')}, which is not a transformers model: build "
-            "the original (on meta is enough) and pass it, load(path, model=...)"
-        )
-    model = architecture.build(
-        architecture.read_config(path / CONFIG),
-        architecture=facts.get("class"),
-        attn_implementation=facts.get("attn_implementation"),
-    )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name in tensors and tensor.dtype != tensors[name].dtype:
-            tensor.data = tensor.data.to(tensors[name].dtype)
-    return model
-
-
-def _is_transformers(module: nn.Module) -> bool:
-    try:
-        from transformers import PreTrainedModel
-    except ImportError:
-        return False
-    return isinstance(module, PreTrainedModel)
 
 
 def _sha256(file: Path) -> str:

@@ -211,7 +211,7 @@ def test_a_saved_model_comes_back_bit_equal(
     plan: Plan, whole: fxprune.Traced, tmp_path: Path
 ) -> None:
     small = fxprune.rewrite(whole, plan)
-    folder = fxprune.save(tmp_path / "m", small, plan, whole)
+    folder = fxprune.save(small, tmp_path / "m", plan=plan, traced=whole)
     again = fxprune.load(folder)
     for ids in (torch.arange(24).view(2, 12), torch.arange(35).view(7, 5)):
         assert torch.equal(again(input_ids=ids).logits, small(input_ids=ids).logits)

@@ -33,7 +33,9 @@ def _prune(model: nn.Module, args: tuple[Any, ...] = (), **kwargs: Any) -> fxpru
 
 
 def _save(path: Path, result: fxprune.PruneResult, **options: Any) -> Path:
-    return checkpoint.save(path, result.graph_module, result.plan, result.traced, **options)
+    return checkpoint.save(
+        result.graph_module, path, plan=result.plan, traced=result.traced, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_graph_without_weights(tmp_path: Path) -> None:
     traced = fxprune.trace(model, kwargs={"input_ids": IDS.to("meta")})
     plan = fxprune.Plan.of(fxprune.discover(traced), {})
     with pytest.raises(CheckpointError, match="without weights cannot be saved"):
-        checkpoint.save(tmp_path / "m", fxprune.rewrite(traced, plan), plan, traced)
+        checkpoint.save(fxprune.rewrite(traced, plan), tmp_path / "m", plan=plan, traced=traced)
     assert not (tmp_path / "m").exists()
 
 
@@ -176,7 +178,7 @@ def test_input_that_json_cannot_hold(result: fxprune.PruneResult, tmp_path: Path
     odd = fxprune.trace(tiny.llama(), kwargs={"input_ids": IDS})
     odd.kwargs["extra"] = {"x": [object()]}
     with pytest.raises(CheckpointError, match=r"example input extra\['x'\]\[0\] is a object"):
-        checkpoint.save(tmp_path / "m", result.graph_module, result.plan, odd)
+        checkpoint.save(result.graph_module, tmp_path / "m", plan=result.plan, traced=odd)
 
 
 def test_no_folder(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_checkpoint_holds_it(tmp_path: Path) -> None:
     with torch.no_grad():
         small.get_parameter(NAMES[0]).copy_(torch.randn(35))
         expected = small(input_ids=IDS).logits
-    loaded = checkpoint.load(checkpoint.save(tmp_path / "small", small, plan, traced))
+    loaded = checkpoint.load(checkpoint.save(small, tmp_path / "small", plan=plan, traced=traced))
     assert torch.equal(loaded.get_parameter(NAMES[0]), small.get_parameter(NAMES[0]))
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=IDS).logits, expected)

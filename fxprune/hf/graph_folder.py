@@ -1,0 +1,124 @@
+"""Pruned graphs in a folder.
+
+A graph is not stored. The folder holds what is needed to make it again: the config, the shapes of
+the example inputs, the plan and the tensors. Loading builds the original architecture on ``meta``,
+traces it, rewrites it by the plan and puts the tensors in.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.errors import CheckpointError, FxpruneError
+from fxprune.hf import architecture, example, guard
+from fxprune.hf.tensors import assign, read, tensors_of, write
+from fxprune.plan import Plan
+from fxprune.rewrite.rewrite import rewrite
+from fxprune.trace import Traced, trace
+
+PLAN, TENSORS, CONFIG = "plan.json", "model.safetensors", "config.json"
+
+
+def write_graph(
+    folder: Path, graph_module: fx.GraphModule, plan: Plan, traced: Traced
+) -> dict[str, Any]:
+    """Write a graph's files into a folder.
+
+    Returns:
+        What :func:`read_graph` needs to know besides.
+
+    Raises:
+        CheckpointError: the tensors are on ``meta``, or an example input is of a type that JSON
+            cannot hold.
+    """
+    if blank := [name for name, t in tensors_of(graph_module).items() if t.is_meta]:
+        raise CheckpointError(f"{blank[0]!r} is on meta: a graph without weights cannot be saved")
+    facts: dict[str, Any] = {
+        "holds": "graph",
+        "model": _describe(traced.module),
+        "inputs": example.describe(traced.args, traced.kwargs),
+    }
+    plan.save(folder / PLAN)
+    facts["aliases"] = write(graph_module, folder / TENSORS)
+    # safetensors makes the file private to its user; it should be as the others are.
+    shutil.copymode(folder / PLAN, folder / TENSORS)
+    if _is_transformers(traced.module):
+        config: Any = traced.module.config
+        config.save_pretrained(folder)
+    return facts
+
+
+def read_graph(
+    path: Path, facts: dict[str, Any], model: nn.Module | None, device: str | torch.device
+) -> fx.GraphModule:
+    """Make the graph again.
+
+    Args:
+        path: the folder.
+        facts: what :func:`write_graph` gave.
+        model: the original architecture, if it is not of transformers.
+        device: where the tensors go.
+
+    Raises:
+        CheckpointError: a file is damaged or of another model.
+    """
+    tensors = read(path / TENSORS, device)
+    try:
+        plan = Plan.load(path / PLAN)
+        if model is None:
+            model = _rebuild(path, facts["model"], plan, tensors)
+        args, kwargs = example.make(facts["inputs"], model)
+        small = rewrite(trace(model, args, kwargs), plan)
+    except CheckpointError:
+        raise
+    except FxpruneError as error:
+        raise CheckpointError(f"{path} cannot be rebuilt: {error}") from error
+    aliases: dict[str, str] = facts["aliases"]
+    tensors |= {name: tensors[same] for name, same in aliases.items() if same in tensors}
+    assign(small, tensors, path / TENSORS)
+    return small
+
+
+def _describe(module: nn.Module) -> dict[str, Any]:
+    if not _is_transformers(module):
+        return {"library": None, "class": type(module).__qualname__}
+    config: Any = module.config
+    return {
+        "library": "transformers",
+        "class": type(module).__name__,
+        "attn_implementation": config._attn_implementation,
+    }
+
+
+def _rebuild(
+    path: Path, facts: dict[str, Any], plan: Plan, tensors: dict[str, torch.Tensor]
+) -> nn.Module:
+    """The original architecture on ``meta``, in the dtypes that the tensors have."""
+    if facts.get("library") != "transformers":
+        raise CheckpointError(
+            f"{path} holds a pruned {facts.get('class')}, which is not a transformers model: build "
+            "the original (on meta is enough) and pass it, load(path, model=...)"
+        )
+    guard.check_config(path / CONFIG, len(plan.shapes) or len(tensors))
+    model = architecture.build(
+        architecture.read_config(path / CONFIG),
+        architecture=facts.get("class"),
+        attn_implementation=facts.get("attn_implementation"),
+    )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in tensors and tensor.dtype != tensors[name].dtype:
+            tensor.data = tensor.data.to(tensors[name].dtype)
+    return model
+
+
+def _is_transformers(module: nn.Module) -> bool:
+    try:
+        from transformers import PreTrainedModel
+    except ImportError:
+        return False
+    return isinstance(module, PreTrainedModel)

@@ -1,0 +1,158 @@
+"""Models of transformers in a folder that plain transformers loads.
+
+Where layers have sizes of their own, transformers' classes cannot build the model yet. Then the
+folder has a small file of code as well, which ``from_pretrained(folder, trust_remote_code=True)``
+runs. Without that, a stock class refuses the config rather than build another model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fxprune.errors import CheckpointError, ModelError
+from fxprune.files import write_text
+from fxprune.hf import architecture, guard, layers_apart
+from fxprune.hf.fill import misfit, named_tensors
+from fxprune.hf.graph_folder import CONFIG, PLAN
+from fxprune.hf.quiet import quiet
+from fxprune.hf.rehost import acceptable
+from fxprune.hf.stacks import Names, layer_lists
+from fxprune.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOADER = "modeling_fxprune"
+
+
+def write_module(folder: Path, model: PreTrainedModel, plan: Plan | None) -> dict[str, Any]:
+    """Write a model's files into a folder, and prove that its config gives these shapes again.
+
+    Args:
+        folder: where.
+        model: with its weights.
+        plan: kept beside them, if there is one.
+
+    Returns:
+        What :func:`read_module` needs to know besides.
+
+    Raises:
+        CheckpointError: the weights are on ``meta``, or no class of transformers takes the config.
+    """
+    if blank := [name for name, t in named_tensors(model).items() if t.is_meta]:
+        raise CheckpointError(f"{blank[0]!r} is on meta: a model without weights cannot be saved")
+    model = acceptable(model)
+    apart = model.config.is_heterogeneous
+    with quiet():
+        # transformers renames the tensors of old checkpoints for its own classes alone.
+        model.save_pretrained(folder, save_original_format=not apart)
+    stack = None
+    if apart:
+        (stack,) = (path for path, _ in layer_lists(model))
+        add_loader(folder, type(model), stack)
+    if plan is not None:
+        plan.save(folder / PLAN)
+    facts = {
+        "holds": "module",
+        "model": {
+            "class": type(model).__name__,
+            "attn_implementation": model.config._attn_implementation,
+        },
+        "stack": stack,
+    }
+    again = _class(folder, facts)
+    config = architecture.read_config(folder / CONFIG)
+    with quiet(), torch.device("meta"):
+        built = again._from_config(config)
+    if wrong := misfit(built, named_tensors(model), Names(())):
+        raise CheckpointError(f"the saved config would give another model: {wrong}")
+    return facts
+
+
+def add_loader(folder: Path, cls: type[PreTrainedModel], stack: str) -> None:
+    """Write the code that builds layers of their own sizes, and name it in the config."""
+    name = cls.__name__
+    code = Path(layers_apart.__file__).read_text(encoding="utf-8")
+    write_text(
+        folder / f"{LOADER}.py",
+        code.replace("from typing import Any\n", "from typing import Any\n\nimport transformers\n")
+        + f"\n\n{name} = apart(transformers.{name}, {stack!r})\n",
+    )
+    file = folder / CONFIG
+    data = json.loads(file.read_text(encoding="utf-8"))
+    data["auto_map"] = dict.fromkeys(_auto_classes(cls), f"{LOADER}.{name}")
+    write_text(file, json.dumps(data, indent=2) + "\n")
+
+
+def read_module(path: Path, facts: dict[str, Any], device: str | torch.device) -> PreTrainedModel:
+    """The model, without running any code of the folder.
+
+    Raises:
+        CheckpointError: a file is damaged or of another model.
+    """
+    from safetensors import SafetensorError
+
+    guard.check_config(path / CONFIG, _count_tensors(path))
+    cls = _class(path, facts)
+    try:
+        with quiet():
+            model, info = cls.from_pretrained(
+                path,
+                dtype="auto",
+                attn_implementation=facts["model"].get("attn_implementation"),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        why = architecture.last_line(error)
+        raise CheckpointError(f"{path} cannot be loaded: {why}; copy or save it again") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[what]:
+            raise CheckpointError(f"{path}: {what.replace('_', ' ')}: {sorted(info[what])[0]}")
+    made: PreTrainedModel = model.to(device)
+    return made
+
+
+def _count_tensors(path: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as opened:
+                count += len(list(opened.keys()))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); copy or save it again") from error
+    return count
+
+
+def _class(path: Path, facts: dict[str, Any]) -> Any:
+    """The class that builds the model."""
+    stack = facts.get("stack")
+    try:
+        config = architecture.read_config(path / CONFIG)
+        cls = architecture.model_class(config, facts["model"].get("class"))
+    except ModelError as error:
+        raise CheckpointError(f"{path} cannot be rebuilt: {error}") from error
+    return layers_apart.apart(cls, stack) if isinstance(stack, str) else cls
+
+
+def _auto_classes(cls: type[PreTrainedModel]) -> list[str]:
+    """The auto classes of transformers that give a class."""
+    from transformers.models.auto import modeling_auto
+
+    config: Any = cls.config_class
+    found = []
+    for name, auto in vars(modeling_auto).items():
+        mapping = getattr(auto, "_model_mapping", None)
+        if mapping is None or config not in mapping:
+            continue
+        held = mapping[config]
+        if cls in (held if isinstance(held, tuple | list) else (held,)):
+            found.append(name)
+    return found
