@@ -15,6 +15,7 @@ from fxprune.depth import (
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.groups.group import Group, Site
+from fxprune.hf.apply import apply
 from fxprune.hf.checkpoint import load, save
 from fxprune.hf.shrink import shrink
 from fxprune.importance import (
@@ -75,6 +76,7 @@ __all__ = [
     "Unit",
     "VerifyReport",
     "WandaSP",
+    "apply",
     "bypass",
     "check_plan",
     "choose_depth",

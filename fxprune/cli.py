@@ -201,6 +201,13 @@ def prune(
     eval_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
     verify: Annotated[bool, typer.Option(help="Prove the result against the original.")] = True,
+    save_as: Annotated[
+        str,
+        typer.Option(
+            help="transformers: a checkpoint of its class, with generate; graph: of any model, for"
+            " fxprune.load; auto: the first, where its config can say the sizes."
+        ),
+    ] = Recipe.save_as,
 ) -> None:
     """Prune a model, save it and show what it costs before and after."""
     from fxprune.hf import checkpoint
@@ -241,6 +248,7 @@ def prune(
         evaluation_samples=eval_samples,
         evaluation_length=eval_length,
         verify=verify,
+        save_as=save_as,
     )
     recipe.check()
     checkpoint.check_target(out)
@@ -270,9 +278,25 @@ def prune(
     )
     console = Console()
     outcome.show(console)
-    console.print(
-        f"saved in {out}; open it with fxprune.load({str(out)!r})", markup=False, soft_wrap=True
-    )
+    console.print(f"saved in {out}; {outcome.opened_by}", markup=False, soft_wrap=True)
+
+
+@app.command("apply")
+def apply_plan(
+    plan: Annotated[Path, typer.Argument(help="File of a plan.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder of safetensors, or smollm2.")
+    ],
+    target: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+) -> None:
+    """Prune a checkpoint by a plan, tensor by tensor: it need not fit into memory."""
+    from fxprune.hf.apply import apply
+    from fxprune.hf.models import fetch
+    from fxprune.plan import Plan
+
+    read = Plan.load(plan)
+    apply(read, fetch(source), target, progress=True)
+    print(f"saved in {target}; open it with fxprune.load({str(target)!r}) or from_pretrained")
 
 
 @app.command()

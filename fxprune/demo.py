@@ -90,11 +90,11 @@ def demo(
         again = checkpoint.load(folder)
         ids = text.tokens(loaded.tokenizer, PROMPT)[None]
         with torch.no_grad():
-            same = torch.equal(small(input_ids=ids).logits, again(input_ids=ids).logits)
+            same = torch.equal(outcome.model(input_ids=ids).logits, again(input_ids=ids).logits)
     if not same:
         raise CheckpointError(f"{folder} does not give back what was saved")
     say(
-        f"\nreloaded from {folder}: bit-equal logits. In Python: fxprune.load({str(folder)!r})\n"
+        f"\nreloaded from {folder}: bit-equal logits. {outcome.opened_by}\n"
         f"plan: {out / 'plan.json'}   figures: {out / 'report.json'}\n"
         f"groups: {out / 'groups.dot'} (dot -Tsvg {out / 'groups.dot'} > groups.svg)"
     )

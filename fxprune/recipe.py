@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fxprune.select import Budget, Depth
 
 RANKINGS = ("local", "global")
+SAVE_AS = ("auto", "transformers", "graph")
 COMPENSATIONS = ("auto", "none", "bias", "least-squares")
 # Options that mean nothing where only blocks go.
 _OF_UNITS = ("scores", "kinds", "ranking", "multiple_of", "layer_ratios", "steps")
@@ -54,6 +55,8 @@ class Recipe:
         evaluation_samples: windows that perplexity is measured on, spread over the text.
         evaluation_length: tokens in each.
         verify: run the oracle.
+        save_as: ``transformers`` or ``graph``; ``auto`` is the former where a config can say the
+            sizes.
     """
 
     ratio: float | None = 0.2
@@ -82,6 +85,7 @@ class Recipe:
     evaluation_samples: int = 64
     evaluation_length: int = 128
     verify: bool = True
+    save_as: str = "auto"
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is loaded.
@@ -108,9 +112,11 @@ class Recipe:
         for name, value, choices in (
             ("ranking", self.ranking, RANKINGS),
             ("compensate", self.compensate, COMPENSATIONS),
+            ("save_as", self.save_as, SAVE_AS),
         ):
             if value not in choices:
-                raise SelectionError(f"no {name} {value!r}: take {', '.join(choices)}")
+                shown = name.replace("_", "-")
+                raise SelectionError(f"no {shown} {value!r}: take {', '.join(choices)}")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds:
             what = f"no kind {unknown[0]!r}" if unknown else "no kinds"

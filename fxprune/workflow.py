@@ -8,13 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fxprune.errors import CalibrationError, CriterionError, FxpruneError, ModelError
+from fxprune.errors import (
+    CalibrationError,
+    CheckpointError,
+    CriterionError,
+    FxpruneError,
+    ModelError,
+    ShrinkError,
+)
 from fxprune.progress import step
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
     from torch import fx, nn
+    from transformers import PreTrainedTokenizerBase
 
     from fxprune.hf.models import LoadedModel
     from fxprune.hf.text import Text
@@ -36,6 +44,8 @@ class Outcome:
         caption: how they were measured.
         result: what :func:`fxprune.prune` gave.
         folder: where it is saved.
+        model: what is saved: the graph, or a model of transformers on the same tensors.
+        opened_by: how to open it, in words.
     """
 
     before: Measurement
@@ -43,6 +53,8 @@ class Outcome:
     caption: str
     result: PruneResult
     folder: Path
+    model: nn.Module
+    opened_by: str
 
     def show(self, console: Console) -> None:
         """Print the table of costs, how they were measured and what the oracle found."""
@@ -185,12 +197,13 @@ def run(
         FxpruneError: whatever a stage refuses.
     """
     from fxprune import prune, report
-    from fxprune.hf import checkpoint, text
+    from fxprune.hf import text
     from fxprune.hf.perplexity import perplexity, windows
     from fxprune.importance.scores import Scores
     from fxprune.trace.inputs import device_of, from_config
 
     scores = None if recipe.scores is None else Scores.load(recipe.scores)
+    check_shrinks(loaded.model, recipe)
     model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
     example = from_config(model)
     compensation = recipe.compensate
@@ -243,10 +256,11 @@ def run(
         result.scores.save(save_scores)
     small = result.graph_module
     with step("saving", progress):
-        checkpoint.save(small, folder, plan=result.plan, traced=result.traced, tokenizer=tokenizer)
+        stored = store(model, result, folder, tokenizer, recipe.save_as)
+    tail = (result, folder, *stored)
     if is_static(small):
         after = report.Measurement(report.parameters(small), size=report.size(small))
-        return Outcome(before, after, "static sizes: costs not compared", result, folder)
+        return Outcome(before, after, "static sizes: costs not compared", *tail)
     after = measure(small)
     if room_for(before.size or 0):
         with step("timing", progress):
@@ -254,7 +268,66 @@ def run(
             both = (reload().to(device), small)
             times = report.latency([report.forward(module, (), inputs) for module in both])
         before, after = replace(before, latency=times[0]), replace(after, latency=times[1])
-    return Outcome(before, after, _caption(example, ids, evaluation), result, folder)
+    return Outcome(before, after, _caption(example, ids, evaluation), *tail)
+
+
+def check_shrinks(model: nn.Module, recipe: Recipe) -> None:
+    """Refuse what no config of transformers can say, before any work is done.
+
+    Raises:
+        ShrinkError: it cannot, tried without weights on one unit of each group.
+    """
+    if recipe.save_as != "transformers" or not recipe.width:
+        return
+    from fxprune import Plan, discover, shrink, trace
+    from fxprune.hf import architecture
+
+    config: Any = model.config
+    blank = architecture.build(config, architecture=type(model).__name__)
+    graph = discover(trace(blank))
+    kept = {
+        group.name: tuple(range(1, group.size))
+        for group in graph.groups
+        if group.kind in recipe.kinds and group.size > 1
+    }
+    shrink(blank, Plan.of(graph, kept), traced=graph.traced)
+
+
+def store(
+    model: nn.Module,
+    result: PruneResult,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    save_as: str,
+) -> tuple[nn.Module, str]:
+    """Save what pruning gave: as a model of transformers, or else as a graph.
+
+    Args:
+        model: the original; its weights may be gone.
+        result: what pruning gave.
+        folder: where to save.
+        tokenizer: saved along.
+        save_as: see :class:`Recipe`.
+
+    Returns:
+        What was saved, and how to open it, in words.
+    """
+    from fxprune.hf import checkpoint
+    from fxprune.hf.shrink import shrink
+
+    graph_module, plan = result.graph_module, result.plan
+    opened, why = f"open it with fxprune.load({str(folder)!r})", ""
+    if save_as != "graph" and hasattr(model, "config"):
+        try:
+            small = shrink(cast(Any, model), plan, graph_module)
+            checkpoint.save(small, folder, plan=plan, tokenizer=tokenizer)
+        except (ShrinkError, CheckpointError) as error:
+            why = f" (not for transformers: {error})"
+        else:
+            remote = ", trust_remote_code=True" if small.config.is_heterogeneous else ""
+            return small, f"{opened} or from_pretrained({str(folder)!r}{remote})"
+    checkpoint.save(graph_module, folder, plan=plan, traced=result.traced, tokenizer=tokenizer)
+    return graph_module, opened + why
 
 
 def limits(plan: Plan) -> list[str]:

@@ -111,7 +111,7 @@ def test_crops_of_the_criterion_are_the_first_of_those_of_compensation() -> None
 def test_scores_are_there_even_if_saving_the_model_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(checkpoint, "save", fail)

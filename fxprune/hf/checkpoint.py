@@ -14,7 +14,7 @@ from torch import fx, nn
 from fxprune.errors import CheckpointError
 from fxprune.hf import guard
 from fxprune.hf.folders import whole
-from fxprune.hf.graph_folder import read_graph, write_graph
+from fxprune.hf.graph_folder import CONFIG, PLAN, read_graph, write_graph
 from fxprune.hf.module_folder import read_module, write_module
 from fxprune.plan import Plan
 
@@ -81,16 +81,26 @@ def save(
                 held = write_module(folder, model, plan)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
-            facts: dict[str, Any] = {"format": "fxprune", "version": VERSION, **held}
-            facts["sha256"] = {
-                file.name: _sha256(file)
-                for file in sorted(folder.iterdir())
-                if file.suffix == ".safetensors" or file.name in ("plan.json", "config.json")
-            }
-            (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            write_facts(folder, held)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
+
+
+def write_facts(folder: Path, held: dict[str, Any]) -> None:
+    """Write what :func:`load` needs to know, once everything else is there.
+
+    Args:
+        folder: which holds the other files.
+        held: what its kind of content says about itself.
+    """
+    sums = {
+        file.name: _sha256(file)
+        for file in sorted(folder.iterdir())
+        if file.suffix == ".safetensors" or file.name in (PLAN, CONFIG)
+    }
+    facts = {"format": "fxprune", "version": VERSION, **held, "sha256": sums}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,8 +51,11 @@ def resolve(spec: str | Path) -> Source:
         return Source("smollm2", text)
     path = Path(text).expanduser()
     if path.is_dir():
-        if (path / "fxprune.json").is_file():
-            raise ModelError(f"{path} holds a pruned graph; open it with fxprune.load({text!r})")
+        if not _is_stock(path):
+            raise ModelError(
+                f"{path} holds a pruned model that is not a stock checkpoint; open it with "
+                f"fxprune.load({text!r})"
+            )
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"{path} is not a model folder: it has no config.json. "
@@ -71,6 +75,16 @@ def resolve(spec: str | Path) -> Source:
             "a hub name such as org/name, or smollm2"
         )
     return Source("hub", text)
+
+
+def _is_stock(path: Path) -> bool:
+    """Whether a folder is a checkpoint that a class of transformers loads by itself."""
+    facts = path / "fxprune.json"
+    try:
+        held = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else None
+    except ValueError:
+        return False
+    return held is None or (held.get("holds") == "module" and not held.get("stack"))
 
 
 def load_model(

@@ -7,6 +7,7 @@ runs. Without that, a stock class refuses the config rather than build another m
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,31 +47,47 @@ def write_module(folder: Path, model: PreTrainedModel, plan: Plan | None) -> dic
     if blank := [name for name, t in named_tensors(model).items() if t.is_meta]:
         raise CheckpointError(f"{blank[0]!r} is on meta: a model without weights cannot be saved")
     model = acceptable(model)
-    apart = model.config.is_heterogeneous
     with quiet():
         # transformers renames the tensors of old checkpoints for its own classes alone.
+        apart = model.config.is_heterogeneous
         model.save_pretrained(folder, save_original_format=not apart)
-    stack = None
-    if apart:
-        (stack,) = (path for path, _ in layer_lists(model))
-        add_loader(folder, type(model), stack)
+    write_config(folder, model)
     if plan is not None:
         plan.save(folder / PLAN)
-    facts = {
-        "holds": "module",
-        "model": {
-            "class": type(model).__name__,
-            "attn_implementation": model.config._attn_implementation,
-        },
-        "stack": stack,
-    }
+    return describe(model)
+
+
+def describe(model: PreTrainedModel) -> dict[str, Any]:
+    """What :func:`read_module` needs to know besides the files of transformers."""
+    stack = None
+    if model.config.is_heterogeneous:
+        (stack,) = (path for path, _ in layer_lists(model))
+    attention = model.config._attn_implementation
+    named = {"class": type(model).__name__, "attn_implementation": attention}
+    return {"holds": "module", "model": named, "stack": stack}
+
+
+def write_config(folder: Path, model: PreTrainedModel) -> None:
+    """Write the config, and the code where layers differ; prove that they give these shapes.
+
+    Raises:
+        CheckpointError: they would give another model.
+    """
+    facts = describe(model)
+    with quiet():
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.dtype = model.dtype
+        config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+    if facts["stack"] is not None:
+        add_loader(folder, type(model), facts["stack"])
     again = _class(folder, facts)
-    config = architecture.read_config(folder / CONFIG)
     with quiet(), torch.device("meta"):
-        built = again._from_config(config)
+        built = again._from_config(architecture.read_config(folder / CONFIG))
     if wrong := misfit(built, named_tensors(model), Names(())):
         raise CheckpointError(f"the saved config would give another model: {wrong}")
-    return facts
 
 
 def add_loader(folder: Path, cls: type[PreTrainedModel], stack: str) -> None:
