@@ -30,6 +30,7 @@ class TaskScore:
 
     Attributes:
         task: its name.
+        data: the file or dataset that the questions are from; empty for a group of tasks.
         metric: as lm-eval calls it: ``acc``, ``acc_norm``, ...
         value: of the metric.
         stderr: its standard error, as lm-eval computes it; None where it does not.
@@ -39,6 +40,7 @@ class TaskScore:
     """
 
     task: str
+    data: str
     metric: str
     value: float
     stderr: float | None
@@ -124,14 +126,14 @@ def run(
         torch.manual_seed(DEFAULT_OTHER_SEED)
         found: Any = evaluate(
             language_model(model, tokenizer, config, batch_size=batch_size),
-            dict(loaded),
+            {part: loaded[part] for part in ("tasks", "groups", "group_map")},
             limit=limit,
             log_samples=False,
         )
-    return [score for name in found["results"] for score in _scores(name, found)]
+    return [score for name in found["results"] for score in _scores(name, found, loaded["data"])]
 
 
-def _scores(name: str, found: Mapping[str, Any]) -> list[TaskScore]:
+def _scores(name: str, found: Mapping[str, Any], data: Mapping[str, str]) -> list[TaskScore]:
     entries: dict[str, Any] = found["results"][name]
     samples = found["n-samples"]
     members = [name] if name in samples else found["group_subtasks"].get(name, [])
@@ -146,6 +148,7 @@ def _scores(name: str, found: Mapping[str, Any]) -> list[TaskScore]:
         scores.append(
             TaskScore(
                 task=name,
+                data=data.get(name, ""),
                 metric=metric if filtered == "none" else key,
                 value=float(value),
                 stderr=float(stderr) if known and stderr is not None else None,

@@ -87,11 +87,11 @@ def _costs(found: Evaluation) -> Section:
         ("bytes", f"{found.size:,}"),
         ("KV-cache bytes per token", cached),
     ]
-    return Section("Size", ("", ""), rows, f"KV-cache: {found.kv_cache_how}")
+    return Section("Size", ("measure", "value"), rows, f"KV-cache: {found.kv_cache_how}")
 
 
 def _speeds(found: Evaluation) -> Section:
-    header = ("", "batch", "tokens in", "tokens out", "latency", "tokens/s", "peak memory")
+    header = ("run", "batch", "tokens in", "tokens out", "latency", "tokens/s", "peak memory")
     rows = []
     for each in found.speeds:
         peak = NONE if each.peak_memory is None else f"{scaled(each.peak_memory)}B"

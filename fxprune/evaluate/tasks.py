@@ -51,13 +51,14 @@ def load(specs: Sequence[TaskSpec], num_fewshot: int | None = None) -> dict[str,
         num_fewshot: examples before each question; None for what the task says, else none.
 
     Returns:
-        ``tasks``, ``groups`` and ``group_map``, as lm-eval's ``TaskManager.load`` gives them.
+        ``tasks``, ``groups`` and ``group_map``, as lm-eval's ``TaskManager.load`` gives them, and
+        ``data``: where the questions of each task are from.
 
     Raises:
         EvaluationError: lm-eval is not installed, no such task, its data cannot be fetched or read,
             or a file does not have the columns that the task reads.
     """
-    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}, "data": {}}
     for spec in specs:
         manager = index.manager(spec.name)
         found = _of_hub(manager, spec) if spec.file is None else _of_file(manager, spec)
@@ -65,6 +66,9 @@ def load(specs: Sequence[TaskSpec], num_fewshot: int | None = None) -> dict[str,
             raise EvaluationError(f"task {min(shared)} is given twice, once within {spec.name}")
         for name, task in found["tasks"].items():
             _set_examples(name, task, num_fewshot, spec.file)
+            parts = (task.get_config("dataset_path"), task.get_config("dataset_name"))
+            hub = " ".join(str(part) for part in parts if part)
+            loaded["data"][name] = hub if spec.file is None else str(spec.file)
         for part, content in loaded.items():
             content.update(found.get(part, {}))
     return loaded

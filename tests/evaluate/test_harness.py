@@ -55,7 +55,7 @@ def test_equals_lm_eval_called_directly(
     expected = directly(model, name, file, limit)
     assert [score.metric for score in found] == ["acc", "acc_norm"]
     for score in found:
-        assert score.task == name
+        assert (score.task, score.data) == (name, str(file))
         assert score.value == expected[f"{score.metric},none"]
         assert score.stderr == expected[f"{score.metric}_stderr,none"]
         assert score.n == expected["n"] == (limit or len(records))
