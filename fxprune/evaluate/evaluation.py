@@ -107,9 +107,10 @@ def evaluate(
     bos = sliding.bos_token(tokenizer, settings.bos)
     cut = _windows(tokenizer, config, texts, settings, bos)
     head = None if bos is None else str(tokenizer.convert_ids_to_tokens(bos))
+    # First of all: memory that other measurements leave behind would hide what this one takes.
+    speeds, why = _speeds(model, len(tokenizer), settings, progress)
     with step("cache", progress):
         cached, how = cache.bytes_per_token(model)
-    speeds, why = _speeds(model, len(tokenizer), settings, progress)
     perplexities = []
     for (text_name, length), windows in cut.items():
         found = sliding.score(model, windows, batch_size=settings.batch_size, progress=progress)

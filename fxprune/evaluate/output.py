@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fxprune.evaluate.evaluation import Evaluation
 from fxprune.report import scaled
@@ -68,7 +68,8 @@ def show(found: Evaluation, console: Console) -> None:
     for section in sections(found):
         table = Table(title=section.title, title_justify="left")
         for place, column in enumerate(section.header):
-            table.add_column(column, justify="left" if place < section.words else "right")
+            side: Literal["left", "right"] = "left" if place < section.words else "right"
+            table.add_column(column, justify=side, overflow="fold")
         for row in section.rows:
             table.add_row(*map(Text, row))
         console.print(table)
