@@ -61,5 +61,9 @@ class ModelError(FxpruneError):
     """A model cannot be found, built or fetched."""
 
 
+class EvaluationError(FxpruneError):
+    """What is to be measured cannot be: a task, its data, or a model that predicts no text."""
+
+
 class FxpruneWarning(UserWarning):
     """Something was lost that the user may want to know (for example symbolic sizes)."""

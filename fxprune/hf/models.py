@@ -119,7 +119,7 @@ def load_model(
         return LoadedModel(build(config, **options), None, config, name)
     folder = fetch(spec)
     config = read_config(folder / "config.json")
-    return LoadedModel(_pretrained(folder, config, options), _tokenizer(folder), config, name)
+    return LoadedModel(_pretrained(folder, config, options), load_tokenizer(folder), config, name)
 
 
 def fetch(spec: str | Path) -> Path:
@@ -179,7 +179,12 @@ def _pretrained(folder: Path, config: PreTrainedConfig, options: dict[str, Any])
     return loaded
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder, None where there is none.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
     if not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
