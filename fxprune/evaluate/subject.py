@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from torch import fx, nn
 
 from fxprune.errors import EvaluationError, ModelError
 from fxprune.hf import checkpoint
 from fxprune.hf.architecture import is_causal, model_class, read_config
+from fxprune.hf.graph_folder import CONFIG
 from fxprune.hf.models import LoadedModel, load_config, load_tokenizer
 from fxprune.workflow import load
 
@@ -36,20 +39,23 @@ def open_subject(
     if not (folder / checkpoint.FACTS).is_file():
         _check_causal(spec, load_config(spec))
         return load(str(spec), device, dtype)
-    if dtype is not None:
-        raise EvaluationError(f"{spec} holds a graph, which runs in the dtype it was saved in")
-    if not (folder / checkpoint.CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise ModelError(
             f"{spec} holds a graph of a model that is not of transformers: open it in Python with "
             "fxprune.load(path, model=...) and measure it with fxprune.evaluate.evaluate"
         )
-    config = read_config(folder / checkpoint.CONFIG)
+    config = read_config(folder / CONFIG)
     _check_causal(spec, config)
     tokenizer = load_tokenizer(folder)
     if tokenizer is None:
         raise ModelError(f"{spec} has no tokenizer; save it there with save_pretrained")
-    graph_module = checkpoint.load(folder, device=device)
-    return LoadedModel(graph_module, tokenizer, config, folder.resolve().name)
+    model = checkpoint.load(folder, device=device)
+    if isinstance(model, fx.GraphModule):
+        if dtype is not None:
+            raise EvaluationError(f"{spec} holds a graph, which runs in the dtype it was saved in")
+    else:
+        cast("nn.Module", model).to(dtype=dtype)
+    return LoadedModel(model, tokenizer, config, folder.resolve().name)
 
 
 def _check_causal(spec: str | Path, config: PreTrainedConfig) -> None:

@@ -298,6 +298,8 @@ def _what(changed: Sequence[Change]) -> str:
     names = ", ".join(change.group for change in changed)
     if words & {"qk_dim", "v_dim"}:
         why = "query/key and value dims of a head are one number there"
+    elif words & {"heads", "queries"}:
+        why = "the size of a head follows from how many there are"
     else:
         why = "no entry of the config makes these sizes alone"
     return f"{names} cannot be said in a config ({why}; fxprune.rewrite makes a graph of it)"

@@ -55,7 +55,11 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("models") / "pruned"
     return fxprune.save(
-        folder, result.graph_module, result.plan, result.traced, tokenizer=tiny.tokenizer()
+        result.graph_module,
+        folder,
+        plan=result.plan,
+        traced=result.traced,
+        tokenizer=tiny.tokenizer(),
     )
 
 
@@ -112,6 +116,27 @@ def test_a_pruned_graph(run: Any, pruned: Path, text: Path, tmp_path: Path) -> N
     assert found["kv_cache"] == 96
     assert [x["kind"] for x in found["speeds"]] == ["forward"]
     assert "no generation: a GraphModule has no generate()" in out
+
+
+def test_layers_of_their_own_sizes(run: Any, pruned: Path, text: Path, tmp_path: Path) -> None:
+    """The same plan for one layer only, as a model of transformers: all rows are there."""
+    model = tiny.llama()
+    whole = fxprune.Plan.load(pruned / "plan.json")
+    graph = fxprune.discover(fxprune.trace(model))
+    plan = fxprune.Plan.of(graph, {n: k for n, k in whole.kept.items() if ".1." in n})
+    small = fxprune.shrink(model, plan)
+    folder = fxprune.save(small, tmp_path / "m", tokenizer=tiny.tokenizer())
+    status, _, err = run(
+        folder, "--text", text, *QUICK, "--dtype", "bfloat16", "--json", tmp_path / "e.json"
+    )
+    assert status == 0, err
+    found = json.loads((tmp_path / "e.json").read_text())
+    ids = windows(joined(tiny.tokenizer(), Text("", (PROSE,))), 128)
+    expected = perplexity(small.bfloat16(), ids)
+    assert found["perplexities"][0]["score"]["perplexity"] == pytest.approx(expected)
+    assert found["parameters"] == plan.parameters_after
+    assert found["kv_cache"] == 48 + 24  # bfloat16; the second layer has half
+    assert [x["kind"] for x in found["speeds"]] == ["forward", "generate"]
 
 
 def test_costs_alone(run: Any, dense: Path) -> None:

@@ -178,6 +178,44 @@ def test_a_number_of_heads_that_llama_refuses(tmp_path: Path) -> None:
         assert torch.equal(fxprune.load(folder)(input_ids=ids).logits, small(input_ids=ids).logits)
 
 
+_CONTINUE = """
+import sys; sys.modules["fxprune"] = None
+import transformers
+folder, remote = sys.argv[1:]
+load = transformers.AutoModelForCausalLM.from_pretrained
+model = load(folder, trust_remote_code=remote == "True").eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+ids = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=5, do_sample=False)[0]))
+"""
+
+
+@pytest.mark.real
+def test_smollm2_continues_text_without_fxprune(tmp_path: Path) -> None:
+    from fxprune.hf.models import load_model
+
+    loaded = load_model("smollm2")
+    model: Any = loaded.model
+    traced = fxprune.trace(model)
+    graph = fxprune.discover(traced)
+    scores = fxprune.estimate(model, graph, fxprune.PeakToPeak(activations=False), kinds=("mlp",))
+    for ranking in ("local", "global"):
+        uniform = ranking == "local"
+        goal = fxprune.Budget(units=0.34) if uniform else fxprune.Budget(params=0.8)
+        plan = fxprune.select(graph, scores, budget=goal, kinds=("mlp",), ranking=ranking)
+        small: Any = fxprune.shrink(model, plan, traced=traced)
+        assert small.config.is_heterogeneous != uniform
+        folder = fxprune.save(small, tmp_path / ranking, plan=plan, tokenizer=loaded.tokenizer)
+        command = [sys.executable, "-c", _CONTINUE, str(folder), str(not uniform)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        ids = loaded.tokenizer("The capital of France is", return_tensors="pt")  # type: ignore[misc]
+        expected = small.generate(**ids, max_new_tokens=5, do_sample=False)[0]
+        assert done.stdout.strip() == loaded.tokenizer.decode(expected)  # type: ignore[union-attr]
+        again: Any = fxprune.load(folder)
+        assert torch.equal(again.generate(**ids, max_new_tokens=5, do_sample=False)[0], expected)
+
+
 def test_a_graph_needs_its_plan(llama: tuple[Any, fxprune.Traced], tmp_path: Path) -> None:
     _, traced = llama
     small = fxprune.rewrite(traced, halved(fxprune.discover(traced), ("mlp",)))
