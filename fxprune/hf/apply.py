@@ -160,10 +160,14 @@ class _Cut:
         shapes = {name: tuple(t.shape) for name, t in named_tensors(self.small).items()}
         with shards.opened(file) as there:
             dtypes = {new: _dtype(there, name) for new, name in stays.items()}
-            kinds = {new: (dtypes[new], shapes[new]) for new in stays}
-            return shards.write_stream(
-                target, kinds, lambda new: self._sliced(stays[new], there.get_tensor(stays[new]))
-            )
+        kinds = {new: (dtypes[new], shapes[new]) for new in stays}
+
+        def tensor(new: str) -> torch.Tensor:
+            # Opened anew, for what was read of a mapped file stays resident until it is closed.
+            with shards.opened(file) as there:
+                return self._sliced(stays[new], there.get_tensor(stays[new]))
+
+        return shards.write_stream(target, kinds, tensor)
 
     def _sliced(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if self.graph is None or self.resize is None:

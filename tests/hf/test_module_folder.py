@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import subprocess
 import sys
@@ -214,6 +215,69 @@ def test_smollm2_continues_text_without_fxprune(tmp_path: Path) -> None:
         assert done.stdout.strip() == loaded.tokenizer.decode(expected)  # type: ignore[union-attr]
         again: Any = fxprune.load(folder)
         assert torch.equal(again.generate(**ids, max_new_tokens=5, do_sample=False)[0], expected)
+
+
+@pytest.fixture(params=["uniform", "apart"])
+def shrunk(request: pytest.FixtureRequest, llama: tuple[Any, fxprune.Traced]) -> Any:
+    """Uniform, or with one layer of its own size; its weights are its own."""
+    model, traced = llama
+    graph = fxprune.discover(traced)
+    apart = request.param == "apart"
+    small = fxprune.shrink(model, halved(graph, ("mlp", "attention"), 1 if apart else None))
+    assert small.config.is_heterogeneous == apart
+    return copy.deepcopy(small)
+
+
+def test_static_cache_and_left_padding(shrunk: Any) -> None:
+    ids = torch.tensor([[5, 3, 8, 13, 21, 7], [9, 4, 11, 6, 17, 12]])
+    found = generate(shrunk, ids)
+    assert torch.equal(found, generate(shrunk, ids, cache_implementation="static"))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    together = generate(shrunk, ids.masked_fill(mask == 0, 0), attention_mask=mask)
+    assert torch.equal(together[:1], found[:1])
+    assert torch.equal(together[1:], generate(shrunk, ids[1:, 3:]))
+
+
+@pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
+def test_training(shrunk: Any, tmp_path: Path) -> None:
+    data = [{"input_ids": row, "labels": row} for row in torch.arange(3, 35).view(4, 8)]
+    before = {n: p.detach().clone() for n, p in shrunk.named_parameters()}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        learning_rate=0.01,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = transformers.Trainer(shrunk, arguments, train_dataset=data)  # type: ignore[arg-type]
+    trainer.train()
+    assert all(not torch.equal(p, before[n]) for n, p in shrunk.named_parameters())
+    trainer.save_model(str(tmp_path / "m"))
+    folder = fxprune.save(shrunk.eval(), tmp_path / "saved")
+    ids = data[0]["input_ids"][None]
+    again: Any = fxprune.load(folder)
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, shrunk(input_ids=ids).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
+def test_peft(shrunk: Any) -> None:
+    import peft
+
+    adapted: Any = peft.get_peft_model(shrunk, peft.LoraConfig(r=2, target_modules="all-linear"))
+    ids = torch.arange(3, 11)[None]
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 7 * 3
+    assert all(p.grad is not None for p in trained.values())
+    merged: Any = adapted.merge_and_unload()
+    with torch.no_grad():
+        assert torch.equal(merged(input_ids=ids).logits, shrunk(input_ids=ids).logits)
 
 
 def test_a_graph_needs_its_plan(llama: tuple[Any, fxprune.Traced], tmp_path: Path) -> None:
