@@ -67,6 +67,11 @@ def check_attributes(
                 f"{original} does not exist: {type(model).__name__} gives layer {path} something "
                 "that the layer in its place did not have"
             )
+        if path and type(module) is not type(before):
+            raise ShrinkError(
+                f"{original} is a {type(before).__name__}, and as {path} the config makes it a "
+                f"{type(module).__name__}"
+            )
         for name, value in vars(module).items():
             if name.startswith("_") or name in ("layer_idx", "training"):
                 continue

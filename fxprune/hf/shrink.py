@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import ModelError, ShrinkError, TraceError
-from fxprune.hf import architecture, fields, layers_apart
-from fxprune.hf.fields import Change
+from fxprune.errors import ShrinkError, TraceError
+from fxprune.hf import architecture, fields
+from fxprune.hf.builder import Builder
 from fxprune.hf.fill import check_attributes, check_buffers, fill, lost, misfit, named_tensors
-from fxprune.hf.stacks import Names, Stack, layer_lists, shortened
+from fxprune.hf.stacks import Names, shortened
 from fxprune.hf.tensors import tensors_of
 from fxprune.plan import Plan
 from fxprune.rewrite.oracle import TOLERANCE
@@ -26,7 +24,7 @@ from fxprune.trace.lockstep import input_names
 from fxprune.trace.modes import evaluation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 def shrink(
@@ -47,8 +45,8 @@ def shrink(
 
     Entries of the config are found by their value and name, and proven: the shape of every tensor,
     before any weight is touched; the attributes of every module (scales, windows); buffers that a
-    checkpoint does not hold; and, where there are weights, the logits, which must be those of the
-    rewritten graph.
+    checkpoint does not hold; and, where there are weights and inputs can be made from the config,
+    the outputs, which must be those of the rewritten graph.
 
     Args:
         model: the model. Its weights are not needed if ``graph_module`` is given.
@@ -79,7 +77,7 @@ def shrink(
         _check_constants(traced, graph_module, plan)
     if graph_module is not None:
         tensors |= _pruned(model, graph_module)
-    small = _Builder(model, stacks, names, tensors, changed).build()
+    small = Builder(model, stacks, names, tensors, changed).build()
     check_attributes(model, small, names, changed)
     if wrong := misfit(small, tensors, names):
         raise ShrinkError(wrong)
@@ -133,178 +131,6 @@ def _pruned(model: nn.Module, graph_module: fx.GraphModule) -> dict[str, torch.T
     return found | {other: found[name] for other, name in aliases.items()}
 
 
-@dataclass(frozen=True)
-class _Builder:
-    """Finds the config whose model has the shapes of the tensors."""
-
-    model: PreTrainedModel
-    stacks: Sequence[Stack]
-    names: Names
-    tensors: Mapping[str, torch.Tensor]
-    changed: Sequence[Change]
-
-    def build(self) -> PreTrainedModel:
-        """The model, on ``meta``."""
-        errors: list[str] = []
-        for config in self._shorter():
-            for small in self._alike(config, errors):
-                return small
-        if not self.changed:
-            paths = ", ".join(stack.path for stack in self.stacks)
-            why = f" ({errors[0]})" if errors else ""
-            raise ShrinkError(
-                f"no entry of {type(self.model.config).__name__} says how many layers {paths} "
-                f"has{why}"
-            )
-        config, path = next(self._shorter()), self._path()
-        return self._apart(config, path)
-
-    def _shorter(self) -> Iterator[PreTrainedConfig]:
-        if self.stacks:
-            return fields.shorter(self.model.config, self.stacks)
-        return iter([self.model.config])
-
-    def _alike(self, config: PreTrainedConfig, errors: list[str]) -> Iterator[PreTrainedModel]:
-        """Models of one config for all layers, if all lose alike."""
-        layers = self._by_layer()
-        rest = [change for change in self.changed if change.layer is None]
-        each = {tuple(sorted((c.units, c.size, c.kept) for c in some)) for some in layers.values()}
-        if len(each) > 1 or (layers and len(layers) < self._count()):
-            return
-        some = next(iter(layers.values()), [])
-        for edits, _ in fields.choices(config, [*rest, *some]):
-            small = self._made(fields.edited(config, edits), errors)
-            if small is None or not self._has_lists(small):
-                continue
-            wrong = misfit(small, self.tensors, self.names) if self.changed else ""
-            if not wrong:
-                yield small
-            errors.append(wrong)
-
-    def _has_lists(self, small: nn.Module) -> bool:
-        """Whether its lists of layers have the lengths that they should."""
-        lengths = {path: len(layers) for path, layers in layer_lists(self.model)}
-        lengths |= {stack.path: len(stack.kept) for stack in self.stacks}
-        return {path: len(layers) for path, layers in layer_lists(small)} == lengths
-
-    def _made(self, config: PreTrainedConfig, errors: list[str]) -> PreTrainedModel | None:
-        try:
-            return architecture.build(
-                config,
-                dtype=self.model.dtype,
-                architecture=type(self.model).__name__,
-                attn_implementation=self.model.config._attn_implementation,
-            )
-        except ModelError as error:
-            errors.append(str(error))
-            return None
-
-    def _by_layer(self) -> dict[tuple[str, int], list[Change]]:
-        found: dict[tuple[str, int], list[Change]] = {}
-        for change in self.changed:
-            if change.layer is not None:
-                found.setdefault(change.layer, []).append(change)
-        return found
-
-    def _count(self) -> int:
-        """How many layers are left."""
-        gone = sum(stack.size - len(stack.kept) for stack in self.stacks)
-        return sum(len(layers) for _, layers in layer_lists(self.model)) - gone
-
-    def _path(self) -> str:
-        """The one list that layers of their own sizes are in."""
-        paths = [path for path, _ in layer_lists(self.model)]
-        if len(paths) != 1:
-            raise ShrinkError(
-                f"{type(self.model).__name__} has {len(paths)} lists of layers, and a config with "
-                "sizes of each layer speaks of one"
-            )
-        return paths[0]
-
-    def _apart(self, config: PreTrainedConfig, path: str) -> PreTrainedModel:
-        """A model whose layers have configs of their own."""
-        rest = [change for change in self.changed if change.layer is None]
-        errors: list[str] = []
-        for edits, _ in fields.choices(config, rest):
-            base = fields.edited(config, edits)
-            small = self._made(base, errors)
-            if small is None:
-                continue
-            overrides = self._overrides(base, small, path)
-            # Modules inside keep the config without: reading a size from one with it is an error.
-            small.config = fields.apart(base, overrides)
-            wrong = misfit(small, self.tensors, self.names)
-            if not wrong:
-                return small
-            errors.append(wrong)
-        raise ShrinkError(f"{_what(rest)}: {next(filter(None, errors), 'no entry of the config')}")
-
-    def _overrides(
-        self, base: PreTrainedConfig, small: PreTrainedModel, path: str
-    ) -> dict[int | str, dict[str, Any]]:
-        """Entries of each layer that differ from the config's; the layers are put in place."""
-        layers: Any = small.get_submodule(path)
-        known: dict[str, tuple[str, ...]] = {}
-        found: dict[int | str, dict[str, Any]] = {}
-        for (_, number), changed in sorted(self._by_layer().items()):
-            place = self.names.shorter(path, number)
-            edits, names = self._layer(base, layers, f"{path}.{place}.", changed, known)
-            for name in edits:
-                if not hasattr(base, name):  # transformers wants a value for the other layers
-                    setattr(base, name, fields.head_size(base))
-            found[place] = dict(edits)
-            known |= names
-        return found
-
-    def _layer(
-        self,
-        base: PreTrainedConfig,
-        layers: nn.ModuleList,
-        inside: str,
-        changed: Sequence[Change],
-        known: Mapping[str, tuple[str, ...]],
-    ) -> tuple[fields.Edits, dict[str, tuple[str, ...]]]:
-        place = int(inside.split(".")[-2])
-        wrong = ""
-        for edits, names in fields.choices(base, changed, known):
-            cls, config = type(layers[place]), fields.edited(base, edits)
-            try:
-                with torch.device("meta"):
-                    layer = layers_apart.layer_of(cls, config, place)
-            except Exception as error:  # whatever a constructor may raise
-                wrong = wrong or architecture.last_line(error)
-                continue
-            layers[place] = layer.train(layers[place].training)
-            holder = _holder(inside, layer)
-            found = misfit(holder, self.tensors, self.names)
-            if not found:
-                return edits, names
-            wrong = wrong or found
-        raise ShrinkError(f"{_what(changed)}: {wrong or 'no entry of the config counts them'}")
-
-
-def _holder(inside: str, layer: nn.Module) -> nn.Module:
-    """A module in which the layer has its path."""
-    for name in reversed(inside.rstrip(".").split(".")):
-        outer = nn.Module()
-        outer.add_module(name, layer)
-        layer = outer
-    return layer
-
-
-def _what(changed: Sequence[Change]) -> str:
-    """What cannot be said, and the usual reason."""
-    words = {change.units for change in changed}
-    names = ", ".join(change.group for change in changed)
-    if words & {"qk_dim", "v_dim"}:
-        why = "query/key and value dims of a head are one number there"
-    elif words & {"heads", "queries"}:
-        why = "the size of a head follows from how many there are"
-    else:
-        why = "no entry of the config makes these sizes alone"
-    return f"{names} cannot be said in a config ({why}; fxprune.rewrite makes a graph of it)"
-
-
 @torch.no_grad()
 def _check_outputs(small: PreTrainedModel, graph_module: fx.GraphModule) -> None:
     """The outputs must be those of the graph.
@@ -318,7 +144,10 @@ def _check_outputs(small: PreTrainedModel, graph_module: fx.GraphModule) -> None
         inputs = from_config(small)
     except TraceError:
         return
-    if set(inputs) > set(input_names(graph_module)):
+    names = input_names(graph_module)
+    if "attention_mask" in names:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if set(inputs) != set(names):
         return
     with evaluation(small), evaluation(graph_module):
         found, expected = (

@@ -409,10 +409,24 @@ def test_on_meta() -> None:
 # Refusals
 
 
-def test_branches() -> None:
-    model, traced = deep_traced("llama")
-    with pytest.raises(ShrinkError, match=r"removes model.layers.2:mlp: .* has its layers whole"):
-        shrink(model, plan_for(traced, "model.layers.1:block", "model.layers.2:mlp"))
+@pytest.mark.parametrize("patched", [False, True])
+def test_outputs_must_be_those_of_the_graph(patched: bool) -> None:
+    """Shapes and attributes are right in any case; an activation is not what the config says."""
+    model: Any = deep("llama")
+    if patched:
+        model.model.layers[1].mlp.act_fn.forward = nn.GELU().forward
+    ids = torch.arange(22).view(2, 11) + 3
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    traced = fxprune.trace(model, kwargs=inputs)
+    plan = Plan.of(fxprune.discover(traced), {"model.layers.2.mlp:units": tuple(range(8))})
+    pruned = fxprune.rewrite(traced, plan)
+    if patched:
+        with pytest.raises(ShrinkError, match="does not compute what the rewritten graph does"):
+            shrink(model, plan, pruned)
+        return
+    with torch.no_grad():
+        found, expected = (m(**inputs).logits for m in (shrink(model, plan, pruned), pruned))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_every_layer() -> None:
@@ -447,6 +461,14 @@ def test_a_layer_unlike_the_one_whose_place_it_takes() -> None:
     model.model.layers[2].self_attn.scaling = 3.0
     plan = plan_for(deep_traced("llama")[1], "model.layers.1:block")
     with pytest.raises(ShrinkError, match=r"model.layers.2.self_attn.scaling is 3.0, and as model"):
+        shrink(model, plan)
+
+
+def test_a_module_of_another_class() -> None:
+    model: Any = copy.deepcopy(deep_traced("llama")[0])
+    model.model.layers[3].mlp.act_fn = nn.GELU()
+    plan = plan_for(deep_traced("llama")[1], "model.layers.1:block")
+    with pytest.raises(ShrinkError, match=r"layers.3.mlp.act_fn is a GELU, and as .*SiLU"):
         shrink(model, plan)
 
 
