@@ -300,6 +300,18 @@ def apply_plan(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of a pruned graph.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+) -> None:
+    """Make a pruned graph a checkpoint of transformers."""
+    from fxprune.hf.convert import convert as run_convert
+
+    run_convert(source, target)
+    print(f"saved in {target}; open it with fxprune.load({str(target)!r}) or from_pretrained")
+
+
+@app.command()
 def compare(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the results; continued if begun.")],

@@ -127,7 +127,7 @@ def load(
         CheckpointError: a file is missing, damaged or of another model; the message names it.
     """
     path = Path(path)
-    facts = _facts(path)
+    facts = facts_of(path)
     guard.check_folder(path)
     guard.check_names(facts["sha256"], path / FACTS)
     for name, expected in facts["sha256"].items():
@@ -152,7 +152,12 @@ def check_target(path: str | os.PathLike[str]) -> None:
         )
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def facts_of(path: Path) -> dict[str, Any]:
+    """What :func:`save` wrote down about a folder.
+
+    Raises:
+        CheckpointError: it wrote none, or the file is damaged.
+    """
     file = path / FACTS
     if not path.is_dir():
         raise CheckpointError(f"no folder {path}")

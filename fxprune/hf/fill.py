@@ -140,6 +140,8 @@ def fill(small: nn.Module, tensors: Tensors, names: Names) -> None:
     wrapped: dict[int, nn.Parameter] = {}
     for name, blank in named_tensors(small).items():
         tensor = tensors[names.original(name)]
+        if tensor.is_meta and not blank.is_meta:
+            continue  # a buffer that the class has computed
         path, _, leaf = name.rpartition(".")
         holder: Any = small.get_submodule(path)
         if isinstance(blank, nn.Parameter):

@@ -280,6 +280,30 @@ def test_peft(shrunk: Any) -> None:
         assert torch.equal(merged(input_ids=ids).logits, shrunk(input_ids=ids).logits)
 
 
+def test_a_graph_is_converted(
+    llama: tuple[Any, fxprune.Traced], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fxprune.cli import app
+
+    model, traced = llama
+    shorter = fxprune.bypass(traced, ["model.layers.0:block"])
+    plan = halved(fxprune.discover(shorter), ("mlp", "attention"), 1)
+    graph = fxprune.rewrite(traced, plan)
+    with torch.no_grad():
+        graph.get_submodule("model.layers.2.mlp.up_proj").weight.mul_(1.5)
+    fxprune.save(graph, tmp_path / "g", plan=plan, traced=traced, tokenizer=tiny.tokenizer())
+    app(["convert", str(tmp_path / "g"), str(tmp_path / "m")], standalone_mode=False)
+    assert "saved in" in capsys.readouterr().out
+    again: Any = fxprune.load(tmp_path / "m")
+    expected = fxprune.save(fxprune.shrink(model, plan, graph), tmp_path / "e", plan=plan)
+    for name in ("model.safetensors", "config.json", "modeling_fxprune.py"):
+        assert (tmp_path / "m" / name).read_bytes() == (expected / name).read_bytes()
+    assert (tmp_path / "m" / "tokenizer.json").is_file()
+    assert type(again).__name__ == "LlamaForCausalLM"
+    with pytest.raises(CheckpointError, match="is a checkpoint of transformers already"):
+        app(["convert", str(tmp_path / "m"), str(tmp_path / "n")], standalone_mode=False)
+
+
 def test_a_graph_needs_its_plan(llama: tuple[Any, fxprune.Traced], tmp_path: Path) -> None:
     _, traced = llama
     small = fxprune.rewrite(traced, halved(fxprune.discover(traced), ("mlp",)))
