@@ -50,7 +50,14 @@ def test_a_block_owns_what_its_module_holds(name: str, attention: str) -> None:
         assert set(block.parameters) == held - SHARED, block.name
 
 
-@pytest.mark.parametrize("name", [entry for entry in BY_NAME if len(BY_NAME[entry].backends) > 1])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xdist_group(name))
+        for name, entry in BY_NAME.items()
+        if len(entry.backends) > 1
+    ],
+)
 def test_eager_and_sdpa_give_the_same_units(name: str) -> None:
     eager, sdpa = (
         [(u.name, u.kind, u.place, u.parameters, u.branches) for u in found.units.values()]
