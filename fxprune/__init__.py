@@ -13,6 +13,7 @@ from fxprune.depth import (
     score_units,
 )
 from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.export import export
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.groups.group import Group, Site
 from fxprune.hf.checkpoint import load, save
@@ -81,6 +82,7 @@ __all__ = [
     "compensate",
     "discover",
     "estimate",
+    "export",
     "find_branches",
     "legality",
     "load",
