@@ -16,6 +16,7 @@ from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.export import export
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.groups.group import Group, Site
+from fxprune.hf.adapter import shrink_adapter
 from fxprune.hf.checkpoint import load, save
 from fxprune.hf.shrink import shrink
 from fxprune.importance import (
@@ -95,6 +96,7 @@ __all__ = [
     "score_units",
     "select",
     "shrink",
+    "shrink_adapter",
     "trace",
     "verify",
 ]

@@ -26,7 +26,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Before cutting": ("legality", "check_plan"),
     "Depth": ("find_branches", "score_units", "choose_depth", "bypass"),
-    "Saving": ("save", "load", "shrink", "export"),
+    "Saving": ("save", "load", "shrink", "shrink_adapter", "export"),
     "Criteria": (
         "OBS",
         "Taylor",

@@ -48,6 +48,17 @@ class Names:
                 return f"{stack.path}.{stack.kept[int(number)]}{dot}{tail}"
         return name
 
+    def renumbered(self, name: str) -> str | None:
+        """The name in the shorter model of what is ``name`` in the whole; None if it went."""
+        for stack in self.stacks:
+            rest = name.removeprefix(f"{stack.path}.")
+            if rest != name:
+                number, dot, tail = rest.partition(".")
+                if int(number) not in stack.kept:
+                    return None
+                return f"{stack.path}.{stack.kept.index(int(number))}{dot}{tail}"
+        return name
+
     def inside(self, path: str) -> bool:
         """Whether the path leads into one of the lists."""
         return any(path.startswith(f"{stack.path}.") for stack in self.stacks)
