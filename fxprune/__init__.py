@@ -13,8 +13,10 @@ from fxprune.depth import (
     score_units,
 )
 from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.export import export
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.groups.group import Group, Site
+from fxprune.hf.adapter import shrink_adapter
 from fxprune.hf.apply import apply
 from fxprune.hf.checkpoint import load, save
 from fxprune.hf.shrink import shrink
@@ -83,6 +85,7 @@ __all__ = [
     "compensate",
     "discover",
     "estimate",
+    "export",
     "find_branches",
     "legality",
     "load",
@@ -95,6 +98,7 @@ __all__ = [
     "score_units",
     "select",
     "shrink",
+    "shrink_adapter",
     "trace",
     "verify",
 ]

@@ -26,7 +26,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Before cutting": ("legality", "check_plan"),
     "Depth": ("find_branches", "score_units", "choose_depth", "bypass"),
-    "Saving": ("shrink", "save", "load", "apply"),
+    "Saving": ("shrink", "save", "load", "apply", "shrink_adapter", "export"),
     "Criteria": (
         "OBS",
         "Taylor",

@@ -19,7 +19,7 @@ from fxprune.errors import FxpruneWarning, TraceError
 from fxprune.trace import inputs
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.clean import clean
-from fxprune.trace.meta import as_on_cpu
+from fxprune.trace.meta import Tensors, as_on_cpu
 from fxprune.trace.modes import evaluation
 from fxprune.trace.sizes import Sizes, is_symbolic
 from fxprune.trace.traced import Traced
@@ -57,13 +57,8 @@ def trace(
             args, given = inputs.from_placeholders(model)
         else:
             given = dict(inputs.from_config(model))
-    inputs.check(model, args, given)
-    # A symbolic size must be at least 2 in the example; rows are repeated where it is 1.
-    wide = _widen(args), _widen(given)
     sizes = Sizes()
-    with _quiet_evaluation(model), as_on_cpu(model, wide) as (examples, originals):
-        program, lost = _export(model, *examples)
-        lost = lost or _static_axes(program, *examples)
+    with captured(model, args, given) as (program, lost, originals):
         graph_module, tensors, aliases = clean(_unlifted(model, program), model)
     for name, tensor in tensors.items():
         if id(tensor) in originals:
@@ -72,6 +67,32 @@ def trace(
     if lost:
         warnings.warn(f"{type(model).__name__}: {lost}", FxpruneWarning, stacklevel=2)
     return Traced(graph_module, model, args, given, tensors, aliases, sizes)
+
+
+@contextlib.contextmanager
+def captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[ExportedProgram, str, Tensors]]:
+    """A model as ``torch.export`` gives it, in evaluation mode until the block ends.
+
+    Args:
+        model: any module.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+
+    Yields:
+        The program, with batch and sequence symbolic where possible; what was lost of that, in
+        words; and of a model on ``meta`` the original tensors by the ``id`` of their stand-ins.
+
+    Raises:
+        TraceError: the inputs do not fit the model, or it cannot be exported.
+    """
+    inputs.check(model, args, kwargs)
+    # A symbolic size must be at least 2 in the example; rows are repeated where it is 1.
+    wide = _widen(args), _widen(kwargs)
+    with _quiet_evaluation(model), as_on_cpu(model, wide) as (examples, originals):
+        program, lost = _export(model, *examples)
+        yield program, lost or _static_axes(program, *examples), originals
 
 
 def _export(
