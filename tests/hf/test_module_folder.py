@@ -122,6 +122,8 @@ def test_without_fxprune(llama: tuple[Any, fxprune.Traced], tmp_path: Path) -> N
             torch.save(small(input_ids=ids).logits, tmp_path / "expected")
         code = (
             "import sys; sys.modules['fxprune'] = None; import torch, transformers\n"
+            # How many threads share a product is how it is rounded.
+            f"torch.set_num_threads({torch.get_num_threads()})\n"
             f"model = transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}, "
             f"trust_remote_code={what == 'remote'}).eval()\n"
             f"found = model(input_ids=torch.tensor({ids.tolist()})).logits\n"
