@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxprune.errors import CheckpointError, ModelError
+from fxprune.errors import CheckpointError, FxpruneWarning, ModelError
 from fxprune.hf import architecture
 from fxprune.hf.fill import fill, misfit, named_tensors
 from fxprune.hf.quiet import quiet
@@ -29,6 +30,9 @@ def acceptable(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         CheckpointError: no class takes the config (says what it refuses).
+
+    Warns:
+        FxpruneWarning: it is another class.
     """
     refused = refusal(model)
     if not refused:
@@ -46,6 +50,12 @@ def acceptable(model: PreTrainedModel) -> PreTrainedModel:
             f"{type(model.config).__name__} refuses the smaller sizes ({refused}), and "
             f"{host[0]} does not compute the same: {advice}"
         )
+    warnings.warn(
+        f"saved as {host[0]}, whose logits are bit-equal: {type(model.config).__name__} refuses "
+        f"the smaller sizes ({refused})",
+        FxpruneWarning,
+        stacklevel=2,
+    )
     return other
 
 

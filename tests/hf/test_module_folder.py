@@ -172,7 +172,8 @@ def test_a_number_of_heads_that_llama_refuses(tmp_path: Path) -> None:
     graph = fxprune.discover(fxprune.trace(model))
     kept = {g.name: (0, 2, 3) for g in graph.groups if g.kind == "attention"}
     small: Any = fxprune.shrink(model, Plan.of(graph, kept))
-    folder = fxprune.save(small, tmp_path / "m")
+    with pytest.warns(fxprune.FxpruneWarning, match="saved as MistralForCausalLM"):
+        folder = fxprune.save(small, tmp_path / "m")
     again: Any = AutoModelForCausalLM.from_pretrained(folder)
     assert type(again).__name__ == "MistralForCausalLM"
     ids = torch.arange(20)[None]
