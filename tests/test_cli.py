@@ -15,6 +15,7 @@ import transformers
 
 import fxprune
 from fxprune import cli, iterate, workflow
+from tests.command_line import run_command
 from tests.hf import tiny
 
 QUICK = ("--calibration-samples", "3", "--calibration-length", "16", "--eval-samples", "4")
@@ -33,14 +34,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     monkeypatch.setenv("COLUMNS", "120")
 
     def call(*arguments: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["fxprune", *map(str, arguments)])
-        status: Any = 0
-        try:
-            cli.main()
-        except SystemExit as left:
-            status = left.code or 0
-        captured = capsys.readouterr()
-        return Ran(status, captured.out, captured.err)
+        return Ran(*run_command(monkeypatch, capsys, *arguments))
 
     return call
 

@@ -14,14 +14,13 @@ import torch
 from torch import nn
 
 from fxprune.axes.dims import Layout
-from fxprune.branches.bypass import bypass
 from fxprune.errors import CheckpointError, ShrinkError
-from fxprune.groups.dependency import DependencyGraph, discover
+from fxprune.groups.dependency import DependencyGraph
 from fxprune.hf import architecture
 from fxprune.hf.adapter_folder import Factors, factors_of, read, write
 from fxprune.hf.stacks import Names, shortened
 from fxprune.plan import Plan
-from fxprune.rewrite.resize import Resizer
+from fxprune.rewrite.resize import Resizer, planned
 from fxprune.trace import Traced, trace
 
 if TYPE_CHECKING:
@@ -175,10 +174,8 @@ def _cutter(plan: Plan, model: PreTrainedModel | None, traced: Traced | None) ->
                 attn_implementation=attention,
             )
         )
-    graph = discover(bypass(traced, plan.removed))
-    plan.check(graph)
-    names = Names(shortened(traced.module, plan.removed))
-    return _Cutter(graph, Resizer(graph.inferred, plan.kept_units(graph), traced.sizes), names)
+    graph, resize = planned(traced, plan)
+    return _Cutter(graph, resize, Names(shortened(traced.module, plan.removed)))
 
 
 def _renamed(

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fxprune.axes import dims
-from fxprune.branches.bypass import bypass
 from fxprune.errors import CheckpointError
 from fxprune.files import write_text
-from fxprune.groups.dependency import DependencyGraph, discover
+from fxprune.groups.dependency import DependencyGraph
 from fxprune.hf import architecture, checkpoint, guard, shards
 from fxprune.hf.fill import named_tensors
 from fxprune.hf.folders import whole
@@ -26,7 +24,7 @@ from fxprune.hf.shrink import shrink
 from fxprune.hf.stacks import Names, shortened
 from fxprune.plan import Plan
 from fxprune.progress import track
-from fxprune.rewrite.resize import Resizer
+from fxprune.rewrite.resize import Resizer, planned
 from fxprune.trace import trace
 
 if TYPE_CHECKING:
@@ -71,7 +69,7 @@ def apply(
         plan = Plan.load(plan)
     checkpoint.check_target(target)
     files = shards.shards(source)
-    held = {file: _names(file) for file in files}
+    held = {file: shards.names(file) for file in files}
     guard.check_config(source / CONFIG, sum(map(len, held.values())))
     blank = architecture.build(architecture.read_config(source / CONFIG))
     cut = _Cut.of(blank, plan)
@@ -96,11 +94,6 @@ def apply(
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from error
     return target
-
-
-def _names(file: Path) -> list[str]:
-    with shards.opened(file) as there:
-        return list(there.keys())
 
 
 def _check_names(model: PreTrainedModel, held: dict[Path, list[str]]) -> None:
@@ -144,9 +137,7 @@ class _Cut:
         if not plan.kept:
             return cls(acceptable(shrink(blank, plan)), None, None, names)
         traced = trace(blank)
-        graph = discover(bypass(traced, plan.removed))
-        plan.check(graph)
-        resize = Resizer(graph.inferred, plan.kept_units(graph), graph.traced.sizes)
+        graph, resize = planned(traced, plan)
         return cls(acceptable(shrink(blank, plan, traced=traced)), graph, resize, names)
 
     def stays(self, held: list[str]) -> dict[str, str]:
@@ -173,12 +164,10 @@ class _Cut:
         if self.graph is None or self.resize is None:
             return tensor
         layouts = self.graph.layouts.get(self.graph.traced.canonical(name))
-        if layouts is None or tuple(layout.size for layout in layouts) != tuple(tensor.shape):
-            if layouts is not None:
-                raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}: of another model")
+        if layouts is None:
             return tensor
-        if not any(dim in self.resize.kept for layout in layouts for dim in dims.atoms(layout)):
-            return tensor
+        if tuple(layout.size for layout in layouts) != tuple(tensor.shape):
+            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}: of another model")
         return self.resize.slice(tensor, layouts)
 
 

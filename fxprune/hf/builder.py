@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from fxprune.errors import ModelError, ShrinkError
 from fxprune.hf import architecture, fields, layers_apart
@@ -41,7 +40,7 @@ class Builder:
         """The model, on ``meta``."""
         errors: list[str] = []
         for config in self._shorter():
-            for small in self._alike(config, errors):
+            if (small := self._alike(config, errors)) is not None:
                 return small
         if not self.changed:
             paths = ", ".join(stack.path for stack in self.stacks)
@@ -58,28 +57,29 @@ class Builder:
             return fields.shorter(self.model.config, self.stacks)
         return iter([self.model.config])
 
-    def _alike(self, config: PreTrainedConfig, errors: list[str]) -> Iterator[PreTrainedModel]:
-        """Models of one config for all layers, if all lose alike."""
+    def _alike(self, config: PreTrainedConfig, errors: list[str]) -> PreTrainedModel | None:
+        """A model of one config for all layers, if all lose alike."""
         layers = self._by_layer()
         rest = [change for change in self.changed if change.layer is None]
         each = {tuple(sorted((c.units, c.size, c.kept) for c in some)) for some in layers.values()}
-        if len(each) > 1 or (layers and len(layers) < self._count()):
-            return
+        if len(each) > 1 or (layers and len(layers) < sum(self._lengths().values())):
+            return None
         some = next(iter(layers.values()), [])
         for edits, _ in fields.choices(config, [*rest, *some]):
             small = self._made(fields.edited(config, edits), errors)
-            if small is None or not self._has_lists(small):
+            made = {} if small is None else {path: len(x) for path, x in layer_lists(small)}
+            if small is None or made != self._lengths():
                 continue
             wrong = misfit(small, self.tensors, self.names) if self.changed else ""
             if not wrong:
-                yield small
+                return small
             errors.append(wrong)
+        return None
 
-    def _has_lists(self, small: nn.Module) -> bool:
-        """Whether its lists of layers have the lengths that they should."""
+    def _lengths(self) -> dict[str, int]:
+        """How many layers are left in each list."""
         lengths = {path: len(layers) for path, layers in layer_lists(self.model)}
-        lengths |= {stack.path: len(stack.kept) for stack in self.stacks}
-        return {path: len(layers) for path, layers in layer_lists(small)} == lengths
+        return lengths | {stack.path: len(stack.kept) for stack in self.stacks}
 
     def _made(self, config: PreTrainedConfig, errors: list[str]) -> PreTrainedModel | None:
         try:
@@ -99,11 +99,6 @@ class Builder:
             if change.layer is not None:
                 found.setdefault(change.layer, []).append(change)
         return found
-
-    def _count(self) -> int:
-        """How many layers are left."""
-        gone = sum(stack.size - len(stack.kept) for stack in self.stacks)
-        return sum(len(layers) for _, layers in layer_lists(self.model)) - gone
 
     def _path(self) -> str:
         """The one list that layers of their own sizes are in."""
@@ -137,12 +132,11 @@ class Builder:
         self, base: PreTrainedConfig, small: PreTrainedModel, path: str
     ) -> dict[int | str, dict[str, Any]]:
         """Entries of each layer that differ from the config's; the layers are put in place."""
-        layers: Any = small.get_submodule(path)
         known: dict[str, tuple[str, ...]] = {}
         found: dict[int | str, dict[str, Any]] = {}
         for (_, number), changed in sorted(self._by_layer().items()):
             place = self.names.shorter(path, number)
-            edits, names = self._layer(base, layers, f"{path}.{place}.", changed, known)
+            edits, names = self._layer(base, small, path, place, changed, known)
             for name in edits:
                 if not hasattr(base, name):  # transformers wants a value for the other layers
                     setattr(base, name, fields.head_size(base))
@@ -153,12 +147,14 @@ class Builder:
     def _layer(
         self,
         base: PreTrainedConfig,
-        layers: nn.ModuleList,
-        inside: str,
+        small: PreTrainedModel,
+        path: str,
+        place: int,
         changed: Sequence[Change],
         known: Mapping[str, tuple[str, ...]],
     ) -> tuple[fields.Edits, dict[str, tuple[str, ...]]]:
-        place = int(inside.split(".")[-2])
+        """Entries that give a layer its sizes, and their names; the layer is put in place."""
+        layers: Any = small.get_submodule(path)
         wrong = ""
         for edits, names in fields.choices(base, changed, known):
             cls, config = type(layers[place]), fields.edited(base, edits)
@@ -169,21 +165,11 @@ class Builder:
                 wrong = wrong or architecture.last_line(error)
                 continue
             layers[place] = layer.train(layers[place].training)
-            holder = _holder(inside, layer)
-            found = misfit(holder, self.tensors, self.names)
+            found = misfit(small, self.tensors, self.names, inside=f"{path}.{place}.")
             if not found:
                 return edits, names
             wrong = wrong or found
         raise ShrinkError(f"{_what(changed)}: {wrong or 'no entry of the config counts them'}")
-
-
-def _holder(inside: str, layer: nn.Module) -> nn.Module:
-    """A module in which the layer has its path."""
-    for name in reversed(inside.rstrip(".").split(".")):
-        outer = nn.Module()
-        outer.add_module(name, layer)
-        layer = outer
-    return layer
 
 
 def _what(changed: Sequence[Change]) -> str:

@@ -56,6 +56,16 @@ def opened(file: Path) -> Iterator[Any]:
         raise CheckpointError(f"{file} is damaged ({error}); copy or save it again") from error
 
 
+def names(file: Path) -> list[str]:
+    """The tensors in a file.
+
+    Raises:
+        CheckpointError: it is missing, truncated or damaged.
+    """
+    with opened(file) as there:
+        return list(there.keys())
+
+
 def write_stream(
     file: Path,
     kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
@@ -74,10 +84,10 @@ def write_stream(
     Returns:
         Bytes of all tensors.
     """
-    names = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
+    order = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for name in names:
+    for name in order:
         dtype, shape = kinds[name]
         if dtype not in _DTYPES:
             raise CheckpointError(f"{name} is of {dtype}, which cannot be sliced here")
@@ -88,7 +98,7 @@ def write_stream(
     text += b" " * (-len(text) % 8)
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
-        for name in names:
+        for name in order:
             value = tensor(name)
             if (value.dtype, tuple(value.shape)) != kinds[name]:
                 raise CheckpointError(

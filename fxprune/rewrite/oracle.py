@@ -10,12 +10,11 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.branches.bypass import BypassedRun, bypass
+from fxprune.branches.bypass import BypassedRun
 from fxprune.errors import OracleError
-from fxprune.groups.dependency import discover
 from fxprune.plan import Plan
 from fxprune.rewrite.masked import Masked
-from fxprune.rewrite.resize import Resizer
+from fxprune.rewrite.resize import planned
 from fxprune.trace.lockstep import flatten, input_names
 from fxprune.trace.modes import evaluation
 from fxprune.trace.traced import Traced
@@ -104,12 +103,10 @@ def reference(traced: Traced, plan: Plan, example: Any = None) -> Reference:
         raise OracleError("a model on the meta device has no weights to verify with")
     args, kwargs = _inputs(traced, example)
     flat = _flatten(traced.graph_module, args, kwargs)
-    original, traced = traced, bypass(traced, plan.removed)
-    graph = discover(traced)
-    plan.check(graph)
-    whole = original.original or original
+    whole = traced.original or traced
+    graph, resize = planned(traced, plan)
+    traced = graph.traced
     error = _check_bypassed(whole, traced, flat) if plan.removed else 0.0
-    resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
     with torch.no_grad():
         results = Masked(traced, graph, resize).run(*flat, enable_io_processing=False)
     outputs = pytree.tree_leaves(results)

@@ -8,12 +8,11 @@ import torch
 from torch import fx, nn
 
 from fxprune.axes import dims
-from fxprune.branches.bypass import bypass
-from fxprune.groups.dependency import DependencyGraph, discover
+from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
 from fxprune.rewrite import biases, leaves, shapes, views
 from fxprune.rewrite.patches import find_patch
-from fxprune.rewrite.resize import Resizer
+from fxprune.rewrite.resize import Resizer, planned
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.traced import Traced
 
@@ -41,11 +40,9 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
         RewriteError: an op does not take the smaller sizes, or the plan adds a bias to what is no
             Linear without one.
     """
-    traced = bypass(traced, plan.removed)
-    graph = discover(traced)
-    plan.check(graph)
+    graph, resize = planned(traced, plan)
+    traced = graph.traced
     biases.check(traced, plan.biases)
-    resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
     # Everything that can fail runs on meta tensors, before any weight is touched.
     affected = {n for n in traced.graph_module.graph.nodes if _affected(resize, n)}
     module, nodes = _skeleton(traced, resize, affected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 import fxprune
-from fxprune import cli
 from fxprune.errors import CalibrationError, EvaluationError, ModelError
 from fxprune.evaluate import Settings, evaluate, open_subject
 from fxprune.evaluate.command import evaluate_spec
 from fxprune.hf.perplexity import perplexity, windows
 from fxprune.hf.text import Text, joined
+from tests.command_line import run_command
 from tests.evaluate import material
 from tests.hf import tiny
 
@@ -31,14 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     monkeypatch.setenv("COLUMNS", "140")
 
     def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fxprune", "eval", *map(str, arguments)])
-        status: Any = 0
-        try:
-            cli.main()
-        except SystemExit as left:
-            status = left.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
+        return run_command(monkeypatch, capsys, "eval", *arguments)
 
     return call
 
