@@ -154,10 +154,13 @@ def _auto_classes(cls: type[PreTrainedModel]) -> list[str]:
     config: Any = cls.config_class
     found = []
     for name, auto in vars(modeling_auto).items():
-        mapping = getattr(auto, "_model_mapping", None)
+        mapping = getattr(auto, "_model_mapping", None) if isinstance(auto, type) else None
         if mapping is None or config not in mapping:
             continue
         held = mapping[config]
-        if cls in (held if isinstance(held, tuple | list) else (held,)):
+        # By name: a model that was loaded with layers of their own sizes is of a subclass.
+        if cls.__name__ in {
+            x.__name__ for x in (held if isinstance(held, tuple | list) else [held])
+        }:
             found.append(name)
     return found

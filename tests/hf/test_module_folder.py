@@ -156,6 +156,16 @@ def test_values_trained_since_and_the_tokenizer(
         assert torch.equal(again(input_ids=ids).logits, small(input_ids=ids).logits)
 
 
+def test_saved_once_more(folder: Path, tmp_path: Path) -> None:
+    """What was loaded with layers of their own sizes is saved as it was."""
+    again = fxprune.save(fxprune.load(folder), tmp_path / "again")
+    for name in ("modeling_fxprune.py", "model.safetensors"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes(), name
+    one, two = (json.loads((each / "config.json").read_text()) for each in (again, folder))
+    assert one == two
+    assert one["auto_map"] == {"AutoModelForCausalLM": "modeling_fxprune.LlamaForCausalLM"}
+
+
 def test_the_original_may_be_consumed(tmp_path: Path) -> None:
     model: Any = tiny.llama(num_hidden_layers=3)
     result = fxprune.prune(
