@@ -65,5 +65,9 @@ class EvaluationError(FxpruneError):
     """What is to be measured cannot be: a task, its data, or a model that predicts no text."""
 
 
+class RecoveryError(FxpruneError):
+    """Training data, options or a run of recovery that cannot go on."""
+
+
 class FxpruneWarning(UserWarning):
     """Something was lost that the user may want to know (for example symbolic sizes)."""

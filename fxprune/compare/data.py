@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fxprune.errors import CalibrationError
 from fxprune.hf import sources, text
@@ -93,17 +91,3 @@ def _plain(records: Iterable[str]) -> list[str]:
     """The records without differences in white space."""
     return [" ".join(record.split()) for record in records]
 
-
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, types, shapes and values of tensors."""
-    found = hashlib.sha256()
-    for name, tensor in tensors.items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def model_digest(model: nn.Module) -> str:
-    """sha256 over the weights and buffers of a model: fine-tunes of one shape differ."""
-    return digest(dict(sorted(model.state_dict().items())))

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fxprune.compare.configuration import Configuration
-from fxprune.compare.data import Data, digest, model_digest
+from fxprune.compare.data import Data
+from fxprune.digests import digest, model_digest
 from fxprune.errors import CalibrationError
 from fxprune.hf import sources, text
 from fxprune.hf.models import LoadedModel

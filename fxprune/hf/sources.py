@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PREFIX = "datasets:"
-_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 
 def source(spec: str | Path) -> Text | torch.Tensor:
@@ -40,7 +40,7 @@ def source(spec: str | Path) -> Text | torch.Tensor:
     if str(spec).startswith(PREFIX):
         return _dataset(str(spec))
     path = Path(spec)
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise CalibrationError(
             f"{path} is a pickle, which may run code and is not read: save the token ids as "
             ".safetensors or .npy, integers of shape (N, L)"
@@ -141,6 +141,24 @@ def _checked(path: Path, array: Any) -> torch.Tensor:
 
 
 def _dataset(spec: str) -> Text:
+    rows, column = dataset_rows(spec)
+    column = column or "text"
+    values = dataset_column(spec, rows, column)
+    records = [record for record in values if isinstance(record, str) and record.strip()]
+    if not records:
+        raise CalibrationError(f"{spec!r} has no text in its column {column!r}")
+    return Text(spec.removeprefix(PREFIX), tuple(records))
+
+
+def dataset_rows(spec: str) -> tuple[Any, str]:
+    """Load what ``datasets:NAME[:CONFIG][:SPLIT][:COLUMN]`` names.
+
+    Returns:
+        The rows as the ``datasets`` library gives them, and the column, "" where none is named.
+
+    Raises:
+        CalibrationError: the name is not of this form, the library is missing, or it cannot load.
+    """
     # A colon inside the brackets of a slice, train[:500], separates nothing.
     name, *others = re.split(r":(?![^\[\]]*\])", spec.removeprefix(PREFIX))
     if not name or len(others) > 3:
@@ -148,7 +166,6 @@ def _dataset(spec: str) -> Text:
             f"{spec!r} is not of the form datasets:NAME[:CONFIG][:SPLIT][:COLUMN]"
         )
     config, split, column = (*others, "", "", "")[:3]
-    column = column or "text"
     try:
         library = importlib.import_module("datasets")
     except ImportError as error:
@@ -163,11 +180,17 @@ def _dataset(spec: str) -> Text:
             f"{spec!r} cannot be loaded: {lines[0]}. Check the name, config and split; without a "
             'network, give a .jsonl file with a "text" on each line'
         ) from error
+    return rows, column
+
+
+def dataset_column(spec: str, rows: Any, column: str) -> Any:
+    """The values of a column of what :func:`dataset_rows` gave, an iterable.
+
+    Raises:
+        CalibrationError: there is no such column.
+    """
     if column not in rows.column_names:
         raise CalibrationError(
             f"{spec!r} has no column {column!r}: it has {', '.join(rows.column_names)}"
         )
-    records = [record for record in rows[column] if isinstance(record, str) and record.strip()]
-    if not records:
-        raise CalibrationError(f"{spec!r} has no text in its column {column!r}")
-    return Text(spec.removeprefix(PREFIX), tuple(records))
+    return rows[column]

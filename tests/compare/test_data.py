@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fxprune.compare.data import digest, model_digest, read
+from fxprune.compare.data import read
+from fxprune.digests import digest, model_digest
 from fxprune.errors import CalibrationError
 from fxprune.hf.text import Text, builtin
 from tests.hf import tiny

@@ -1,0 +1,97 @@
+"""How a model of transformers or a graph is called on a batch of tokens, and the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from fxprune.errors import CalibrationError, RecoveryError
+from fxprune.hf.perplexity import logits
+from fxprune.importance.calibrate import arguments
+from fxprune.importance.loss import IGNORED
+from fxprune.trace.lockstep import input_names
+
+Inputs = dict[str, Any]
+LossFunction = Callable[[nn.Module, Inputs], Tensor]
+Take = Callable[[Mapping[str, Tensor]], Inputs]
+
+
+def taker(module: nn.Module) -> Take:
+    """What to call a language model with, for a batch with ``input_ids`` and ``attention_mask``.
+
+    Rows are padded on the right, where nothing that counts sees it in a causal model; so the mask
+    goes only to a graph that was traced with one.
+
+    Args:
+        module: a model of transformers, a GraphModule, or any module with ``input_ids``.
+
+    Raises:
+        RecoveryError: it takes no ``input_ids``, or needs something that text does not have.
+    """
+    if isinstance(module, fx.GraphModule):
+        names, fixed = input_names(module), {}
+    else:
+        names, _ = arguments(module)
+        fixed = {"use_cache": False} if "use_cache" in names else {}
+        names = tuple(name for name in names if name == "input_ids")
+    if "input_ids" not in names:
+        raise RecoveryError(
+            f"{type(module).__name__} takes no input_ids: give recover(loss_fn=...) and batches"
+        )
+    if unknown := set(names) - {"input_ids", "attention_mask"}:
+        raise RecoveryError(
+            f"the graph was traced with {sorted(unknown)[0]!r}, which text does not give: trace "
+            "the model with input_ids alone"
+        )
+
+    def take(batch: Mapping[str, Tensor]) -> Inputs:
+        return {name: batch[name] for name in names} | fixed
+
+    return take
+
+
+def next_token(
+    output: Any, labels: Tensor, module: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the predicted tokens.
+
+    Args:
+        output: what the model gave, with logits of shape (rows, length, vocabulary).
+        labels: (rows, length); the label of a token is the token itself.
+        module: for the message.
+
+    Returns:
+        Logits (rows * length, vocabulary) and the label that each should predict, (rows * length,):
+        the token after it, :data:`IGNORED` where there is none.
+
+    Raises:
+        RecoveryError: there are no logits of that shape.
+    """
+    try:
+        found = logits(output)
+    except CalibrationError as error:
+        raise RecoveryError(f"{type(module).__name__} returns no logits to train on") from error
+    if found.shape[:-1] != labels.shape:
+        raise RecoveryError(
+            f"{type(module).__name__} gives logits of shape {tuple(found.shape)} for tokens of "
+            f"shape {tuple(labels.shape)}: it is no language model"
+        )
+    # Labels move instead of logits, which are large and would be copied.
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    return found.flatten(0, 1), shifted.flatten()
+
+
+def cross_entropy(predicted: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+    """Negative log-likelihood over the labels that count, as a mean.
+
+    Args:
+        predicted: logits (tokens, vocabulary).
+        labels: (tokens,).
+        count: what to divide the sum by; None for the number of labels here.
+    """
+    total = F.cross_entropy(predicted.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return total / (torch.count_nonzero(labels != IGNORED).clamp(min=1) if count is None else count)

@@ -1,0 +1,183 @@
+"""One run: a module made ready, trained by transformers' Trainer and put back together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from transformers import EarlyStoppingCallback, TrainingArguments
+
+from fxprune.errors import FxpruneWarning, RecoveryError
+from fxprune.hf.quiet import quiet
+from fxprune.importance.loss import IGNORED
+from fxprune.recover import adapters, runs, teacher
+from fxprune.recover.calls import LossFunction, taker
+from fxprune.recover.data import Rows
+from fxprune.recover.history import History
+from fxprune.recover.methods import FullTraining, LoRA, Method
+from fxprune.recover.own import cast_back, own, own_weights
+from fxprune.recover.reinitialise import reinitialise
+from fxprune.recover.rows import collate
+from fxprune.recover.segments import Segmented
+from fxprune.recover.settings import Training
+from fxprune.recover.trainer import RecoveryTrainer
+from fxprune.recover.watch import Watch
+
+ADAPTER = "adapter"
+
+
+class Loop:
+    """A module made ready to be trained.
+
+    Args:
+        module: changed in place.
+        method: what is trained.
+        training: how.
+        rows: on what.
+        folder: of the run.
+        arguments: of Trainer.
+        loss_fn: the loss of one batch, if the module is no language model.
+        collate_fn: makes a batch of examples.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        method: Method,
+        training: Training,
+        rows: Rows,
+        folder: Path,
+        arguments: TrainingArguments,
+        loss_fn: LossFunction | None = None,
+        collate_fn: Callable[[list[Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        self._module, self._training, self._rows = module, training, rows
+        self._folder, self._arguments = folder, arguments
+        self._loss_fn, self._collate = loss_fn, collate_fn or _batch
+        self._take = taker(module) if loss_fn is None else None
+        self._teacher = teacher.make(method.distillation, module)
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._adapted: Any = None
+        if isinstance(method, LoRA):
+            own_weights(map(module.get_submodule, adapters.targets(module, method)))
+            self._adapted = adapters.attach(module, method, training.seed)
+        else:
+            assert isinstance(method, FullTraining)
+            self._dtypes = own(module)
+            if method.reinitialise:
+                reinitialise(module, training.seed)
+        host: nn.Module = module if self._adapted is None else self._adapted
+        self.trained = sum(p.numel() for p in host.parameters() if p.requires_grad)
+        self._host = self._checkpointed(host) if training.gradient_checkpointing else host
+        self.step = 0
+
+    def run(self, progress: bool) -> RecoveryTrainer:
+        """Train, from the last checkpoint if there is one.
+
+        Raises:
+            RecoveryError: the loss is not finite.
+        """
+        rows, arguments = self._rows, self._arguments
+        watch = Watch(progress)
+        patience = self._training.patience if rows.validation else None
+        stop = [] if patience is None else [EarlyStoppingCallback(patience)]
+        last = runs.last_checkpoint(Path(str(arguments.output_dir)))
+        arguments.eval_on_start = bool(rows.validation) and last is None
+        with _silent():
+            trainer = RecoveryTrainer(
+                model=self._host,
+                args=arguments,
+                train_dataset=rows.training,
+                eval_dataset=rows.validation or None,
+                data_collator=self._collate,
+                callbacks=[watch, *stop],
+                take=self._take,
+                loss_fn=self._loss_fn,
+                teacher=self._teacher,
+            )
+            _quieten(trainer)
+            watch.trainer = trainer
+            try:
+                trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            finally:
+                watch.close()
+        self.step = trainer.state.global_step
+        if arguments.load_best_model_at_end and trainer.state.best_global_step:
+            self.step = trainer.state.best_global_step
+        _warn_if_worse(History.of(trainer.state.log_history))
+        return trainer
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter alone, in PEFT's form, if there is one."""
+        if self._adapted is not None:
+            with quiet():
+                self._adapted.save_pretrained(folder / ADAPTER)
+
+    def finish(self, merge: bool) -> nn.Module:
+        """The trained module as it was given, or with its adapter apart."""
+        cast_back(self._module, self._dtypes)
+        if self._adapted is None:
+            return self._module
+        return adapters.merge(self._adapted) if merge else self._adapted
+
+    def _checkpointed(self, host: nn.Module) -> nn.Module:
+        """The host with gradient checkpointing."""
+        if isinstance(self._module, fx.GraphModule):
+            return Segmented(host.to(self._arguments.device), self._module)
+        # Its name before transformers 5.2x, and after.
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable = next((f for n in names if (f := getattr(self._module, n, None))), None)
+        if enable is None:
+            raise RecoveryError(
+                f"{type(self._module).__name__} has no gradient checkpointing: leave it out"
+            )
+        enable({"use_reentrant": False})
+        return host
+
+
+def _batch(rows: list[Any]) -> dict[str, torch.Tensor]:
+    """Rows as a batch. The first token is not predicted, and not counted either."""
+    made = collate(rows)
+    made["labels"][:, 0] = IGNORED
+    return made
+
+
+def _quieten(trainer: RecoveryTrainer) -> None:
+    """No second report on standard output beside our own."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep transformers' advice out of the way; what we print ourselves stays."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _warn_if_worse(history: History) -> None:
+    """Say so where no evaluation is better than the one before training."""
+    before = [each for each in history.evaluations if each.step == 0]
+    best = history.best
+    if before and best and best.loss >= before[0].loss:
+        warnings.warn(
+            f"recovery made the validation loss no better: {before[0].loss:.3f} before, "
+            f"{best.loss:.3f} at best; try a lower learning rate, or more data",
+            FxpruneWarning,
+            stacklevel=4,
+        )
+

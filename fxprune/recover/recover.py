@@ -1,0 +1,204 @@
+"""The verb: retrain a pruned model."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fxprune.digests import digest, model_digest
+from fxprune.errors import RecoveryError
+from fxprune.recover import runs
+from fxprune.recover.arguments import training_arguments
+from fxprune.recover.calls import LossFunction, taker
+from fxprune.recover.data import Data, Reading, Rows, prepare
+from fxprune.recover.history import History
+from fxprune.recover.methods import FullTraining, LoRA, Method
+from fxprune.recover.own import as_found
+from fxprune.recover.settings import Training
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+    from fxprune.hf.text import Text
+
+@dataclass(frozen=True, eq=False)
+class Recovery:
+    """What :func:`recover` gives.
+
+    Attributes:
+        module: the retrained module: the one given, of the same kind, with adapters merged (or,
+            with ``merge=False``, PEFT's model around it).
+        history: losses step by step.
+        step: whose weights these are: the last, or that of the best evaluation.
+        trained: parameters that were trained.
+        notes: data that were left out, and why, a line each.
+    """
+
+    module: nn.Module
+    history: History
+    step: int
+    trained: int
+    notes: tuple[str, ...]
+
+
+def recover(
+    module: nn.Module,
+    data: Data,
+    method: Method | None = None,
+    *,
+    training: Training | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    validation: float | Data = 0.05,
+    evaluation: Sequence[Text] = (),
+    drop_overlap: bool = False,
+    bad_rows: str = "refuse",
+    train_on_prompt: bool = False,
+    loss_fn: LossFunction | None = None,
+    collate_fn: Callable[[list[Any]], dict[str, Any]] | None = None,
+    out: str | Path | None = None,
+    merge: bool = True,
+    device: str | None = None,
+    progress: bool = False,
+) -> Recovery:
+    """Retrain a pruned model, in place.
+
+    The loop is transformers' Trainer, so the same call works on a CPU, on a GPU and in many
+    processes under ``accelerate launch`` or ``torchrun``. Adapters are PEFT's. What the module
+    shares with the model that it was pruned from is copied first, so that one does not change.
+
+    Args:
+        module: what :func:`fxprune.rewrite` or :func:`fxprune.shrink` made; any other module that
+            takes ``input_ids`` and gives logits; with ``loss_fn``, any module at all.
+        data: a file of text, ``.jsonl`` or ``.json`` (a ``text`` in each row, or Alpaca's
+            ``instruction``, ``input``, ``output``), ``datasets:NAME``, a :class:`Text`, token ids
+            of shape (rows, length), or a sequence of examples of your own (see ``collate_fn``).
+        method: :class:`LoRA` (the default) or :class:`FullTraining`, with a teacher or without.
+        training: steps, batches, learning rate and so on.
+        tokenizer: of the model; needed for text.
+        validation: the fraction of the documents that is kept to validate on; other data for that;
+            or 0 for none.
+        evaluation: texts that will be measured on; training data with some of them are refused.
+        drop_overlap: leave such documents out instead.
+        bad_rows: ``refuse`` or ``skip`` rows of a file that cannot be read.
+        train_on_prompt: let instructions count in the loss too, not their responses alone.
+        loss_fn: for modules that are no language models: the mean loss of one batch. It is called
+            with the module (possibly wrapped) and a batch.
+        collate_fn: for examples of your own: makes a batch of a list of them. Needed with
+            ``loss_fn``; default for rows of ``input_ids`` and ``labels``.
+        out: folder of the run: its options, checkpoints, log and plot, and the adapter. The same
+            call goes on where a killed one was, with the same result. None keeps nothing.
+        merge: add adapters to the weights at the end.
+        device: ``cpu`` to stay there where transformers would take a GPU.
+        progress: show a bar.
+
+    Returns:
+        The module and the course of its losses.
+
+    Raises:
+        RecoveryError: an option or the data make no sense, the folder is of another run, or the
+            loss stopped being finite; the message says what to do.
+    """
+    from fxprune.recover.loop import Loop
+
+    method, training = method or LoRA(), training or Training()
+    training.check()
+    _check(module, method, loss_fn, collate_fn)
+    reading = Reading(
+        training.length,
+        validation,
+        evaluation,
+        drop_overlap,
+        bad_rows,
+        train_on_prompt,
+        training.seed,
+    )
+    rows = prepare(data, tokenizer, reading)
+    if training.learning_rate is None:
+        training = replace(training, learning_rate=method.learning_rate)
+    with contextlib.ExitStack() as stack:
+        if out is None:
+            out = stack.enter_context(tempfile.TemporaryDirectory())
+        folder = Path(out)
+        arguments = training_arguments(folder / runs.CHECKPOINTS, training, rows, device)
+        _begin(folder, arguments, module, method, training, rows)
+        stack.enter_context(as_found(module))
+        loop = Loop(module, method, training, rows, folder, arguments, loss_fn, collate_fn)
+        trainer = loop.run(progress)
+        history = History.of(trainer.state.log_history)
+        if trainer.is_world_process_zero():
+            history.write(folder)
+            loop.save_adapter(folder)
+        done = loop.finish(merge)
+    return Recovery(done, history, loop.step, loop.trained, rows.notes)
+
+
+def _check(module: nn.Module, method: Method, loss_fn: Any, collate_fn: Any) -> None:
+    """Refuse what cannot work before data are read."""
+    if not isinstance(method, LoRA | FullTraining):
+        raise RecoveryError(f"no method of recovery: {method!r}; take LoRA() or FullTraining()")
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise RecoveryError(f"{type(module).__name__} is on meta: give it weights first")
+    if not any(True for _ in module.parameters()):
+        raise RecoveryError(f"{type(module).__name__} has no parameters to train")
+    if loss_fn is None:
+        taker(module)
+    elif method.teacher is not None:
+        raise RecoveryError("a teacher teaches tokens: leave out loss_fn, or put it in there")
+    elif collate_fn is None:
+        raise RecoveryError("loss_fn needs batches: say with collate_fn how to make them")
+
+
+def _begin(
+    folder: Path,
+    arguments: TrainingArguments,
+    module: nn.Module,
+    method: Method,
+    training: Training,
+    rows: Rows,
+) -> None:
+    """Note what this run is; one process does, the others wait for it."""
+    tensors = {
+        f"{part} {place} {name}": torch.as_tensor(value)
+        for part, examples in (("training", rows.training), ("validation", rows.validation))
+        for place, example in enumerate(examples)
+        for name, value in _named(example)
+    }
+    asked = {
+        "module": model_digest(module),
+        "method": _plain(method),
+        "training": asdict(training),
+        "data": digest(tensors)
+    }
+    with arguments.main_process_first(desc="folder"):
+        if arguments.process_index == 0:
+            runs.begin(folder, asked)
+            runs.forget_partial(folder / runs.CHECKPOINTS)
+
+
+def _plain(method: Method) -> dict[str, Any]:
+    """A method in words and numbers."""
+    plain = {name: value for name, value in vars(method).items() if name != "teacher"}
+    plain["targets"] = list(plain["targets"]) if "targets" in plain else None
+    how = method.distillation
+    taught: dict[str, Any] | None = None
+    if how is not None:
+        taught = {
+            "model": model_digest(how.teacher),
+            "temperature": how.temperature,
+            "weight": how.weight,
+            "hidden": how.hidden,
+        }
+    return {"name": type(method).__name__, **plain, "teacher": taught}
+
+
+def _named(example: Any) -> list[tuple[str, Any]]:
+    """The numbers of an example of any form, as far as they can be told."""
+    items = example.items() if isinstance(example, Mapping) else enumerate(example)
+    return [(str(name), value) for name, value in items]

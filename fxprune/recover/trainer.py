@@ -1,0 +1,167 @@
+"""transformers' Trainer for language models and graphs of them, with a teacher or without."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from fxprune.errors import RecoveryError
+from fxprune.importance.loss import IGNORED
+from fxprune.recover import runs
+from fxprune.recover.calls import Take, cross_entropy, next_token
+from fxprune.recover.teacher import Teacher
+
+TENSORS = "trained.safetensors"
+
+
+class RecoveryTrainer(Trainer):
+    """A Trainer that computes the loss of tokens itself, the same for every kind of module.
+
+    Its checkpoints hold what is trained, and buffers where all parameters are.
+
+    Args:
+        take: makes a module's inputs out of a batch.
+        teacher: the teacher, if there is one.
+        loss_fn: instead of all that, the loss of one batch.
+        arguments: those of Trainer.
+    """
+
+    def __init__(
+        self,
+        *,
+        take: Take | None,
+        teacher: Teacher | None = None,
+        loss_fn: Any = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self._take, self._teacher, self._loss_fn = take, teacher, loss_fn
+        # The loss below is over all tokens of a step; a user's own is a mean of one batch.
+        self.model_accepts_loss_kwargs = loss_fn is None
+        self.tokens, self.started = 0, time.perf_counter()
+        if teacher is not None:
+            teacher.to(self.args.device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a batch; of the evaluation data without the teacher."""
+        if self._take is None:
+            loss = self._loss_fn(model, inputs)
+            return (loss, {}) if return_outputs else loss
+        # Evaluation averages over its batches itself.
+        count = num_items_in_batch if model.training else None
+        if self._teacher is None or count is None:
+            predicted, labels = next_token(model(**self._take(inputs)), inputs["labels"], model)
+            loss = cross_entropy(predicted, labels, count)
+        else:
+            loss = self._taught(model, self._teacher, inputs, count)
+        if count is not None:
+            # The gradients of all processes are averaged, and each has divided by all tokens.
+            loss = loss * self.accelerator.num_processes
+        return (loss, {}) if return_outputs else loss
+
+    def _taught(
+        self, model: nn.Module, teacher: Teacher, inputs: dict[str, Any], count: Tensor | int
+    ) -> Tensor:
+        assert self._take is not None
+        with teacher.watch():
+            predicted, labels = next_token(model(**self._take(inputs)), inputs["labels"], model)
+            expected = teacher.predict(inputs)
+        loss = teacher.loss(predicted, expected, labels, count)
+        if teacher.hidden is not None:
+            counts = inputs["labels"] != IGNORED
+            # A mean over tokens already; this batch's share of the step's.
+            share = torch.count_nonzero(labels != IGNORED) / count
+            hidden = teacher.hidden.loss(counts)
+            loss = loss + teacher.distillation.hidden * share * hidden
+        return loss
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """One forward and backward pass.
+
+        Raises:
+            RecoveryError: the loss is not finite; the weights are those before the step.
+        """
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss.item()):
+            raise RecoveryError(self._broken(loss.item()))
+        count = num_items_in_batch
+        self.tokens = int(inputs["labels"].numel() if count is None else count)
+        return loss
+
+    def _broken(self, loss: float) -> str:
+        last = runs.last_checkpoint(Path(str(self.args.output_dir)))
+        good = "no checkpoint was written" if last is None else f"the last good checkpoint is {last}"
+        return (
+            f"the loss is {loss} at step {self.state.global_step + 1}; {good}. Try a lower "
+            "learning rate, a longer warm-up, or float32 instead of float16"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add to the log of a step how many tokens it predicted, and in how many seconds."""
+        if "loss" in logs:
+            logs |= {"tokens": self.tokens, "seconds": time.perf_counter() - self.started}
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        from safetensors.torch import save_file
+
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        own = self._trained()
+        if state_dict is not None:  # gathered from all processes
+            own = {name: state_dict[name] for name in own}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
+        save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        self._read(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._read(Path(self.state.best_model_checkpoint))
+
+    @torch.no_grad()
+    def _read(self, folder: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(folder / TENSORS)
+        except (OSError, SafetensorError) as error:
+            raise RecoveryError(
+                f"{folder / TENSORS} cannot be read ({error}): remove that checkpoint"
+            ) from error
+        own = self._trained()
+        if own.keys() != tensors.keys():
+            raise RecoveryError(f"{folder / TENSORS} is of another module or method")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What training changes: parameters with gradients and, if those are all, buffers."""
+        model = self.accelerator.unwrap_model(self.model)
+        trained: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if all(p.requires_grad for p in model.parameters()):
+            saved = model.state_dict().keys()
+            trained |= {name: b for name, b in model.named_buffers() if name in saved}
+        return trained
+
