@@ -90,4 +90,3 @@ def _evaluations(
 def _plain(records: Iterable[str]) -> list[str]:
     """The records without differences in white space."""
     return [" ".join(record.split()) for record in records]
-

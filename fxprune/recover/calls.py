@@ -54,9 +54,7 @@ def taker(module: nn.Module) -> Take:
     return take
 
 
-def next_token(
-    output: Any, labels: Tensor, module: nn.Module
-) -> tuple[Tensor, Tensor]:
+def next_token(output: Any, labels: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
     """Logits and labels of the predicted tokens.
 
     Args:

@@ -135,5 +135,3 @@ def _kept(teacher: nn.Module, plan: Plan, names: list[str]) -> dict[str, Tensor]
         (layout,) = resizer.inferred.tensors[traced.canonical(f"{name}.{parameter}")]
         found[name] = resizer.index(layout)
     return found
-
-

@@ -104,7 +104,8 @@ class Loop:
             _quieten(trainer)
             watch.trainer = trainer
             try:
-                trainer.train(resume_from_checkpoint=None if last is None else str(last))
+                if last is None or not trainer.restore_finished(last):
+                    trainer.train(resume_from_checkpoint=None if last is None else str(last))
             finally:
                 watch.close()
         self.step = trainer.state.global_step
@@ -180,4 +181,3 @@ def _warn_if_worse(history: History) -> None:
             FxpruneWarning,
             stacklevel=4,
         )
-

@@ -174,10 +174,11 @@ def _dataset(spec: str) -> Iterator[Record | _Bad]:
 def _row(where: str, row: Any) -> Record | _Bad:
     if not isinstance(row, dict):
         return _Bad(where, f"it is no object but a {type(row).__name__}")
-    if isinstance(row.get("text"), str):
-        return _document(where, row["text"])
     instruction, given, output = (row.get(name) for name in ("instruction", "input", "output"))
     if not isinstance(instruction, str) or not isinstance(output, str):
+        # Only then: the first Alpaca has a text too, the three in a template.
+        if isinstance(row.get("text"), str):
+            return _document(where, row["text"])
         return _Bad(where, 'it has no string "text", nor strings "instruction" and "output"')
     given = "" if given is None else given
     if not isinstance(given, str):

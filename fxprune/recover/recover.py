@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from fxprune.hf.text import Text
 
+
 @dataclass(frozen=True, eq=False)
 class Recovery:
     """What :func:`recover` gives.
@@ -174,7 +175,7 @@ def _begin(
         "module": model_digest(module),
         "method": _plain(method),
         "training": asdict(training),
-        "data": digest(tensors)
+        "data": digest(tensors),
     }
     with arguments.main_process_first(desc="folder"):
         if arguments.process_index == 0:

@@ -12,7 +12,7 @@ from fxprune.errors import RecoveryError
 from fxprune.files import write_text
 
 CHECKPOINTS, FACTS = "checkpoints", "run.json"
-_STATE = "trainer_state.json"
+STATE = "trainer_state.json"
 
 
 def begin(folder: Path, asked: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ def forget_partial(checkpoints: Path) -> None:
 def _step(checkpoint: Path) -> int:
     """The step of a whole checkpoint, 0 for one that is not: its state is written last."""
     try:
-        state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return 0
     step = state.get("global_step") if isinstance(state, dict) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from fxprune.errors import RecoveryError
 from fxprune.importance.loss import IGNORED
@@ -107,7 +107,9 @@ class RecoveryTrainer(Trainer):
 
     def _broken(self, loss: float) -> str:
         last = runs.last_checkpoint(Path(str(self.args.output_dir)))
-        good = "no checkpoint was written" if last is None else f"the last good checkpoint is {last}"
+        good = (
+            "no checkpoint was written" if last is None else f"the last good checkpoint is {last}"
+        )
         return (
             f"the loss is {loss} at step {self.state.global_step + 1}; {good}. Try a lower "
             "learning rate, a longer warm-up, or float32 instead of float16"
@@ -118,6 +120,22 @@ class RecoveryTrainer(Trainer):
         if "loss" in logs:
             logs |= {"tokens": self.tokens, "seconds": time.perf_counter() - self.started}
         super().log(logs, start_time)
+
+    def restore_finished(self, checkpoint: Path) -> bool:
+        """Take over the end of a run that was over when this checkpoint was written.
+
+        Returns:
+            Whether it was; else nothing is done.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / runs.STATE))
+        control = state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        if state.global_step < self.args.max_steps and not control.get("should_training_stop"):
+            return False
+        self.state = state
+        best = self.args.load_best_model_at_end and state.best_global_step
+        folder = f"checkpoint-{state.best_global_step}" if best else checkpoint.name
+        self._read(checkpoint.with_name(folder))
+        return True
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from safetensors.torch import save_file
@@ -164,4 +182,3 @@ class RecoveryTrainer(Trainer):
             saved = model.state_dict().keys()
             trained |= {name: b for name, b in model.named_buffers() if name in saved}
         return trained
-

@@ -58,7 +58,7 @@ def test_jsonl_of_both_kinds(tmp_path: Path) -> None:
         "",
         {"instruction": "Add.", "input": "1 2", "output": "3"},
         {"instruction": "Sing.", "output": "La.", "input": None},
-        {"text": "whole", "instruction": "Not this.", "output": "Nor this."},
+        {"text": "all of it", "instruction": "This.", "output": "And this."},
     )
     assert read_records(path) == Records(
         "a.jsonl",
