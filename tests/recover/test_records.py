@@ -66,7 +66,7 @@ def test_jsonl_of_both_kinds(tmp_path: Path) -> None:
             Document("prose\n", "a.jsonl line 1"),
             Instruction("Add.", "1 2", "3", "a.jsonl line 3"),
             Instruction("Sing.", "", "La.", "a.jsonl line 4"),
-            Document("whole", "a.jsonl line 5"),
+            Instruction("This.", "", "And this.", "a.jsonl line 5"),
         ),
     )
 
