@@ -8,6 +8,7 @@ traces it, rewrites it by the plan and puts the tensors in.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,7 @@ def read_graph(
     tensors = read(path / TENSORS, device)
     try:
         plan = Plan.load(path / PLAN)
-        if model is None:
-            model = _rebuild(path, facts["model"], plan, tensors)
-        args, kwargs = example.make(facts["inputs"], model)
-        small = rewrite(trace(model, args, kwargs), plan)
+        small = rewrite(original(path, facts, plan, model, tensors), plan)
     except CheckpointError:
         raise
     except FxpruneError as error:
@@ -82,6 +80,31 @@ def read_graph(
     tensors |= {name: tensors[same] for name, same in aliases.items() if same in tensors}
     assign(small, tensors, path / TENSORS)
     return small
+
+
+def original(
+    path: Path,
+    facts: dict[str, Any],
+    plan: Plan,
+    model: nn.Module | None = None,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> Traced:
+    """The original that a saved graph was made of, traced again, without weights.
+
+    Args:
+        path: the folder.
+        facts: what :func:`write_graph` gave.
+        plan: the plan in the folder.
+        model: the original architecture, if it is not of transformers.
+        tensors: those of the folder, whose dtypes the original then has.
+
+    Raises:
+        CheckpointError: it is not of transformers, and ``model`` is not given.
+    """
+    if model is None:
+        model = _rebuild(path, facts["model"], plan, tensors or {})
+    args, kwargs = example.make(facts["inputs"], model)
+    return trace(model, args, kwargs)
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
@@ -96,7 +119,7 @@ def _describe(module: nn.Module) -> dict[str, Any]:
 
 
 def _rebuild(
-    path: Path, facts: dict[str, Any], plan: Plan, tensors: dict[str, torch.Tensor]
+    path: Path, facts: dict[str, Any], plan: Plan, tensors: Mapping[str, torch.Tensor]
 ) -> nn.Module:
     """The original architecture on ``meta``, in the dtypes that the tensors have."""
     if facts.get("library") != "transformers":

@@ -90,7 +90,11 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase | None, reading: Read
         for part, rows in ((first, training), (second, validation)):
             if part.records:
                 made, left_out = make_rows(
-                    tokenizer, part, reading.length, train_on_prompt=reading.train_on_prompt
+                    tokenizer,
+                    part,
+                    reading.length,
+                    train_on_prompt=reading.train_on_prompt,
+                    keep_rest=part is second,
                 )
                 rows += made
                 notes += left_out

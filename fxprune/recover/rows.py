@@ -36,18 +36,21 @@ def make_rows(
     length: int,
     *,
     train_on_prompt: bool = False,
+    keep_rest: bool = False,
 ) -> tuple[list[Row], tuple[str, ...]]:
     """Tokenise records into rows to train on.
 
     Documents are joined, the end-of-text token (if the tokenizer has one) behind each, and cut into
-    rows of ``length`` tokens; what is left at the end is lost. An instruction is one row: prompt,
-    response and end of text, cut at ``length``. Packed rows come first. No other special tokens.
+    rows of ``length`` tokens; what is left at the end is lost, or a shorter row. An instruction is
+    one row: prompt, response and end of text, cut at ``length``. Packed rows come first. No other
+    special tokens.
 
     Args:
         tokenizer: of the model.
         records: documents, instructions or both.
         length: tokens in a row of documents, and the most in a row of an instruction.
         train_on_prompt: whether the loss counts the tokens of prompts too.
+        keep_rest: whether what is left of documents at the end makes a shorter row.
 
     Returns:
         The rows, and notes: a line for each instruction that is left out since no token of its
@@ -61,7 +64,7 @@ def make_rows(
     ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     documents = [record for record in records.records if isinstance(record, Document)]
     instructions = [record for record in records.records if isinstance(record, Instruction)]
-    packed, packed_count = _packed(tokenizer, documents, length, ends)
+    packed, packed_count = _packed(tokenizer, documents, length, ends, keep_rest)
     answers, notes, count = _answers(tokenizer, instructions, length, ends, train_on_prompt)
     rows, count = packed + answers, packed_count + count
     if not rows:
@@ -99,9 +102,13 @@ def collate(rows: Sequence[Row], pad: int = 0) -> dict[str, torch.Tensor]:
 
 
 def _packed(
-    tokenizer: PreTrainedTokenizerBase, documents: list[Document], length: int, ends: list[int]
+    tokenizer: PreTrainedTokenizerBase,
+    documents: list[Document],
+    length: int,
+    ends: list[int],
+    keep_rest: bool,
 ) -> tuple[list[Row], int]:
-    """Full rows, and how many tokens there are with those that are lost."""
+    """Rows, and how many tokens there are with those that are lost."""
     rows: list[Row] = []
     count = 0
     waiting: list[int] = []
@@ -114,6 +121,8 @@ def _packed(
             row = waiting[start : start + length]
             rows.append({"input_ids": row, "labels": list(row)})
         del waiting[:full]
+    if keep_rest and len(waiting) > 1:
+        rows.append({"input_ids": waiting, "labels": list(waiting)})
     return rows, count
 
 

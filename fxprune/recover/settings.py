@@ -79,6 +79,7 @@ class Training:
             value = getattr(self, name)
             if value not in choices:
                 raise RecoveryError(f"no {name} {value!r}: take {', '.join(choices)}")
+        self.rows_at_once(1)
         if self.steps is None and not self.epochs > 0:
             raise RecoveryError(f"epochs is {self.epochs}: above 0")
         if self.learning_rate is not None and not self.learning_rate > 0:

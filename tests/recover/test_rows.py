@@ -170,3 +170,11 @@ def test_padding_changes_no_loss() -> None:
         together = model(**collate(rows)).loss
     weights = torch.tensor([7.0, 2.0])  # responses with their ends
     torch.testing.assert_close(together, (torch.stack(apart) * weights).sum() / weights.sum())
+
+
+def test_the_rest_of_documents_as_a_shorter_row() -> None:
+    a, b, c, d, e = ids("abcde")
+    rows, _ = make_rows(TOKENIZER, records("abc", "d", "eab"), 4, keep_rest=True)
+    assert rows == [packed(a, b, c, END), packed(d, END, e, a), packed(b, END)]
+    rows, _ = make_rows(TOKENIZER, records("abcd"), 4, keep_rest=True)
+    assert rows == [packed(a, b, c, d)]  # an end alone predicts nothing
