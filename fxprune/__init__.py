@@ -39,6 +39,16 @@ from fxprune.legality import check_plan, legality
 from fxprune.plan import Plan
 from fxprune.propagate import propagate
 from fxprune.prune import PruneResult, prune
+from fxprune.recover import (
+    Distillation,
+    FullTraining,
+    LoRA,
+    PrunedAndRecovered,
+    Recovery,
+    Training,
+    prune_and_recover,
+    recover,
+)
 from fxprune.rewrite.oracle import VerifyReport, verify
 from fxprune.rewrite.patches import register_patch
 from fxprune.rewrite.rewrite import rewrite
@@ -60,21 +70,27 @@ __all__ = [
     "DependencyGraph",
     "Depth",
     "DepthCriterion",
+    "Distillation",
     "ElementCriterion",
+    "FullTraining",
     "FxpruneError",
     "FxpruneWarning",
     "Group",
     "InputCriterion",
+    "LoRA",
     "Magnitude",
     "PeakToPeak",
     "Plan",
     "PruneResult",
+    "PrunedAndRecovered",
     "Random",
+    "Recovery",
     "Removal",
     "Scores",
     "Site",
     "Taylor",
     "Traced",
+    "Training",
     "Unit",
     "VerifyReport",
     "WandaSP",
@@ -91,6 +107,8 @@ __all__ = [
     "load",
     "propagate",
     "prune",
+    "prune_and_recover",
+    "recover",
     "register_patch",
     "register_rule",
     "rewrite",

@@ -21,6 +21,7 @@ from fxprune.errors import (
     DepthError,
     FxpruneError,
     FxpruneWarning,
+    RecoveryError,
     SelectionError,
 )
 from fxprune.recipe import Recipe
@@ -201,6 +202,19 @@ def prune(
     eval_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
     verify: Annotated[bool, typer.Option(help="Prove the result against the original.")] = True,
+    recover_method: Annotated[
+        str | None,
+        typer.Option(
+            "--recover", help="Retrain the result: lora or full, as fxprune recover; see there."
+        ),
+    ] = None,
+    recover_data: Annotated[
+        str | None, typer.Option(help="To train on.", show_default="what calibrates")
+    ] = None,
+    recover_steps: Annotated[int, typer.Option(help="Steps of 8 x 128 tokens.")] = 100,
+    distill: Annotated[
+        bool, typer.Option(help="Learn from the original as well, in --recover.")
+    ] = True,
     save_as: Annotated[
         str,
         typer.Option(
@@ -253,6 +267,12 @@ def prune(
     recipe.check()
     checkpoint.check_target(out)
     _check_scores(scores, save_scores, out)
+    chain = None
+    if recover_method is not None:
+        from fxprune.recover.chain import Chain
+
+        chain = Chain(model, out, recover_method, recover_data, recover_steps, distill, seed)
+        chain.check()
     from rich.console import Console
 
     from fxprune import workflow
@@ -261,6 +281,8 @@ def prune(
     workflow.check_device(device)
     calibration, evaluation = workflow.texts(text, eval_text)
     causal = workflow.check_model(model, recipe)
+    if chain is not None and not causal:
+        raise RecoveryError(f"{model} is no causal language model, which --recover needs here")
     with step(f"loading {model}"):
         loaded = workflow.load(model, device)
     outcome = workflow.run(
@@ -279,6 +301,9 @@ def prune(
     console = Console()
     outcome.show(console)
     console.print(f"saved in {out}; {outcome.opened_by}", markup=False, soft_wrap=True)
+    if chain is not None:
+        chain.run(calibration, evaluation, eval_samples).show(console)
+        console.print(f"recovered: {chain.folder}", markup=False, soft_wrap=True)
 
 
 @app.command("apply")
@@ -442,7 +467,9 @@ def recover(
         int | None, typer.Option(help="Sequences per pass and device.", show_default="4 or less")
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 256,
-    learning_rate: Annotated[float | None, typer.Option(show_default="1e-4")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The highest.", show_default="3e-4 for lora, else 1e-4")
+    ] = None,
     schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = "cosine",
     warmup: Annotated[float, typer.Option(help="Fraction of the steps.")] = 0.1,
     weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
@@ -647,12 +674,16 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("fxprune-demo"),
     ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")] = 0.2,
     eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
+    recover_too: Annotated[
+        bool, typer.Option("--recover", help="Retrain it for a few steps.")
+    ] = False,
 ) -> None:
     """Prune a real language model (SmolLM2-135M, fetched once) and show the result."""
     from fxprune.demo import demo as run_demo
     from fxprune.hf.text import read
 
-    run_demo(out, ratio, evaluation=None if eval_text is None else read(eval_text))
+    evaluation = None if eval_text is None else read(eval_text)
+    run_demo(out, ratio, evaluation=evaluation, recover=recover_too)
 
 
 def _lengths(given: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fxprune.errors import CheckpointError
 from fxprune.progress import step
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PROMPT = "The moon is smaller than the earth, and"
 NEW_TOKENS = 24
+RECOVERY_STEPS = 30
 
 
 def demo(
@@ -27,6 +28,7 @@ def demo(
     *,
     model: str = "smollm2",
     evaluation: Text | None = None,
+    recover: bool = False,
     console: Console | None = None,
 ) -> None:
     """Prune SmolLM2 on prose out of Python itself and show what it did.
@@ -36,12 +38,20 @@ def demo(
         ratio: fraction of the parameters to remove.
         model: what to prune instead, see :func:`fxprune.hf.models.load_model`.
         evaluation: text for perplexity; by default topics that calibration does not see.
+        recover: retrain it for a few steps, with the original as the teacher.
         console: where to print.
 
     Raises:
         FxpruneError: the model cannot be fetched, the folder is something else's, ...
     """
     check_out(out)
+    folder = out / "pruned"
+    chain = None
+    if recover:
+        from fxprune.recover.chain import Chain
+
+        chain = Chain(model, folder, "lora", steps=RECOVERY_STEPS, learning_rate=1e-3)
+        chain.check()
     import torch
     from rich.console import Console
 
@@ -70,7 +80,6 @@ def demo(
     say(f"{model}: {kind}, pruning {ratio:.0%} with {recipe.criterion} and least squares")
     told = continuation(loaded.model, loaded.tokenizer)
     calibration, other = text.builtin()
-    folder = out / "pruned"
     outcome = run(
         loaded,
         recipe,
@@ -98,6 +107,12 @@ def demo(
         f"plan: {out / 'plan.json'}   figures: {out / 'report.json'}\n"
         f"groups: {out / 'groups.dot'} (dot -Tsvg {out / 'groups.dot'} > groups.svg)"
     )
+    if chain is not None:
+        say(f"\nrecovery: LoRA, {RECOVERY_STEPS} steps of 8 x 128 tokens, the original teaches")
+        chain.run(calibration, evaluation or other, recipe.evaluation_samples).show(console)
+        recovered: Any = checkpoint.load(chain.folder)
+        say(f"\nrecovered: {PROMPT}{continuation(recovered, loaded.tokenizer)}")
+        say(f"recovered model: {chain.folder}   loss: {chain.run_folder / 'loss.svg'}")
 
 
 def check_out(out: Path) -> None:

@@ -27,6 +27,16 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Before cutting": ("legality", "check_plan"),
     "Depth": ("find_branches", "score_units", "choose_depth", "bypass"),
     "Saving": ("shrink", "save", "load", "apply", "shrink_adapter", "export"),
+    "Recovery": (
+        "recover",
+        "LoRA",
+        "FullTraining",
+        "Distillation",
+        "Training",
+        "Recovery",
+        "prune_and_recover",
+        "PrunedAndRecovered",
+    ),
     "Criteria": (
         "OBS",
         "Taylor",

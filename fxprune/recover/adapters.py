@@ -41,11 +41,14 @@ def attach(module: nn.Module, method: LoRA, seed: int = 0) -> PeftModel:
             "LoRA needs PEFT: pip install 'fxprune[recover]', or take full training"
         ) from error
     names = targets(module, method)
+    # PEFT takes a name for the end of names too.
+    others = [n for n, _ in module.named_modules() if n not in names and _fits_any(n, names)]
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,  # type: ignore[arg-type]
         lora_dropout=method.dropout,
         target_modules=names,
+        exclude_modules=others or None,
         bias="none",
         fan_in_fan_out=_is_conv1d(module.get_submodule(names[0])),
     )
@@ -88,7 +91,11 @@ def targets(module: nn.Module, method: LoRA) -> list[str]:
             raise RecoveryError(
                 f"no linear layer is called {target!r}; there are {', '.join(ends[:12])}"
             )
-    return [name for name in linear if any(_fits(name, target) for target in wanted)]
+    return [name for name in linear if _fits_any(name, wanted)]
+
+
+def _fits_any(name: str, wanted: list[str]) -> bool:
+    return any(_fits(name, target) for target in wanted)
 
 
 def _fits(name: str, target: str) -> bool:

@@ -55,7 +55,7 @@ def training_arguments(
             eval_steps=every,
             save_steps=every,
             save_total_limit=training.checkpoints + best,
-            load_best_model_at_end=best,
+            load_best_model_at_end=validates and training.keep_best,
             metric_for_best_model="eval_loss" if best else None,
             greater_is_better=False if best else None,
             prediction_loss_only=True,

@@ -83,7 +83,7 @@ def next_token(output: Any, labels: Tensor, module: nn.Module) -> tuple[Tensor, 
     return found.flatten(0, 1), shifted.flatten()
 
 
-def cross_entropy(predicted: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+def cross_entropy(predicted: Tensor, labels: Tensor, count: Tensor | float | None) -> Tensor:
     """Negative log-likelihood over the labels that count, as a mean.
 
     Args:

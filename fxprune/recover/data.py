@@ -136,7 +136,7 @@ def _cut(examples: Sequence[Any], fraction: float, seed: int) -> tuple[list[Any]
     """Split examples at random."""
     if not 0 <= fraction <= 0.5:
         raise RecoveryError(f"validation is {fraction}: a fraction from 0 to 0.5, or other data")
-    count = min(len(examples) - 1, round(fraction * len(examples))) if fraction else 0
+    count = min(len(examples) - 1, max(1, round(fraction * len(examples)))) if fraction else 0
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
     held = set(order[:count])
     return (

@@ -74,7 +74,12 @@ class Loop:
                 reinitialise(module, training.seed)
         host: nn.Module = module if self._adapted is None else self._adapted
         self.trained = sum(p.numel() for p in host.parameters() if p.requires_grad)
-        self._host = self._checkpointed(host) if training.gradient_checkpointing else host
+        self._enabled = False  # gradient checkpointing in a model of transformers
+        try:
+            self._host = self._checkpointed(host) if training.gradient_checkpointing else host
+        except BaseException:
+            self.abandon()
+            raise
         self.step = 0
 
     def run(self, progress: bool) -> RecoveryTrainer:
@@ -122,24 +127,41 @@ class Loop:
 
     def finish(self, merge: bool) -> nn.Module:
         """The trained module as it was given, or with its adapter apart."""
-        cast_back(self._module, self._dtypes)
+        self._restore()
         if self._adapted is None:
             return self._module
         return adapters.merge(self._adapted) if merge else self._adapted
+
+    def abandon(self) -> None:
+        """After a failure: the module as it was given, but for weights that were trained."""
+        self._restore()
+        if self._adapted is not None:
+            self._adapted.unload()
+
+    def _restore(self) -> None:
+        cast_back(self._module, self._dtypes)
+        if self._enabled:
+            self._switch("disable")()
 
     def _checkpointed(self, host: nn.Module) -> nn.Module:
         """The host with gradient checkpointing."""
         if isinstance(self._module, fx.GraphModule):
             return Segmented(host.to(self._arguments.device), self._module)
-        # Its name before transformers 5.2x, and after.
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable = next((f for n in names if (f := getattr(self._module, n, None))), None)
-        if enable is None:
-            raise RecoveryError(
-                f"{type(self._module).__name__} has no gradient checkpointing: leave it out"
-            )
-        enable({"use_reentrant": False})
+        before = any(getattr(m, "gradient_checkpointing", False) for m in self._module.modules())
+        self._switch("enable")({"use_reentrant": False})
+        self._enabled = not before
         return host
+
+    def _switch(self, what: str) -> Callable[..., Any]:
+        """What enables or disables gradient checkpointing."""
+        # Its name before transformers 5.2x, and after.
+        for name in (f"activation_checkpointing_{what}", f"gradient_checkpointing_{what}"):
+            found = getattr(self._module, name, None)
+            if found is not None and getattr(self._module, "supports_gradient_checkpointing", True):
+                return found  # type: ignore[no-any-return]
+        raise RecoveryError(
+            f"{type(self._module).__name__} has no gradient checkpointing: leave it out"
+        )
 
 
 def _batch(rows: list[Any]) -> dict[str, torch.Tensor]:

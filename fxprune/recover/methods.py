@@ -75,7 +75,8 @@ class Method:
 class LoRA(Method):
     """Low-rank adapters (Hu et al. 2021), trained by PEFT and merged at the end.
 
-    The numbers are those of LLM-Pruner and Shortened LLaMA.
+    The numbers are those of LLM-Pruner and Shortened LLaMA; the learning rate is the default of
+    LLM-Pruner's program, while its paper has 1e-4.
 
     Attributes:
         rank: of the two factors.
@@ -89,7 +90,7 @@ class LoRA(Method):
     alpha: float = 16
     dropout: float = 0.05
     targets: str | Sequence[str] = ALL_LINEAR
-    learning_rate: ClassVar[float] = 1e-4
+    learning_rate: ClassVar[float] = 3e-4
 
     def __post_init__(self) -> None:
         if self.rank < 1:

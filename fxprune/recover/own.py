@@ -60,16 +60,17 @@ def cast_back(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
 
 @contextlib.contextmanager
 def as_found(module: nn.Module) -> Iterator[None]:
-    """Put back which parameters have gradients, and the mode, of a module and all in it."""
+    """Put back which parameters have gradients, and the modes, of a module and all in it."""
     flags = {name: p.requires_grad for name, p in module.named_parameters()}
-    training = module.training
+    modes = {each: each.training for each in module.modules()}
     try:
         yield
     finally:
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(flags.get(name, parameter.requires_grad))
             parameter.grad = None
-        module.train(training)
+        for each, training in modes.items():
+            each.training = training
 
 
 def _places(module: nn.Module, where: str) -> dict[str, list[tuple[nn.Module, str]]]:

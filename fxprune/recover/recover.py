@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +131,11 @@ def recover(
         _begin(folder, arguments, module, method, training, rows)
         stack.enter_context(as_found(module))
         loop = Loop(module, method, training, rows, folder, arguments, loss_fn, collate_fn)
-        trainer = loop.run(progress)
+        try:
+            trainer = loop.run(progress)
+        except BaseException:
+            loop.abandon()
+            raise
         history = History.of(trainer.state.log_history)
         if trainer.is_world_process_zero():
             history.write(folder)
@@ -166,10 +170,10 @@ def _begin(
 ) -> None:
     """Note what this run is; one process does, the others wait for it."""
     tensors = {
-        f"{part} {place} {name}": torch.as_tensor(value)
+        f"{part} {place}{name}": value
         for part, examples in (("training", rows.training), ("validation", rows.validation))
         for place, example in enumerate(examples)
-        for name, value in _named(example)
+        for name, value in _told(example)
     }
     asked = {
         "module": model_digest(module),
@@ -199,7 +203,15 @@ def _plain(method: Method) -> dict[str, Any]:
     return {"name": type(method).__name__, **plain, "teacher": taught}
 
 
-def _named(example: Any) -> list[tuple[str, Any]]:
-    """The numbers of an example of any form, as far as they can be told."""
-    items = example.items() if isinstance(example, Mapping) else enumerate(example)
-    return [(str(name), value) for name, value in items]
+def _told(example: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The numbers and texts of an example of any form, as far as they can be told."""
+    if isinstance(example, str):
+        example = list(example.encode())
+    if isinstance(example, tuple | list) and not all(isinstance(x, int | float) for x in example):
+        example = dict(enumerate(example))
+    if isinstance(example, Mapping):
+        for each, value in example.items():
+            yield from _told(value, f"{name} {each}")
+        return
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        yield name, torch.as_tensor(example)

@@ -56,6 +56,16 @@ def check_target(folder: Path) -> None:
         )
 
 
+def check_new(folder: Path) -> None:
+    """Refuse a folder that exists: a run of other weights is not gone on with.
+
+    Raises:
+        RecoveryError: it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecoveryError(f"{folder} exists: it is left alone; remove it, or take another --out")
+
+
 def last_checkpoint(checkpoints: Path) -> Path | None:
     """The newest checkpoint that was written to its end, if there is one."""
     found = [(step, path) for path in checkpoints.glob("checkpoint-*") if (step := _step(path))]

@@ -42,12 +42,13 @@ class Teacher:
     def predict(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The teacher's logits, (rows * length, vocabulary)."""
         teacher = self.distillation.teacher
-        before = teacher.training
+        modes = [(each, each.training) for each in teacher.modules()]
         teacher.eval()
         try:
             predicted, _ = next_token(teacher(**self._take(batch)), batch["labels"], teacher)
         finally:
-            teacher.train(before)
+            for each, training in modes:
+                each.training = training
         return predicted
 
     def loss(

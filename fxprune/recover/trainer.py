@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from pathlib import Path
@@ -59,17 +60,25 @@ class RecoveryTrainer(Trainer):
         if self._take is None:
             loss = self._loss_fn(model, inputs)
             return (loss, {}) if return_outputs else loss
-        # Evaluation averages over its batches itself.
-        count = num_items_in_batch if model.training else None
-        if self._teacher is None or count is None:
+        if self._teacher is None or not model.training:
             predicted, labels = next_token(model(**self._take(inputs)), inputs["labels"], model)
-            loss = cross_entropy(predicted, labels, count)
+            # Evaluation is a mean over rows, which is one over tokens if all rows count alike.
+            row = None if model.training else self._tokens_in_row * len(inputs["labels"])
+            loss = cross_entropy(predicted, labels, num_items_in_batch if row is None else row)
         else:
-            loss = self._taught(model, self._teacher, inputs, count)
-        if count is not None:
+            assert num_items_in_batch is not None
+            loss = self._taught(model, self._teacher, inputs, num_items_in_batch)
+        if model.training:
             # The gradients of all processes are averaged, and each has divided by all tokens.
             loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
+
+    @functools.cached_property
+    def _tokens_in_row(self) -> float:
+        """Predicted tokens in a row of the evaluation data, on average."""
+        rows: Any = self.eval_dataset
+        labels = (self.data_collator([row])["labels"][:, 1:] for row in rows)
+        return max(1, sum(int(torch.count_nonzero(x != IGNORED)) for x in labels)) / len(rows)
 
     def _taught(
         self, model: nn.Module, teacher: Teacher, inputs: dict[str, Any], count: Tensor | int
@@ -100,26 +109,51 @@ class RecoveryTrainer(Trainer):
         """
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
-            raise RecoveryError(self._broken(loss.item()))
-        count = num_items_in_batch
-        self.tokens = int(inputs["labels"].numel() if count is None else count)
+            raise RecoveryError(
+                self._broken(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
+            )
+        if num_items_in_batch is None:
+            self.tokens += _examples(inputs) * self.accelerator.num_processes
+        else:
+            self.tokens = int(num_items_in_batch)
         return loss
 
-    def _broken(self, loss: float) -> str:
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, None, None]:
+        """The loss of a batch of the evaluation data, whatever it is made of."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss: Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def _broken(self, what: str) -> str:
         last = runs.last_checkpoint(Path(str(self.args.output_dir)))
         good = (
             "no checkpoint was written" if last is None else f"the last good checkpoint is {last}"
         )
         return (
-            f"the loss is {loss} at step {self.state.global_step + 1}; {good}. Try a lower "
-            "learning rate, a longer warm-up, or float32 instead of float16"
+            f"{what}; {good}. Try a lower learning rate, a longer warm-up, or float32 instead of "
+            "float16"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add to the log of a step how many tokens it predicted, and in how many seconds."""
+        """Add to the log of a step how many tokens it predicted, and in how many seconds.
+
+        Raises:
+            RecoveryError: the loss on the evaluation data is not finite; no checkpoint is written.
+        """
         if "loss" in logs:
             logs |= {"tokens": self.tokens, "seconds": time.perf_counter() - self.started}
         super().log(logs, start_time)
+        if not math.isfinite(measured := logs.get("eval_loss", 0.0)):
+            step = self.state.global_step
+            raise RecoveryError(
+                self._broken(f"the loss on the validation data is {measured} after step {step}")
+            )
 
     def restore_finished(self, checkpoint: Path) -> bool:
         """Take over the end of a run that was over when this checkpoint was written.
@@ -143,6 +177,10 @@ class RecoveryTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         own = self._trained()
+        for name, tensor in own.items():
+            if isinstance(tensor, nn.Parameter) and not torch.isfinite(tensor).all():
+                step = self.state.global_step
+                raise RecoveryError(self._broken(f"{name} is not finite after step {step}"))
         if state_dict is not None:  # gathered from all processes
             own = {name: state_dict[name] for name in own}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
@@ -182,3 +220,8 @@ class RecoveryTrainer(Trainer):
             saved = model.state_dict().keys()
             trained |= {name: b for name, b in model.named_buffers() if name in saved}
         return trained
+
+
+def _examples(batch: dict[str, Any]) -> int:
+    """How many examples are in a batch of a user's own."""
+    return next((len(x) for x in batch.values() if isinstance(x, Tensor) and x.dim()), 0)

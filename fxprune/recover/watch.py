@@ -62,7 +62,7 @@ class Watch(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note when a step begins."""
         assert self.trainer is not None
-        self.trainer.started = time.perf_counter()
+        self.trainer.tokens, self.trainer.started = 0, time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show a step, or remember an evaluation for the next."""

@@ -1,0 +1,131 @@
+"""A step of recovery against a plain PEFT + Trainer loop, and the graph against the shrunk model.
+
+``pytest benches/bench_recovery.py -s``. One run holds all of it, in turns, on a Llama of SmolLM2's
+width with 8 of its layers, a fifth of its parameters pruned, random weights, batches of 8 x 128.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+import fxprune
+from fxprune.recover import LoRA, Training, recover
+
+ROUNDS, STEPS, ROWS, LENGTH = 5, 4, 8, 128
+CONFIG: dict[str, Any] = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+IDS = torch.randint(0, 49152, (ROWS * STEPS, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step, from its begin to its end."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+def plain(small: nn.Module) -> tuple[list[float], list[float]]:
+    """PEFT and Trainer as their users write them."""
+    names = [n for n, m in small.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
+    adapted = get_peft_model(small, LoraConfig(r=8, lora_alpha=16, target_modules=names))
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=adapted,
+            args=TrainingArguments(
+                output_dir=folder,
+                max_steps=STEPS,
+                per_device_train_batch_size=ROWS,
+                learning_rate=1e-3,
+                lr_scheduler_type="constant",
+                logging_steps=1,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+                use_cpu=True,
+            ),
+            train_dataset=[{"input_ids": ids, "labels": ids} for ids in IDS],
+            callbacks=[clock],
+        )
+        trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    adapted.unload()
+    return clock.seconds, losses
+
+
+def ours(module: nn.Module) -> tuple[list[float], list[float]]:
+    done = recover(
+        module,
+        IDS,
+        LoRA(dropout=0.0),
+        training=Training(
+            steps=STEPS,
+            batch_size=ROWS,
+            micro_batch_size=ROWS,
+            length=LENGTH,
+            learning_rate=1e-3,
+            schedule="constant",
+            warmup=0.0,
+        ),
+        validation=0.0,
+        device="cpu",
+    )
+    return (
+        [step.seconds for step in done.history.steps],
+        [step.loss for step in done.history.steps],
+    )
+
+
+def test_step() -> None:
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**CONFIG)).eval()
+    result = fxprune.prune(model, pruning_ratio=0.2, criterion=fxprune.Magnitude(), verify=False)
+    small = fxprune.shrink(model, result.plan, result.graph_module)
+    runs: dict[str, Callable[[], tuple[list[float], list[float]]]] = {
+        "plain": lambda: plain(small),
+        "shrunk": lambda: ours(small),
+        "graph": lambda: ours(result.graph_module),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    losses: dict[str, list[float]] = {}
+    for number in range(ROUNDS + 1):
+        order = list(runs)[number % 3 :] + list(runs)[: number % 3]
+        for name in order:
+            spent, found = runs[name]()
+            losses.setdefault(name, found)
+            if number:  # the first round warms up
+                seconds[name] += spent[1:]
+    # The same data, in the same order, from the same weights: the first losses are equal.
+    assert abs(losses["plain"][0] - losses["shrunk"][0]) < 1e-3
+    torch.testing.assert_close(losses["graph"], losses["shrunk"], rtol=1e-4, atol=1e-4)
+    middle = {name: statistics.median(each) for name, each in seconds.items()}
+    overhead, graph = middle["shrunk"] / middle["plain"], middle["graph"] / middle["shrunk"]
+    print(f"\nseconds of a step: {', '.join(f'{n} {s:.3f}' for n, s in middle.items())}")
+    print(f"recover / plain PEFT + Trainer: {overhead:.3f}   graph / shrunk: {graph:.3f}")
+    assert overhead <= 1.05
+    assert graph <= 1.1
