@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx, nn
 
 from fxprune.errors import RecoveryError
@@ -32,14 +34,9 @@ def attach(module: nn.Module, method: LoRA, seed: int = 0) -> PeftModel:
     Raises:
         RecoveryError: PEFT is not installed, or no layer is meant.
     """
-    import torch
+    check_installed()
+    from peft import LoraConfig, get_peft_model
 
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise RecoveryError(
-            "LoRA needs PEFT: pip install 'fxprune[recover]', or take full training"
-        ) from error
     names = targets(module, method)
     # PEFT takes a name for the end of names too.
     others = [n for n, _ in module.named_modules() if n not in names and _fits_any(n, names)]
@@ -63,6 +60,18 @@ def attach(module: nn.Module, method: LoRA, seed: int = 0) -> PeftModel:
             if not layer.lora_A["default"].weight.is_meta:
                 layer.reset_lora_parameters("default", True)
     return adapted
+
+
+def check_installed() -> None:
+    """See that PEFT is there.
+
+    Raises:
+        RecoveryError: it is not.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise RecoveryError(
+            "LoRA needs PEFT: pip install 'fxprune[recover]', or take full training"
+        )
 
 
 def merge(adapted: PeftModel) -> nn.Module:

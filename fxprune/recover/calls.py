@@ -13,7 +13,9 @@ from fxprune.errors import CalibrationError, RecoveryError
 from fxprune.hf.perplexity import logits
 from fxprune.importance.calibrate import arguments
 from fxprune.importance.loss import IGNORED
+from fxprune.trace.inputs import device_of
 from fxprune.trace.lockstep import input_names
+from fxprune.trace.modes import evaluation
 
 Inputs = dict[str, Any]
 LossFunction = Callable[[nn.Module, Inputs], Tensor]
@@ -52,6 +54,41 @@ def taker(module: nn.Module) -> Take:
         return {name: batch[name] for name in names} | fixed
 
     return take
+
+
+@torch.no_grad()
+def check_causal(module: nn.Module) -> None:
+    """See that a module predicts the next token: what comes later must not change a prediction.
+
+    A masked language model (BERT) has the same inputs and outputs, and would learn nonsense.
+
+    Raises:
+        RecoveryError: it does not, or does not run on rows of some tokens.
+    """
+    take, device = taker(module), device_of(module)
+    ids = torch.arange(16, device=device).view(2, 8) % 4
+    other = ids.clone()
+    other[:, -1] = ids[:, 0]
+    found = []
+    with evaluation(module):
+        for each in (ids, other):
+            batch = {"input_ids": each, "attention_mask": torch.ones_like(each)}
+            try:
+                predicted, _ = next_token(module(**take(batch)), each, module)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise RecoveryError(
+                    f"{type(module).__name__} does not run on two rows of 8 tokens ({why}): a "
+                    "graph must be traced with sizes that may change; what is no language model "
+                    "needs loss_fn"
+                ) from error
+            found.append(predicted.view(2, 8, -1)[:, :-1].float())
+    first, second = found
+    if not torch.allclose(first, second, rtol=0, atol=1e-4 * float(first.abs().max())):
+        raise RecoveryError(
+            f"{type(module).__name__} sees the tokens that it is to predict: it is no causal "
+            "language model; give loss_fn"
+        )
 
 
 def next_token(output: Any, labels: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fxprune.hf.text import Text
-from fxprune.recover import runs
+from fxprune.recover import adapters, runs
 from fxprune.recover.command import MODEL, Outcome, Teaching, named_method, recover_spec
+from fxprune.recover.methods import LoRA
 from fxprune.recover.settings import Training
 
 
@@ -62,7 +63,8 @@ class Chain:
         Raises:
             RecoveryError: an option makes no sense, or the folder is something else's.
         """
-        named_method(self.method)
+        if isinstance(named_method(self.method), LoRA):
+            adapters.check_installed()
         self.training.check()
         runs.check_new(self.run_folder)
 

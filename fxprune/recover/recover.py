@@ -16,7 +16,7 @@ from fxprune.digests import digest, model_digest
 from fxprune.errors import RecoveryError
 from fxprune.recover import runs
 from fxprune.recover.arguments import training_arguments
-from fxprune.recover.calls import LossFunction, taker
+from fxprune.recover.calls import LossFunction, check_causal
 from fxprune.recover.data import Data, Reading, Rows, prepare
 from fxprune.recover.history import History
 from fxprune.recover.methods import FullTraining, LoRA, Method
@@ -153,7 +153,7 @@ def _check(module: nn.Module, method: Method, loss_fn: Any, collate_fn: Any) -> 
     if not any(True for _ in module.parameters()):
         raise RecoveryError(f"{type(module).__name__} has no parameters to train")
     if loss_fn is None:
-        taker(module)
+        check_causal(module)
     elif method.teacher is not None:
         raise RecoveryError("a teacher teaches tokens: leave out loss_fn, or put it in there")
     elif collate_fn is None:
