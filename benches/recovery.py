@@ -27,7 +27,7 @@ from fxprune.hf.perplexity import perplexity, windows
 from fxprune.recover import Distillation, FullTraining, LoRA, Training, recover
 
 PRUNINGS = ("width", "depth")
-RATES = {"LoRA": 1e-3, "full": 3e-4, "scratch": 1e-3}
+RATES = {"LoRA": 3e-3, "full": 3e-4, "scratch": 1e-3}
 METHODS = ("LoRA", "full", "LoRA + distillation", "full + distillation", "scratch")
 
 

@@ -124,9 +124,7 @@ def recover(
     if training.learning_rate is None:
         training = replace(training, learning_rate=method.learning_rate)
     with contextlib.ExitStack() as stack:
-        if out is None:
-            out = stack.enter_context(tempfile.TemporaryDirectory())
-        folder = Path(out)
+        folder = Path(out or stack.enter_context(tempfile.TemporaryDirectory()))
         arguments = training_arguments(folder / runs.CHECKPOINTS, training, rows, device)
         _begin(folder, arguments, module, method, training, rows)
         stack.enter_context(as_found(module))
@@ -137,7 +135,7 @@ def recover(
             loop.abandon()
             raise
         history = History.of(trainer.state.log_history)
-        if trainer.is_world_process_zero():
+        if out is not None and trainer.is_world_process_zero():
             history.write(folder)
             loop.save_adapter(folder)
         done = loop.finish(merge)
