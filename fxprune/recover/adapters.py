@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,12 +85,14 @@ def targets(module: nn.Module, method: LoRA) -> list[str]:
     """Names of the layers that get an adapter.
 
     Raises:
-        RecoveryError: none does, or one of the names fits none.
+        RecoveryError: none does, one of the names fits none, or a weight is another layer's too.
     """
     linear = [name for name, each in module.named_modules() if _is_linear(each)]
+    held = Counter(id(p) for each in module.modules() for p in each._parameters.values())
+    tied = {name for name in linear if held[id(module.get_submodule(name).weight)] > 1}
     if isinstance(method.targets, str):
-        head = _output_layer(module)
-        found = [name for name in linear if module.get_submodule(name) is not head]
+        out = _output_layer(module)
+        found = [n for n in linear if n not in tied and module.get_submodule(n) is not out]
         if not found:
             raise RecoveryError(f"{type(module).__name__} has no linear layers to adapt")
         return found
@@ -100,7 +103,12 @@ def targets(module: nn.Module, method: LoRA) -> list[str]:
             raise RecoveryError(
                 f"no linear layer is called {target!r}; there are {', '.join(ends[:12])}"
             )
-    return [name for name in linear if _fits_any(name, wanted)]
+    meant = [name for name in linear if _fits_any(name, wanted)]
+    if shared := [name for name in meant if name in tied]:
+        raise RecoveryError(
+            f"{shared[0]} shares its weight with another layer: leave it out of targets"
+        )
+    return meant
 
 
 def _fits_any(name: str, wanted: list[str]) -> bool:

@@ -88,6 +88,7 @@ class Chain:
             training=self.training,
             evaluation=[evaluation],
             windows=windows,
+            drop_overlap=True,
         )
         assert done is not None  # one process alone prunes
         return done

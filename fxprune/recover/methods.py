@@ -97,7 +97,7 @@ class LoRA(Method):
             raise RecoveryError(f"a rank of {self.rank}: at least 1")
         if not 0 <= self.dropout < 1:
             raise RecoveryError(f"a dropout of {self.dropout}: it must be in [0, 1)")
-        if isinstance(self.targets, str) and self.targets != ALL_LINEAR:
+        if not self.targets or (isinstance(self.targets, str) and self.targets != ALL_LINEAR):
             raise RecoveryError(
                 f"targets={self.targets!r}: give {ALL_LINEAR!r} or a list of names of layers"
             )

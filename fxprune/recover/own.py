@@ -35,11 +35,16 @@ def own(module: nn.Module) -> dict[str, torch.dtype]:
         for owner, last in places:
             owner._parameters[last] = copy
         del parameter
+    own_buffers(module)
+    return cast
+
+
+def own_buffers(module: nn.Module) -> None:
+    """Replace the buffers by copies: running statistics change in training, whatever is trained."""
     for places in _places(module, "_buffers").values():
         buffer = _get(*places[0]).detach().clone()
         for owner, last in places:
             owner._buffers[last] = buffer
-    return cast
 
 
 def own_weights(layers: Iterable[nn.Module]) -> None:
@@ -66,9 +71,11 @@ def as_found(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+        found = dict(module.named_parameters())
+        for name, parameter in found.items():
             parameter.grad = None
+            if found.keys() == flags.keys():  # else it has adapters yet, all else frozen
+                parameter.requires_grad_(flags[name])
         for each, training in modes.items():
             each.training = training
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ TENSORS = "trained.safetensors"
 class RecoveryTrainer(Trainer):
     """A Trainer that computes the loss of tokens itself, the same for every kind of module.
 
-    Its checkpoints hold what is trained, and buffers where all parameters are.
+    Its checkpoints hold what training changes.
 
     Args:
         take: makes a module's inputs out of a batch.
@@ -62,9 +61,8 @@ class RecoveryTrainer(Trainer):
             return (loss, {}) if return_outputs else loss
         if self._teacher is None or not model.training:
             predicted, labels = next_token(model(**self._take(inputs)), inputs["labels"], model)
-            # Evaluation is a mean over rows, which is one over tokens if all rows count alike.
-            row = None if model.training else self._tokens_in_row * len(inputs["labels"])
-            loss = cross_entropy(predicted, labels, num_items_in_batch if row is None else row)
+            count = num_items_in_batch if model.training else None
+            loss = cross_entropy(predicted, labels, count)
         else:
             assert num_items_in_batch is not None
             loss = self._taught(model, self._teacher, inputs, num_items_in_batch)
@@ -72,13 +70,6 @@ class RecoveryTrainer(Trainer):
             # The gradients of all processes are averaged, and each has divided by all tokens.
             loss = loss * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
-
-    @functools.cached_property
-    def _tokens_in_row(self) -> float:
-        """Predicted tokens in a row of the evaluation data, on average."""
-        rows: Any = self.eval_dataset
-        labels = (self.data_collator([row])["labels"][:, 1:] for row in rows)
-        return max(1, sum(int(torch.count_nonzero(x != IGNORED)) for x in labels)) / len(rows)
 
     def _taught(
         self, model: nn.Module, teacher: Teacher, inputs: dict[str, Any], count: Tensor | int
@@ -118,17 +109,44 @@ class RecoveryTrainer(Trainer):
             self.tokens = int(num_items_in_batch)
         return loss
 
-    def prediction_step(
+    def evaluate(
         self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
+        eval_dataset: Any = None,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, None, None]:
-        """The loss of a batch of the evaluation data, whatever it is made of."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss: Tensor = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The loss per predicted token of the evaluation data, the same in any number of processes.
+
+        Trainer's own is a mean of batches, and fills the last ones up with rows that it has seen.
+        """
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        model, size = self.model_wrapped, self.args.per_device_eval_batch_size
+        processes, own = self.accelerator.num_processes, self.accelerator.process_index
+        total = torch.zeros(2, device=self.args.device)
+        model.eval()
+        for first in range(0, len(rows), size * processes):
+            # All processes run as often, because what is sharded among them waits for all.
+            start = first + own * size
+            some = [rows[place] for place in range(start, min(start + size, len(rows)))]
+            batch = self._prepare_inputs(self.data_collator(some or [rows[0]]))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(model, batch)
+            if some:
+                weight = self._weight(batch)
+                total += torch.stack([loss.float() * weight, weight.to(loss.device)])
+        total = self.accelerator.reduce(total, "sum")
+        metrics = {f"{metric_key_prefix}_loss": float(total[0] / total[1])}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _weight(self, batch: dict[str, Any]) -> Tensor:
+        """How much the loss of a batch counts: its predicted tokens, or its examples."""
+        if self._take is None:
+            return torch.tensor(float(_examples(batch)))
+        return torch.count_nonzero(batch["labels"][:, 1:] != IGNORED).float()
 
     def _broken(self, what: str) -> str:
         last = runs.last_checkpoint(Path(str(self.args.output_dir)))
@@ -213,13 +231,11 @@ class RecoveryTrainer(Trainer):
             tensor.copy_(tensors[name])
 
     def _trained(self) -> dict[str, Tensor]:
-        """What training changes: parameters with gradients and, if those are all, buffers."""
+        """What training changes: parameters with gradients, and buffers (running statistics)."""
         model = self.accelerator.unwrap_model(self.model)
         trained: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        if all(p.requires_grad for p in model.parameters()):
-            saved = model.state_dict().keys()
-            trained |= {name: b for name, b in model.named_buffers() if name in saved}
-        return trained
+        saved = model.state_dict().keys()
+        return trained | {name: b for name, b in model.named_buffers() if name in saved}
 
 
 def _examples(batch: dict[str, Any]) -> int:

@@ -1,0 +1,91 @@
+"""Two processes train as one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fxprune
+from fxprune.recover import LoRA, Training, recover
+from tests.hf import tiny
+
+ROOT = Path(__file__).parents[2]
+ROWS = torch.randint(3, 9, (40, 12), generator=torch.Generator().manual_seed(0))
+TRAINING = Training(steps=6, batch_size=8, length=12, learning_rate=1e-2, evaluate_every=3)
+
+
+def run(out: Path) -> dict[str, Any]:
+    """Recover the graph and the shrunk model of one plan; losses and last weights."""
+    torch.set_num_threads(1)
+    facts: dict[str, Any] = {}
+    for kind in ("graph", "shrunk"):
+        model = tiny.llama()
+        result = fxprune.prune(model, pruning_ratio=0.1, criterion=fxprune.Magnitude())
+        module: Any = result.graph_module
+        if kind == "shrunk":
+            module = fxprune.shrink(model, result.plan, module)
+        done = recover(
+            module,
+            ROWS,
+            LoRA(dropout=0.0),
+            training=TRAINING,
+            # 11 rows: they divide evenly neither into batches nor among processes.
+            validation=ROWS[:11, :9],
+            out=out / kind,
+            device="cpu",
+        )
+        steps = [(step.loss, step.tokens) for step in done.history.steps]
+        weights = {name: p.flatten().tolist() for name, p in done.module.named_parameters()}
+        validation = [each.loss for each in done.history.evaluations]
+        facts[kind] = {"steps": steps, "validation": validation, "weights": weights}
+    return facts
+
+
+def test_two_processes_are_as_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    # Without a GPU in sight this is how accelerate starts processes on one machine; the backend
+    # is gloo then.
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+        *("--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no"),
+        *("--dynamo_backend", "no", "--main_process_port", port),
+        *("-m", "tests.recover.test_processes", tmp_path),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(
+        [str(each) for each in command], cwd=ROOT, env=environment, timeout=400, check=True
+    )
+    one = json.loads(json.dumps(run(tmp_path / "one")))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["processes"] == second["processes"] == 2
+    assert first["backend"] == "gloo"
+    for kind, expected in one.items():
+        for found in (first[kind], second[kind]):
+            for name in ("steps", "validation"):
+                torch.testing.assert_close(
+                    torch.tensor(found[name]), torch.tensor(expected[name]), rtol=1e-4, atol=0
+                )
+            for name, weights in expected["weights"].items():
+                torch.testing.assert_close(
+                    torch.tensor(found["weights"][name]),
+                    torch.tensor(weights),
+                    rtol=0,
+                    atol=1e-5,
+                )
+
+
+if __name__ == "__main__":
+    import torch.distributed as dist
+
+    found = run(Path(sys.argv[1], "two"))
+    found |= {"processes": dist.get_world_size(), "backend": dist.get_backend()}
+    Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(found))
