@@ -24,7 +24,7 @@ from fxprune.recover.own import as_found
 from fxprune.recover.settings import Training
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedTokenizerBase
 
     from fxprune.hf.text import Text
 
@@ -126,7 +126,12 @@ def recover(
     with contextlib.ExitStack() as stack:
         folder = Path(out or stack.enter_context(tempfile.TemporaryDirectory()))
         arguments = training_arguments(folder / runs.CHECKPOINTS, training, rows, device)
-        _begin(folder, arguments, module, method, training, rows)
+        if out is None and arguments.world_size > 1:
+            raise RecoveryError("many processes share the folder of the run: give out=")
+        with arguments.main_process_first(desc="noting what is asked"):
+            if arguments.process_index == 0:
+                runs.begin(folder, _asked(module, method, training, rows))
+                runs.forget_partial(folder / runs.CHECKPOINTS)
         stack.enter_context(as_found(module))
         loop = Loop(module, method, training, rows, folder, arguments, loss_fn, collate_fn)
         try:
@@ -158,31 +163,20 @@ def _check(module: nn.Module, method: Method, loss_fn: Any, collate_fn: Any) -> 
         raise RecoveryError("loss_fn needs batches: say with collate_fn how to make them")
 
 
-def _begin(
-    folder: Path,
-    arguments: TrainingArguments,
-    module: nn.Module,
-    method: Method,
-    training: Training,
-    rows: Rows,
-) -> None:
-    """Note what this run is; one process does, the others wait for it."""
+def _asked(module: nn.Module, method: Method, training: Training, rows: Rows) -> dict[str, Any]:
+    """All that decides what comes out of a run."""
     tensors = {
         f"{part} {place}{name}": value
         for part, examples in (("training", rows.training), ("validation", rows.validation))
         for place, example in enumerate(examples)
         for name, value in _told(example)
     }
-    asked = {
+    return {
         "module": model_digest(module),
         "method": _plain(method),
         "training": asdict(training),
         "data": digest(tensors),
     }
-    with arguments.main_process_first(desc="folder"):
-        if arguments.process_index == 0:
-            runs.begin(folder, asked)
-            runs.forget_partial(folder / runs.CHECKPOINTS)
 
 
 def _plain(method: Method) -> dict[str, Any]:
