@@ -18,7 +18,6 @@ from fxprune.errors import RecoveryError
 from fxprune.recover import FullTraining, LoRA, Recovery, runs
 from fxprune.recover.loop import ADAPTER
 from fxprune.recover.trainer import RecoveryTrainer
-from fxprune.recover.trainer import RecoveryTrainer
 from tests.recover.cases import IDS, METHODS, assert_same, case, pruned, run, state_of
 
 ROOT = Path(__file__).parents[2]
