@@ -5,19 +5,21 @@ parameters by Taylor importance, and removes 6 blocks by perplexity, each calibr
 128 tokens of TRAINING. Every method then trains on the same 150 steps of 8 x 128 tokens of
 TRAINING, of which a twentieth of the documents validates. A line of JSON each: perplexity at 128
 and 1024 tokens, the course of the validation loss, seconds per step. Lines that are in RESULTS
-already are not measured again.
+already are not measured again, and a run that was killed goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import statistics
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import fxprune
 from fxprune import Depth
@@ -32,6 +34,43 @@ METHODS = ("LoRA", "full", "LoRA + distillation", "full + distillation", "scratc
 
 
 def main() -> None:
+    options = parsed()
+    warnings.simplefilter("ignore")
+    texts = [text.read(path) for path in options.evaluations]
+    loaded = load_model("smollm2", dtype=torch.float32)
+    assert loaded.tokenizer is not None
+    columns = {}
+    for each in texts:
+        ids = text.joined(loaded.tokenizer, each)
+        for length, most in zip((128, 1024), options.windows, strict=True):
+            columns[f"{each.name} @ {length}"] = windows(ids, length, most)
+    done = set()
+    if options.out.exists():
+        lines = map(json.loads, options.out.read_text(encoding="utf-8").splitlines())
+        done = {key(line) for line in lines}
+    corpus = text.read(options.training)
+    for asked in jobs(options):
+        if key(asked) in done:
+            continue
+        done.add(key(asked))
+        small = pruned(asked["pruning"], loaded.model, loaded.tokenizer, corpus)
+        facts = {"parameters": count(small)}
+        # A run that was killed goes on from here.
+        run = options.out.with_suffix("") / "-".join(str(each) for each in asked.values())
+        if asked["method"] != "none":
+            facts = trained(small, asked, loaded, corpus, texts, run)
+        measured = {
+            column: round(perplexity(small, ids, batch_size=1024 // ids.shape[1]), 2)
+            for column, ids in columns.items()
+        }
+        line = json.dumps({**asked, **measured, **facts})
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("training")
     parser.add_argument("evaluations", nargs="+")
@@ -43,83 +82,57 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="Learning rate, instead of the method's.")
     parser.add_argument("--weight", type=float, default=0.5, help="Of the teacher.")
     parser.add_argument("--windows", type=int, nargs=2, default=[24, 3])
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    corpus = text.read(options.training)
-    texts = [text.read(path) for path in options.evaluations]
-    loaded = load_model("smollm2", dtype=torch.float32)
-    tokenizer = loaded.tokenizer
-    assert tokenizer is not None
-    columns = {}
-    for each in texts:
-        ids = text.joined(tokenizer, each)
-        for length, most in zip((128, 1024), options.windows, strict=True):
-            columns[f"{each.name} @ {length}"] = windows(ids, length, most)
+    return parser.parse_args()
 
-    def measured(model: nn.Module) -> dict[str, float]:
-        return {
-            column: round(perplexity(model, ids, batch_size=1024 // ids.shape[1]), 2)
-            for column, ids in columns.items()
-        }
 
-    done = set()
-    if options.out.exists():
-        lines = map(json.loads, options.out.read_text(encoding="utf-8").splitlines())
-        done = {key(line) for line in lines}
-
-    def keep(line: dict[str, Any]) -> None:
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
-
+def jobs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What to measure, one after the other."""
     for pruning in options.prunings:
+        yield {"pruning": pruning, "method": "none", "seed": 0}
         for seed in options.seeds:
-            for method in ("none", *options.methods):
-                rate = options.rate or RATES.get(method.partition(" ")[0], 0.0)
-                steps = options.steps if method != "none" else 0
-                asked = {"pruning": pruning, "method": method, "seed": seed if steps else 0}
-                if steps:
-                    asked |= {"steps": steps, "rate": rate}
-                    if "+" in method:
-                        asked["weight"] = options.weight
-                if key(asked) in done:
-                    continue
-                done.add(key(asked))
-                small = pruned(pruning, loaded.model, tokenizer, corpus)
-                if not steps:
-                    keep({**asked, "parameters": count(small), **measured(small)})
-                    continue
-                found = recover(
-                    small,
-                    corpus,
-                    chosen(method, loaded.model, options.weight),
-                    training=Training(
-                        steps=steps,
-                        batch_size=8,
-                        micro_batch_size=8,
-                        length=128,
-                        learning_rate=rate,
-                        evaluate_every=50,
-                        seed=seed,
-                    ),
-                    tokenizer=tokenizer,
-                    evaluation=texts,
-                    progress=True,
-                )
-                seconds = sorted(each.seconds for each in found.history.steps)
-                keep(
-                    {
-                        **asked,
-                        "trained": found.trained,
-                        **measured(found.module),
-                        "validation": [
-                            (each.step, round(each.loss, 4)) for each in found.history.evaluations
-                        ],
-                        "loss": [round(each.loss, 3) for each in found.history.steps],
-                        "step": found.step,
-                        "seconds": round(seconds[len(seconds) // 2], 2),
-                    }
-                )
+            for method in options.methods:
+                asked = {"pruning": pruning, "method": method, "seed": seed, "steps": options.steps}
+                asked["rate"] = options.rate or RATES[method.partition(" ")[0]]
+                if "+" in method:
+                    asked["weight"] = options.weight
+                yield asked
+
+
+def trained(
+    small: Any,
+    asked: dict[str, Any],
+    loaded: Any,
+    corpus: text.Text,
+    texts: list[text.Text],
+    run: Path,
+) -> dict[str, Any]:
+    """Train in place; the course of the losses, and the time of a step."""
+    found = recover(
+        small,
+        corpus,
+        chosen(asked["method"], loaded.model, asked.get("weight", 0.0)),
+        training=Training(
+            steps=asked["steps"],
+            batch_size=8,
+            micro_batch_size=8,
+            length=128,
+            learning_rate=asked["rate"],
+            evaluate_every=25,
+            seed=asked["seed"],
+        ),
+        tokenizer=loaded.tokenizer,
+        evaluation=texts,
+        out=run,
+        progress=True,
+    )
+    history = found.history
+    return {
+        "trained": found.trained,
+        "validation": [(each.step, round(each.loss, 4)) for each in history.evaluations],
+        "loss": [round(each.loss, 3) for each in history.steps],
+        "step": found.step,
+        "seconds": round(statistics.median(each.seconds for each in history.steps), 2),
+    }
 
 
 def key(line: dict[str, Any]) -> tuple[Any, ...]:
@@ -127,7 +140,7 @@ def key(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line.get(name) for name in names)
 
 
-def count(model: nn.Module) -> int:
+def count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -143,7 +156,7 @@ def pruned(pruning: str, model: Any, tokenizer: Any, corpus: text.Text) -> Any:
     return fxprune.shrink(model, result.plan, result.graph_module)
 
 
-def chosen(method: str, teacher: nn.Module, weight: float) -> LoRA | FullTraining:
+def chosen(method: str, teacher: Any, weight: float) -> LoRA | FullTraining:
     distilled = Distillation(teacher, weight=weight) if "distillation" in method else None
     if method.startswith("LoRA"):
         return LoRA(teacher=distilled)
