@@ -21,7 +21,7 @@ from fxprune.recover.calls import LossFunction, taker
 from fxprune.recover.data import Rows
 from fxprune.recover.history import History
 from fxprune.recover.methods import FullTraining, LoRA, Method
-from fxprune.recover.own import cast_back, own, own_buffers, own_weights
+from fxprune.recover.own import cast_back, own, own_buffers, own_flags, own_weights
 from fxprune.recover.reinitialise import reinitialise
 from fxprune.recover.rows import collate
 from fxprune.recover.segments import Segmented
@@ -66,6 +66,7 @@ class Loop:
         self._adapted: Any = None
         if isinstance(method, LoRA):
             own_buffers(module)
+            own_flags(module)
             own_weights(map(module.get_submodule, adapters.targets(module, method)))
             self._adapted = adapters.attach(module, method, training.seed)
         else:

@@ -47,6 +47,15 @@ def own_buffers(module: nn.Module) -> None:
             owner._buffers[last] = buffer
 
 
+def own_flags(module: nn.Module) -> None:
+    """Replace the parameters by others with the same values: frozen here, frozen nowhere else."""
+    for places in _places(module, "_parameters").values():
+        parameter = _get(*places[0])
+        other = nn.Parameter(parameter.detach(), parameter.requires_grad)
+        for owner, last in places:
+            owner._parameters[last] = other
+
+
 def own_weights(layers: Iterable[nn.Module]) -> None:
     """Replace the parameters of single layers by copies, as they are."""
     for layer in layers:

@@ -102,8 +102,7 @@ def test_epochs() -> None:
 # How the model is left
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("method", "before"), [("lora", False), ("full", True)])
 def test_gradient_checkpointing_of_a_model(method: str, before: bool) -> None:
     """It is switched off again, unless it was on."""
     plain = run(pruned("shrunk"), METHODS[method])

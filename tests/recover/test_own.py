@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fxprune.recover.own import as_found, cast_back, own, own_weights
+from fxprune.recover.own import as_found, cast_back, own, own_buffers, own_flags, own_weights
 
 
 class Tied(nn.Module):
@@ -15,6 +15,10 @@ class Tied(nn.Module):
         self.head = nn.Linear(3, 5, bias=False)
         self.head.weight = self.table.weight
         self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.norm(x)
+        return found
 
 
 def test_tensors_are_copies_and_tied_ones_stay_tied() -> None:
@@ -56,6 +60,29 @@ def test_weights_of_single_layers() -> None:
         assert old.requires_grad == new.requires_grad
 
 
+def test_buffers_of_its_own() -> None:
+    module = Tied()
+    before = dict(module.named_buffers())
+    own_buffers(module)
+    module.train()(torch.randn(4, 3))
+    assert all(not torch.equal(b, before[name]) for name, b in module.named_buffers())
+    assert torch.equal(before["norm.running_var"], torch.ones(3))
+
+
+def test_flags_of_its_own() -> None:
+    """The values stay shared: freezing copies nothing."""
+    module = Tied()
+    module.norm.bias.requires_grad_(False)
+    before = dict(module.named_parameters())
+    own_flags(module)
+    assert module.head.weight is module.table.weight
+    assert not module.norm.bias.requires_grad
+    module.requires_grad_(False)
+    for name, parameter in module.named_parameters():
+        assert parameter.data_ptr() == before[name].data_ptr()
+        assert before[name].requires_grad == (name != "norm.bias")
+
+
 def test_flags_and_mode_are_put_back() -> None:
     module = Tied().eval()
     module.norm.requires_grad_(False)
@@ -69,3 +96,21 @@ def test_flags_and_mode_are_put_back() -> None:
         "norm.bias",
     ]
     assert module.table.weight.grad is None
+
+
+def test_modes_may_be_mixed() -> None:
+    module = Tied().train()
+    module.norm.eval()
+    with as_found(module):
+        module.train()
+    assert module.training
+    assert module.head.training
+    assert not module.norm.training
+
+
+def test_adapters_that_stay_keep_all_else_frozen() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with as_found(module):
+        module.requires_grad_(False)
+        module.append(nn.Linear(2, 2))
+    assert [p.requires_grad for p in module.parameters()] == [False] * 4 + [True] * 2

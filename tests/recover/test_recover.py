@@ -126,23 +126,24 @@ def test_the_module_given_comes_back(kind: str, method: str) -> None:
         assert changed >= linear | {"model.embed_tokens.weight", "model.norm.weight"}
 
 
-@both_methods
-def test_the_result_is_saved_and_loaded(method: str, tmp_path: Path) -> None:
-    traced = case()[1]
-    for kind in KINDS:
-        module = run(pruned(kind), METHODS[method]).module
-        folder = fxprune.save(module, tmp_path / kind, plan=plan(), traced=traced)
-        again = fxprune.load(folder)
-        assert isinstance(again, fx.GraphModule) == (kind == "graph")
-        with torch.no_grad():
-            expected = module(input_ids=IDS).logits
-            assert torch.equal(again(input_ids=IDS).logits, expected)
+@both_kinds
+def test_the_result_is_saved_and_loaded(kind: str, tmp_path: Path) -> None:
+    module = pruned(kind)
+    for method in METHODS.values():
+        run(module, method, steps=2)
+    folder = fxprune.save(module, tmp_path / kind, plan=plan(), traced=case()[1])
+    again: Any = fxprune.load(folder)
+    assert isinstance(again, fx.GraphModule) == (kind == "graph")
+    assert_same(again, state_of(module))
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=IDS).logits, module(input_ids=IDS).logits)
 
 
 def test_adapters_may_stay_apart() -> None:
     module = pruned("shrunk")
     before = module(input_ids=IDS).logits.detach()
     adapted: Any = run(module, METHODS["lora"], merge=False).module
+    assert all(p.requires_grad for p in case()[0].parameters())
     assert type(adapted).__name__ == "PeftModel"
     trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert len(trained) == 2 * 7 * 3
@@ -167,31 +168,30 @@ def test_twice(kind: str) -> None:
 # Half precision
 
 
-@pytest.mark.parametrize("kind", ["whole", *KINDS])
-def test_bfloat16(kind: str) -> None:
-    model = tiny.llama(num_hidden_layers=2).to(torch.bfloat16)
+def test_bfloat16() -> None:
+    model = tiny.llama().to(torch.bfloat16)
+    found = fxprune.prune(model, pruning_ratio=0.2, criterion=fxprune.Magnitude())
     for method in METHODS.values():
-        module: Any = model
-        if kind != "whole":
-            result = fxprune.prune(model, pruning_ratio=0.2, criterion=fxprune.Magnitude())
-            module = result.graph_module
-            if kind == "shrunk":
-                module = fxprune.shrink(model, result.plan, result.graph_module)
-        before = state_of(module)
-        losses = curve(run(module, method, learning_rate=1e-2))
-        assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
-        linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)]
-        for name in linear[:-1]:  # the output layer is tied to the embedding
-            assert not torch.equal(module.get_parameter(f"{name}.weight"), before[f"{name}.weight"])
-        assert losses[0] == pytest.approx(5.5, abs=0.1)
-        assert module(input_ids=IDS).logits.dtype == torch.bfloat16
+        graph = fxprune.rewrite(found.traced, found.plan)
+        shrunk = fxprune.shrink(model, found.plan, graph, traced=found.traced)
+        for module in (graph, shrunk):
+            before = state_of(module)
+            losses = curve(run(module, method, learning_rate=1e-2))
+            assert losses[0] == pytest.approx(5.5, abs=0.1)
+            assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+            linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+            assert len(linear) == 15
+            for name in linear[:-1]:  # the output layer is tied to the embedding
+                weight = f"{name}.weight"
+                assert not torch.equal(module.get_parameter(weight), before[weight])
+            assert module(input_ids=IDS).logits.dtype == torch.bfloat16
 
 
 def test_updates_too_small_for_bfloat16_add_up() -> None:
     """Full training keeps float32 beside: steps of 1e-5 on weights of 1 would be lost else."""
     module = tiny.llama(num_hidden_layers=1).to(torch.bfloat16)
     before = module.model.norm.weight.detach().clone()
-    run(module, FullTraining(), steps=400, learning_rate=2e-5, schedule="constant", warmup=0)
+    run(module, FullTraining(), steps=200, learning_rate=4e-5, schedule="constant", warmup=0)
     assert (module.model.norm.weight - before).abs().max() > 2**-8
 
 
@@ -359,15 +359,6 @@ def test_refused(made: Any, changes: dict[str, Any], message: str, tmp_path: Pat
     assert not any("lora" in name for name, _ in module.named_modules())
     assert {p.requires_grad for p in module.parameters()} == flags
     assert not out.exists()
-
-
-def test_a_graph_with_other_inputs() -> None:
-    model, _ = case()
-    places = torch.arange(12).expand(2, 12).contiguous()
-    traced = fxprune.trace(model, kwargs={"input_ids": IDS[:2], "position_ids": places})
-    graph = fxprune.rewrite(traced, fxprune.Plan.of(fxprune.discover(traced), {}))
-    with pytest.raises(RecoveryError, match="was traced with 'position_ids', which text does not"):
-        run(graph, LoRA())
 
 
 def test_a_graph_with_a_mask() -> None:

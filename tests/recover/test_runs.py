@@ -34,8 +34,8 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def start(out: Path | None, method: str = "lora", **changes: Any) -> Recovery:
-    return run(pruned("shrunk"), METHODS[method], out=out, **{**WHOLE, **changes})
+def start(out: Path | None, method: str = "lora", kind: str = "shrunk", **changes: Any) -> Recovery:
+    return run(pruned(kind), METHODS[method], out=out, **{**WHOLE, **changes})
 
 
 def course(result: Recovery) -> list[Any]:
@@ -104,28 +104,23 @@ def broken(out: Path, die: Any, *when: Any, method: str = "lora", **changes: Any
 # Going on
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_killed_for_good(method: str, tmp_path: Path) -> None:
-    """By SIGKILL: in the second pass of the sixth step, or while a checkpoint is written."""
+def test_killed_for_good(tmp_path: Path) -> None:
+    """By SIGKILL, between the two passes of the sixth step."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "tests.recover.test_runs", method, str(out)]
+    command = [sys.executable, "-m", "tests.recover.test_runs", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, cwd=ROOT, env=environment, timeout=300, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert checkpoints(out) == {"checkpoint-2", "checkpoint-4"}
-    last = runs.last_checkpoint(out / runs.CHECKPOINTS)
-    assert last is not None
-    assert last.name == ("checkpoint-4" if method == "lora" else "checkpoint-2")
     assert not (out / "log.json").exists()
-    assert_as_unbroken(start(out, method), method)
-    assert {path.name for path in out.iterdir()} >= {*FACTS, runs.CHECKPOINTS}
-    assert (out / ADAPTER).exists() == (method == "lora")
+    assert_as_unbroken(start(out))
+    assert {path.name for path in out.iterdir()} == {*FACTS, ADAPTER, runs.CHECKPOINTS}
 
 
-@pytest.mark.parametrize("torn", [False, True])
-def test_killed_in_a_checkpoint(torn: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "torn"), [("lora", False), ("full", True)])
+def test_killed_in_a_checkpoint(method: str, torn: bool, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    broken(out, die_writing, 6, raise_killed, torn)
+    broken(out, die_writing, 6, raise_killed, torn, method=method)
     assert checkpoints(out) == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
     assert (out / runs.CHECKPOINTS / "checkpoint-6" / runs.STATE).exists() == torn
     # It goes on behind the fourth step, and the sixth is made once more.
@@ -137,18 +132,19 @@ def test_killed_in_a_checkpoint(torn: bool, tmp_path: Path) -> None:
             "training_step",
             lambda self, *args: passes.append(self.state.global_step) or step(self, *args),
         )
-        found = start(out)
+        found = start(out, method)
     assert passes == [4, 4, 5, 5, 6, 6, 7, 7]
-    assert_as_unbroken(found)
+    assert_as_unbroken(found, method)
 
 
 def test_killed_twice(tmp_path: Path) -> None:
-    """Before the first checkpoint, and in the second epoch; the graph, with dropout."""
+    """Before the first checkpoint, and in the second epoch; all weights of the graph."""
     out = tmp_path / "out"
-    broken(out, die_in, 2, raise_killed)
+    options: dict[str, Any] = {"method": "full", "kind": "graph"}
+    broken(out, die_in, 2, raise_killed, **options)
     assert runs.last_checkpoint(out / runs.CHECKPOINTS) is None
-    broken(out, die_in, 12, raise_killed)
-    assert_as_unbroken(start(out))
+    broken(out, die_in, 12, raise_killed, **options)
+    assert_as_unbroken(start(out, **options), **options)
 
 
 def test_killed_in_the_last_checkpoint(tmp_path: Path) -> None:
@@ -305,8 +301,5 @@ if __name__ == "__main__":
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as forever:
-        if sys.argv[1] == "lora":
-            die_in(forever, 12, kill)
-        else:
-            die_writing(forever, 4, kill)
-        start(Path(sys.argv[2]), sys.argv[1])
+        die_in(forever, 12, kill)
+        start(Path(sys.argv[1]))

@@ -60,7 +60,7 @@ def test_rows_of_different_lengths(prompts: bool) -> None:
     whole = two_steps(rows, batch_size=8, micro_batch_size=8)
     assert whole[0] == pytest.approx(by_hand, rel=1e-5)
     assert whole[1] < whole[0]
-    for size in (1, 2, 4):
+    for size in (1, 4):
         parts = two_steps(rows, batch_size=8, micro_batch_size=size)
         assert parts == pytest.approx(whole, rel=1e-4)
 
