@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import time
@@ -13,7 +14,7 @@ from rich.console import Console
 
 import fxprune
 from fxprune.demo import NEW_TOKENS, PROMPT, check_out, continuation, demo
-from fxprune.errors import CheckpointError, SelectionError
+from fxprune.errors import CheckpointError, RecoveryError, SelectionError
 from fxprune.hf.text import Text
 from tests.hf import tiny
 
@@ -47,6 +48,21 @@ def test_everything_is_shown_and_written(tmp_path: Path) -> None:
         tmp_path / "out", model=str(model), evaluation=own, ratio=0.3
     )
     assert fxprune.Plan.load(tmp_path / "out" / "plan.json").pruning_ratio == 0.3
+
+
+def test_it_recovers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # By name: the function of the same name hides the module.
+    monkeypatch.setattr(importlib.import_module("fxprune.demo"), "RECOVERY_STEPS", 3)
+    model = tiny.folder(tmp_path / "tiny")
+    shown = _run(tmp_path / "out", model=str(model), recover=True)
+    assert "recovery: LoRA, 3 steps" in shown
+    assert "validation loss" in shown
+    assert f"recovered: {PROMPT}" in shown
+    folder = tmp_path / "out" / "pruned-recovered"
+    assert (folder / "loss.svg").is_file()
+    fxprune.load(folder / "model")
+    with pytest.raises(RecoveryError, match="pruned-recovered exists"):
+        _run(tmp_path / "out", model=str(model), recover=True)
 
 
 def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

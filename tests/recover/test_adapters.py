@@ -15,6 +15,7 @@ from fxprune.errors import RecoveryError
 from fxprune.recover import FullTraining, LoRA
 from fxprune.recover.adapters import attach, merge, targets
 from fxprune.recover.loop import ADAPTER
+from fxprune.recover.own import own_flags
 from tests import zoo
 from tests.costs.published import graph_of, on
 from tests.costs.test_paper_facts import plan_of
@@ -23,6 +24,13 @@ from tests.models import PlaneModel
 from tests.recover.cases import IDS, KINDS, assert_same, pruned, run, state_of
 
 both_kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def alone(kind: str, *which: str) -> Any:
+    """A pruned model that can be frozen without freezing the original too."""
+    module = pruned(kind, *which)
+    own_flags(module)
+    return module
 
 
 def trainable(module: nn.Module) -> int:
@@ -54,6 +62,7 @@ def test_published_sizes(name: str) -> None:
     assert trainable(whole) == 19_988_480
     assert all(p.is_meta for p in whole.parameters())
     whole.unload()
+    model.requires_grad_(True)
 
 
 # Where
@@ -143,7 +152,7 @@ def test_starting_values() -> None:
     found = []
     for kind in KINDS:
         torch.manual_seed(5)
-        adapted = attach(pruned(kind, "both"), LoRA(rank=2), seed=3)
+        adapted = attach(alone(kind, "both"), LoRA(rank=2), seed=3)
         assert torch.initial_seed() == 5
         found.append({n: p for n, p in adapted.named_parameters() if "lora" in n})
     graph, shrunk = found
@@ -153,14 +162,14 @@ def test_starting_values() -> None:
     for name, parameter in renamed.items():
         assert torch.equal(parameter, shrunk[name])
         assert parameter.any() == ("lora_A" in name)
-    other = attach(pruned("shrunk", "both"), LoRA(rank=2), seed=4)
+    other = attach(alone("shrunk", "both"), LoRA(rank=2), seed=4)
     assert all(torch.equal(other.get_parameter(n), p) == ("lora_B" in n) for n, p in shrunk.items())
 
 
 @both_kinds
 @pytest.mark.parametrize("name", ["tiny", "gpt2"])
 def test_merging(name: str, kind: str) -> None:
-    module = pruned(kind, "width", name)
+    module = alone(kind, "width", name)
     before = logits(module)
     names = list(module.state_dict())
     adapted = attach(module, LoRA(rank=2, alpha=6))
@@ -196,7 +205,7 @@ def test_the_product_of_the_factors() -> None:
 def test_the_adapter_in_the_folder(kind: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     merged = run(pruned(kind), LoRA(rank=2), steps=3, out=out, learning_rate=3e-2).module
-    fresh = pruned("shrunk")
+    fresh = alone("shrunk")
     before = logits(fresh)
     adapted = peft.PeftModel.from_pretrained(fresh, out / ADAPTER)
     torch.testing.assert_close(logits(adapted.eval()), logits(merged), rtol=0, atol=1e-5)
