@@ -57,7 +57,9 @@ def test_help_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fxprune", "--help"], capture_output=True, text=True, check=True
     )
-    assert all(name in done.stdout for name in ("inspect", "prune", "recover", "compare", "eval", "demo"))
+    assert all(
+        name in done.stdout for name in ("inspect", "prune", "recover", "compare", "eval", "demo")
+    )
 
 
 class TestInspect:
