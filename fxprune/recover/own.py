@@ -74,7 +74,12 @@ def cast_back(module: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
 
 @contextlib.contextmanager
 def as_found(module: nn.Module) -> Iterator[None]:
-    """Put back which parameters have gradients, and the modes, of a module and all in it."""
+    """Put back which parameters have gradients, and the modes, of a module and all in it.
+
+    Also whether it generates with a cache: Trainer switches that off in the config.
+    """
+    config = getattr(module, "config", None)
+    cached = getattr(config, "use_cache", None)
     flags = {name: p.requires_grad for name, p in module.named_parameters()}
     modes = {each: each.training for each in module.modules()}
     try:
@@ -87,6 +92,8 @@ def as_found(module: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(flags[name])
         for each, training in modes.items():
             each.training = training
+        if config is not None and cached is not None:
+            config.use_cache = cached
 
 
 def _places(module: nn.Module, where: str) -> dict[str, list[tuple[nn.Module, str]]]:

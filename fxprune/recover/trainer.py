@@ -192,13 +192,15 @@ class RecoveryTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from safetensors.torch import save_file
 
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
         own = self._trained()
         for name, tensor in own.items():
             if isinstance(tensor, nn.Parameter) and not torch.isfinite(tensor).all():
                 step = self.state.global_step
                 raise RecoveryError(self._broken(f"{name} is not finite after step {step}"))
+        if not self.args.should_save:  # all processes come here, one writes
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
         if state_dict is not None:  # gathered from all processes
             own = {name: state_dict[name] for name in own}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}

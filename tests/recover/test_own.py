@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from fxprune.recover import FullTraining, LoRA, Method
 from fxprune.recover.own import as_found, cast_back, own, own_buffers, own_flags, own_weights
+from tests.recover.cases import pruned, run
 
 
 class Tied(nn.Module):
@@ -81,6 +84,13 @@ def test_flags_of_its_own() -> None:
     for name, parameter in module.named_parameters():
         assert parameter.data_ptr() == before[name].data_ptr()
         assert before[name].requires_grad == (name != "norm.bias")
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=1), FullTraining()], ids=["lora", "full"])
+def test_a_trained_model_still_generates_with_a_cache(method: Method) -> None:
+    small = pruned("shrunk")
+    assert small.config.use_cache
+    assert run(small, method, steps=1).module.config.use_cache
 
 
 def test_flags_and_mode_are_put_back() -> None:
