@@ -74,6 +74,10 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase | None, reading: Read
     """
     fraction = reading.validation if isinstance(reading.validation, int | float) else 0.0
     if not _is_text(data):
+        if reading.evaluation:
+            raise RecoveryError(
+                "evaluation= is compared with text to train on, and these are no text: leave it out"
+            )
         training, validation = _cut(_examples(data), fraction, reading.seed)
         notes: list[str] = []
     else:

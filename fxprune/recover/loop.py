@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -59,7 +60,9 @@ class Loop:
     ) -> None:
         self._module, self._training, self._rows = module, training, rows
         self._folder, self._arguments = folder, arguments
-        self._loss_fn, self._collate = loss_fn, collate_fn or _batch
+        self._loss_fn, self._collate = loss_fn, collate_fn or collate
+        if loss_fn is None:
+            self._collate = functools.partial(_batch, self._collate)
         self._take = taker(module) if loss_fn is None else None
         self._teacher = teacher.make(method.distillation, module)
         self._dtypes: dict[str, torch.dtype] = {}
@@ -166,9 +169,9 @@ class Loop:
         )
 
 
-def _batch(rows: list[Any]) -> dict[str, torch.Tensor]:
+def _batch(collate_fn: Callable[..., Any], rows: list[Any]) -> dict[str, torch.Tensor]:
     """Rows as a batch. The first token is not predicted, and not counted either."""
-    made = collate(rows)
+    made: dict[str, torch.Tensor] = collate_fn(rows)
     made["labels"][:, 0] = IGNORED
     return made
 

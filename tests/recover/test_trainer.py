@@ -14,6 +14,7 @@ from torch import nn
 
 from fxprune.errors import RecoveryError
 from fxprune.recover import runs
+from fxprune.recover.rows import collate
 from fxprune.recover.trainer import TENSORS
 from tests.models import Perceptron
 from tests.recover.cases import (
@@ -250,3 +251,10 @@ def test_a_torn_checkpoint(tmp_path: Path) -> None:
     (last / TENSORS).unlink()
     with pytest.raises(RecoveryError, match="cannot be read"):
         run(pruned("shrunk"), FULL, out=out, steps=2)
+
+
+def test_batches_of_ones_own_count_as_ours_do() -> None:
+    """The first token of a row is not predicted, whether a collator hides it or not."""
+    rows = varied(8)
+    own = run(pruned("graph"), METHODS["full"], rows, collate_fn=collate)
+    assert curve(own) == curve(run(pruned("graph"), METHODS["full"], rows))
