@@ -10,7 +10,6 @@ units in the order in which they went, seconds of scoring. Greedy removal passes
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,11 +19,11 @@ from typing import Any
 import torch
 
 import fxprune
+from benches import tables
 from fxprune import Depth
 from fxprune.branches import bypass
 from fxprune.hf import text
 from fxprune.hf.models import load_model
-from fxprune.hf.perplexity import perplexity, windows
 from fxprune.select.depth import choose_units
 
 COUNTS = (6, 10)
@@ -51,30 +50,20 @@ def main() -> None:
     tokenizer = loaded.tokenizer
     assert tokenizer is not None
     traced = fxprune.trace(loaded.model)
-    columns = {}
-    for path in options.evaluations:
-        ids = text.joined(tokenizer, text.read(path))
-        for length, most in zip((128, 1024), options.windows, strict=True):
-            columns[f"{Path(path).stem} @ {length}"] = windows(ids, length, most)
-    done = set()
-    if options.out.exists():
-        lines = map(json.loads, options.out.read_text(encoding="utf-8").splitlines())
-        done = {(line["method"], line["blocks"], line["draw"]) for line in lines}
+    texts = {Path(path).stem: text.read(path) for path in options.evaluations}
+    most = dict(zip((128, 1024), options.windows, strict=True))
+    columns = tables.columns(tokenizer, texts, most)
+    before = tables.lines(options.out)
+    done = {(line["method"], line["blocks"], line["draw"]) for line in before}
     corpus = text.read(options.calibration)
 
     def keep(method: str, blocks: int, draw: int | None, removed: Any, **facts: Any) -> None:
         if (method, blocks, draw) in done:
             return
         shorter = bypass(traced, removed)
-        measured = {
-            column: round(perplexity(shorter.graph_module, ids, batch_size=1024 // ids.shape[1]), 2)
-            for column, ids in columns.items()
-        }
+        measured = tables.measured(shorter.graph_module, columns)
         line = {"method": method, "blocks": blocks, "draw": draw, **facts, **measured}
-        line["removed"] = list(removed)
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(line), flush=True)
+        tables.keep(options.out, {**line, "removed": list(removed)})
 
     keep("dense", 0, None, ())
     for method in options.methods or METHODS:

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 import fxprune
+from benches import tables
 from fxprune.groups.group import Group
 from fxprune.hf import text
 from fxprune.hf.models import load_model
-from fxprune.hf.perplexity import perplexity, windows
 
 PARAMETERS, KINDS = 105_747_264, ("mlp", "attention")
 UNIFORM = {"*.mlp:units": 523 / 1536, "*:heads": 1 / 3}
@@ -45,17 +45,12 @@ def main() -> None:
     assert tokenizer is not None
     traced = fxprune.trace(model)
     graph = fxprune.discover(traced)
-    columns = {}
-    for path in options.evaluations:
-        ids = text.joined(tokenizer, text.read(path))
-        columns |= {f"{path} @ {n}": windows(ids, n, most) for n, most in WINDOWS.items()}
+    texts = {path: text.read(path) for path in options.evaluations}
+    columns = tables.columns(tokenizer, texts, WINDOWS)
 
     def show(name: str, module: nn.Module, **facts: Any) -> None:
-        measured = {
-            column: round(perplexity(module, ids, batch_size=1024 // ids.shape[1]), 2)
-            for column, ids in columns.items()
-        }
-        print(json.dumps({"name": name, **facts, **measured}), flush=True)
+        line = {"name": name, **facts, **tables.measured(module, columns)}
+        print(json.dumps(line), flush=True)
 
     show("dense", model)
     corpus = text.read(options.calibration)

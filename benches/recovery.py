@@ -11,7 +11,6 @@ already are not measured again, and a run that was killed goes on.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import warnings
@@ -22,10 +21,10 @@ from typing import Any
 import torch
 
 import fxprune
+from benches import tables
 from fxprune import Depth
 from fxprune.hf import text
 from fxprune.hf.models import load_model
-from fxprune.hf.perplexity import perplexity, windows
 from fxprune.recover import Distillation, FullTraining, LoRA, Training, recover
 
 PRUNINGS = ("width", "depth")
@@ -39,15 +38,9 @@ def main() -> None:
     texts = [text.read(path) for path in options.evaluations]
     loaded = load_model("smollm2", dtype=torch.float32)
     assert loaded.tokenizer is not None
-    columns = {}
-    for each in texts:
-        ids = text.joined(loaded.tokenizer, each)
-        for length, most in zip((128, 1024), options.windows, strict=True):
-            columns[f"{each.name} @ {length}"] = windows(ids, length, most)
-    done = set()
-    if options.out.exists():
-        lines = map(json.loads, options.out.read_text(encoding="utf-8").splitlines())
-        done = {key(line) for line in lines}
+    most = dict(zip((128, 1024), options.windows, strict=True))
+    columns = tables.columns(loaded.tokenizer, {each.name: each for each in texts}, most)
+    done = {key(line) for line in tables.lines(options.out)}
     corpus = text.read(options.training)
     for asked in jobs(options):
         if key(asked) in done:
@@ -59,14 +52,7 @@ def main() -> None:
         run = options.out.with_suffix("") / "-".join(str(each) for each in asked.values())
         if asked["method"] != "none":
             facts = trained(small, asked, loaded, corpus, texts, run)
-        measured = {
-            column: round(perplexity(small, ids, batch_size=1024 // ids.shape[1]), 2)
-            for column, ids in columns.items()
-        }
-        line = json.dumps({**asked, **measured, **facts})
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
+        tables.keep(options.out, {**asked, **tables.measured(small, columns), **facts})
         shutil.rmtree(run, ignore_errors=True)
 
 

@@ -25,6 +25,8 @@ from fxprune.errors import (
     SelectionError,
 )
 from fxprune.recipe import Recipe
+from fxprune.recover.methods import ALL_LINEAR, Distillation, LoRA
+from fxprune.recover.settings import Training
 
 CRITERIA = "How units are scored: obs, taylor, taylor2, flap, wanda-sp, magnitude, random, ..."
 COUNTED_AT = (1, 64)  # rows and tokens of the MACs that ``inspect`` shows
@@ -444,38 +446,46 @@ def recover(
     teacher: Annotated[
         str | None, typer.Option(help="Learn from this model as well: the original, usually.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of teacher and student.")] = 1.0,
-    teacher_weight: Annotated[float, typer.Option(help="How much of the loss it is.")] = 0.5,
-    hidden_weight: Annotated[float, typer.Option(help="Of hidden states beside the loss.")] = 0.0,
-    rank: Annotated[int, typer.Option(help="Of LoRA.")] = 8,
-    alpha: Annotated[float, typer.Option(help="Of LoRA.")] = 16,
-    dropout: Annotated[float, typer.Option(help="Of LoRA.")] = 0.05,
+    temperature: Annotated[float, typer.Option(help="Of teacher and student.")] = (
+        Distillation.temperature
+    ),
+    teacher_weight: Annotated[float, typer.Option(help="How much of the loss it is.")] = (
+        Distillation.weight
+    ),
+    hidden_weight: Annotated[float, typer.Option(help="Of hidden states beside the loss.")] = (
+        Distillation.hidden
+    ),
+    rank: Annotated[int, typer.Option(help="Of LoRA.")] = LoRA.rank,
+    alpha: Annotated[float, typer.Option(help="Of LoRA.")] = LoRA.alpha,
+    dropout: Annotated[float, typer.Option(help="Of LoRA.")] = LoRA.dropout,
     targets: Annotated[
         str, typer.Option(help="Layers that LoRA adapts: all-linear, or names with commas.")
-    ] = "all-linear",
+    ] = ALL_LINEAR,
     reinitialise: Annotated[
         bool, typer.Option("--reinitialise", help="Full training from scratch, to compare.")
     ] = False,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps.", show_default="--epochs")
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 2.0,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = Training.epochs,
     batch_size: Annotated[
         int, typer.Option(help="Sequences per step, on all devices together.")
-    ] = 64,
+    ] = Training.batch_size,
     micro_batch_size: Annotated[
         int | None, typer.Option(help="Sequences per pass and device.", show_default="4 or less")
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = 256,
+    length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = Training.length,
     learning_rate: Annotated[
         float | None, typer.Option(help="The highest.", show_default="3e-4 for lora, else 1e-4")
     ] = None,
-    schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = "cosine",
-    warmup: Annotated[float, typer.Option(help="Fraction of the steps.")] = 0.1,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.0,
+    schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = (
+        Training.schedule
+    ),
+    warmup: Annotated[float, typer.Option(help="Fraction of the steps.")] = Training.warmup,
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = Training.weight_decay,
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 on a GPU that has it.")
-    ] = "auto",
+    ] = Training.precision,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
@@ -524,9 +534,7 @@ def recover(
     from rich.console import Console
 
     from fxprune.hf.text import read
-    from fxprune.recover.command import MODEL as FOLDER
     from fxprune.recover.command import Teaching, named_method, recover_spec, validation_data
-    from fxprune.recover.settings import Training
 
     done = recover_spec(
         model,
@@ -572,9 +580,7 @@ def recover(
         return
     console = Console()
     done.show(console)
-    where = f"model: {out / FOLDER}   " if merge else ""
-    adapter = f"adapter: {out / 'adapter'}   " if method == "lora" else ""
-    console.print(f"{where}{adapter}log: {out / 'log.csv'}", markup=False, soft_wrap=True)
+    console.print(done.where(), markup=False, soft_wrap=True)
 
 
 @app.command("eval")

@@ -121,8 +121,10 @@ def check_out(out: Path) -> None:
     Raises:
         CheckpointError: it does.
     """
+    from fxprune.hf.folders import taken
+
     ours = (out / "pruned" / "fxprune.json").is_file()
-    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+    if not ours and taken(out):
         raise CheckpointError(
             f"{out} exists and is not of an earlier demo: it is left alone; give another with --out"
         )

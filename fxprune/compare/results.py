@@ -13,6 +13,7 @@ from typing import Any
 from fxprune.compare.configuration import Configuration
 from fxprune.errors import CheckpointError
 from fxprune.files import write_text
+from fxprune.hf.folders import taken
 
 FILE = "results.jsonl"
 
@@ -43,9 +44,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         CheckpointError: it does.
     """
-    if not folder.exists() or (folder / FILE).is_file():
-        return
-    if not folder.is_dir() or any(folder.iterdir()):
+    if taken(folder) and not (folder / FILE).is_file():
         raise CheckpointError(
             f"{folder} exists and is not of an earlier comparison: it is left alone; "
             "give another with --out"

@@ -18,6 +18,7 @@ from fxprune.errors import CheckpointError, ShrinkError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.hf import architecture
 from fxprune.hf.adapter_folder import Factors, factors_of, read, write
+from fxprune.hf.folders import taken
 from fxprune.hf.stacks import Names, shortened
 from fxprune.plan import Plan
 from fxprune.rewrite.resize import Resizer, planned
@@ -72,7 +73,7 @@ def shrink_adapter(
         PlanError: the plan is for another model.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if taken(path):
         raise CheckpointError(f"{path} exists: it is left alone; give another folder")
     with tempfile.TemporaryDirectory() as scratch:
         if not isinstance(adapter, str | os.PathLike):

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from fxprune.errors import CheckpointError
 from fxprune.hf import guard
-from fxprune.hf.folders import whole
+from fxprune.hf.folders import taken, whole
 from fxprune.hf.graph_folder import CONFIG, PLAN, read_graph, write_graph
 from fxprune.hf.module_folder import read_module, write_module
 from fxprune.plan import Plan
@@ -144,9 +144,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
         CheckpointError: the path exists and is neither empty nor a saved model.
     """
     path = Path(path)
-    if not path.exists() or (path / FACTS).is_file():
-        return
-    if not path.is_dir() or any(path.iterdir()):
+    if taken(path) and not (path / FACTS).is_file():
         raise CheckpointError(
             f"{path} exists and was not written by fxprune: it is left alone; give another folder"
         )

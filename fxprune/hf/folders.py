@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def taken(path: Path) -> bool:
+    """Whether there is something other than an empty folder."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 @contextlib.contextmanager
 def whole(target: Path, *, replace: bool) -> Iterator[Path]:
     """A new folder to fill, put in place as ``target`` when the block ends without an error.

@@ -18,14 +18,20 @@ def quiet() -> Iterator[None]:
     Their progress bars are made in many places and not all of them can be switched off, so standard
     error is put aside for the duration.
     """
+    with hushed(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Keep the advice of their loggers back, and nothing else."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

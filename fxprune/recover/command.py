@@ -21,6 +21,7 @@ from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.recover import runs
 from fxprune.recover.data import Data
+from fxprune.recover.history import CSV
 from fxprune.recover.methods import ALL_LINEAR, Distillation, FullTraining, LoRA
 from fxprune.recover.recover import Recovery, recover
 from fxprune.recover.settings import Training
@@ -98,6 +99,13 @@ class Outcome:
         if len(notes) > 5:
             console.print(f"left out: {len(notes) - 5} more, see {REPORT}", **plain)
 
+    def where(self) -> str:
+        """Where the results are, in a line."""
+        found = [f"model: {self.folder / MODEL}"] if self.merged else []
+        adapter = self.folder / runs.ADAPTER
+        found += [f"adapter: {adapter}"] if adapter.exists() else []
+        return "   ".join([*found, f"log: {self.folder / CSV}"])
+
 
 def recover_spec(
     model: str,
@@ -150,8 +158,7 @@ def recover_spec(
     subject, held = _open(model, dtype, progress and first)
     teacher: Distillation | None = None
     if teaching.model is not None:
-        with step(f"loading {teaching.model}", progress and first):
-            original_model, _ = _open(teaching.model, dtype, False)
+        original_model, _ = _open(teaching.model, dtype, progress and first)
         plan = Plan.load(Path(model) / PLAN) if teaching.hidden else None
         teacher = Distillation(
             original_model.model, teaching.temperature, teaching.weight, teaching.hidden, plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,9 +103,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase | None, reading: Read
                 rows += made
                 notes += left_out
     if not isinstance(reading.validation, int | float):
-        other = Reading(
-            reading.length, 0.0, (), False, reading.bad_rows, reading.train_on_prompt, reading.seed
-        )
+        other = replace(reading, validation=0.0, evaluation=())
         given = prepare(reading.validation, tokenizer, other)
         validation = list(given.training)
         notes += given.notes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import fx, nn
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from fxprune.errors import FxpruneWarning, RecoveryError
-from fxprune.hf.quiet import quiet
+from fxprune.hf.quiet import hushed, quiet
 from fxprune.importance.loss import IGNORED
 from fxprune.recover import adapters, runs, teacher
 from fxprune.recover.calls import LossFunction, taker
@@ -30,8 +29,6 @@ from fxprune.recover.settings import Training
 from fxprune.recover.trainer import RecoveryTrainer
 from fxprune.recover.watch import Watch
 
-ADAPTER = "adapter"
-
 
 class Loop:
     """A module made ready to be trained.
@@ -41,7 +38,6 @@ class Loop:
         method: what is trained.
         training: how.
         rows: on what.
-        folder: of the run.
         arguments: of Trainer.
         loss_fn: the loss of one batch, if the module is no language model.
         collate_fn: makes a batch of examples.
@@ -53,13 +49,12 @@ class Loop:
         method: Method,
         training: Training,
         rows: Rows,
-        folder: Path,
         arguments: TrainingArguments,
         loss_fn: LossFunction | None = None,
         collate_fn: Callable[[list[Any]], dict[str, Any]] | None = None,
     ) -> None:
         self._module, self._training, self._rows = module, training, rows
-        self._folder, self._arguments = folder, arguments
+        self._arguments = arguments
         self._loss_fn, self._collate = loss_fn, collate_fn or collate
         if loss_fn is None:
             self._collate = functools.partial(_batch, self._collate)
@@ -87,8 +82,8 @@ class Loop:
             raise
         self.step = 0
 
-    def run(self, progress: bool) -> RecoveryTrainer:
-        """Train, from the last checkpoint if there is one.
+    def run(self, progress: bool) -> History:
+        """Train, from the last checkpoint if there is one; the course of all steps.
 
         Raises:
             RecoveryError: the loss is not finite.
@@ -121,14 +116,15 @@ class Loop:
         self.step = trainer.state.global_step
         if arguments.load_best_model_at_end and trainer.state.best_global_step:
             self.step = trainer.state.best_global_step
-        _warn_if_worse(History.of(trainer.state.log_history))
-        return trainer
+        history = History.of(trainer.state.log_history)
+        _warn_if_worse(history)
+        return history
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter alone, in PEFT's form, if there is one."""
         if self._adapted is not None:
             with quiet():
-                self._adapted.save_pretrained(folder / ADAPTER)
+                self._adapted.save_pretrained(folder / runs.ADAPTER)
 
     def finish(self, merge: bool) -> nn.Module:
         """The trained module as it was given, or with its adapter apart."""
@@ -186,15 +182,9 @@ def _quieten(trainer: RecoveryTrainer) -> None:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Keep transformers' advice out of the way; what we print ourselves stays."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    with hushed(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        yield
 
 
 def _warn_if_worse(history: History) -> None:

@@ -75,7 +75,7 @@ def read_records(spec: str | Path, bad_rows: str = "refuse") -> Records:
             and ``output`` and perhaps ``input``; a ``.json`` file, a list of such objects;
             any other file, which is one document; or ``datasets:NAME[:CONFIG][:SPLIT][:COLUMN]``,
             where the columns ``instruction`` and ``output`` serve if no COLUMN is named and there
-            is no ``text``. A row with both a ``text`` and an instruction is its text.
+            is no ``text``. A row of a file with both a ``text`` and an instruction is the latter.
         bad_rows: what becomes of rows that are malformed or empty: ``refuse`` raises, ``skip``
             leaves them out and lists them in ``skipped``.
 

@@ -128,19 +128,19 @@ def recover(
         arguments = training_arguments(folder / runs.CHECKPOINTS, training, rows, device)
         if out is None and arguments.world_size > 1:
             raise RecoveryError("many processes share the folder of the run: give out=")
+        first = arguments.process_index == 0
         with arguments.main_process_first(desc="noting what is asked"):
-            if arguments.process_index == 0:
+            if out is not None and first:
                 runs.begin(folder, _asked(module, method, training, rows))
                 runs.forget_partial(folder / runs.CHECKPOINTS)
         stack.enter_context(as_found(module))
-        loop = Loop(module, method, training, rows, folder, arguments, loss_fn, collate_fn)
+        loop = Loop(module, method, training, rows, arguments, loss_fn, collate_fn)
         try:
-            trainer = loop.run(progress)
+            history = loop.run(progress)
         except BaseException:
             loop.abandon()
             raise
-        history = History.of(trainer.state.log_history)
-        if out is not None and trainer.is_world_process_zero():
+        if out is not None and first:
             history.write(folder)
             loop.save_adapter(folder)
         done = loop.finish(merge)

@@ -10,8 +10,9 @@ from typing import Any
 
 from fxprune.errors import RecoveryError
 from fxprune.files import write_text
+from fxprune.hf.folders import taken
 
-CHECKPOINTS, FACTS = "checkpoints", "run.json"
+CHECKPOINTS, FACTS, ADAPTER = "checkpoints", "run.json", "adapter"
 STATE = "trainer_state.json"
 
 
@@ -49,8 +50,7 @@ def check_target(folder: Path) -> None:
     Raises:
         RecoveryError: it does.
     """
-    ours = not folder.exists() or (folder / FACTS).is_file()
-    if not ours and (not folder.is_dir() or any(folder.iterdir())):
+    if taken(folder) and not (folder / FACTS).is_file():
         raise RecoveryError(
             f"{folder} exists and holds no run of recovery: it is left alone; give another"
         )
@@ -62,7 +62,7 @@ def check_new(folder: Path) -> None:
     Raises:
         RecoveryError: it does.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if taken(folder):
         raise RecoveryError(f"{folder} exists: it is left alone; remove it, or take another --out")
 
 

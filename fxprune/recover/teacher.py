@@ -16,6 +16,7 @@ from fxprune.importance.loss import IGNORED
 from fxprune.recover.calls import Take, next_token, taker
 from fxprune.recover.hidden import HiddenStates
 from fxprune.recover.methods import Distillation
+from fxprune.trace.modes import evaluation
 
 
 @dataclass(eq=False)
@@ -42,13 +43,8 @@ class Teacher:
     def predict(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The teacher's logits, (rows * length, vocabulary)."""
         teacher = self.distillation.teacher
-        modes = [(each, each.training) for each in teacher.modules()]
-        teacher.eval()
-        try:
+        with evaluation(teacher):
             predicted, _ = next_token(teacher(**self._take(batch)), batch["labels"], teacher)
-        finally:
-            for each, training in modes:
-                each.training = training
         return predicted
 
     def loss(

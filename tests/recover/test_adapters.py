@@ -14,8 +14,8 @@ import fxprune
 from fxprune.errors import RecoveryError
 from fxprune.recover import FullTraining, LoRA
 from fxprune.recover.adapters import attach, merge, targets
-from fxprune.recover.loop import ADAPTER
 from fxprune.recover.own import own_flags
+from fxprune.recover.runs import ADAPTER
 from tests import zoo
 from tests.costs.published import graph_of, on
 from tests.costs.test_paper_facts import plan_of

@@ -16,7 +16,7 @@ from transformers import TrainerState
 
 from fxprune.errors import RecoveryError
 from fxprune.recover import FullTraining, LoRA, Recovery, runs
-from fxprune.recover.loop import ADAPTER
+from fxprune.recover.runs import ADAPTER
 from fxprune.recover.trainer import RecoveryTrainer
 from tests.recover.cases import IDS, METHODS, assert_same, case, pruned, run, state_of
 

@@ -1,0 +1,51 @@
+"""What the tables of perplexities on SmolLM2 share: windows, measuring, lines that are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from fxprune.hf import text
+from fxprune.hf.perplexity import perplexity, windows
+
+Columns = dict[str, torch.Tensor]
+
+
+def columns(
+    tokenizer: PreTrainedTokenizerBase, texts: Mapping[str, text.Text], most: Mapping[int, int]
+) -> Columns:
+    """Windows of each text by name, ``most`` of each length."""
+    found = {}
+    for name, each in texts.items():
+        ids = text.joined(tokenizer, each)
+        found |= {f"{name} @ {length}": windows(ids, length, n) for length, n in most.items()}
+    return found
+
+
+def measured(model: nn.Module, found: Columns) -> dict[str, float]:
+    """Perplexity in each column, 1024 tokens at a time."""
+    return {
+        column: round(perplexity(model, ids, batch_size=1024 // ids.shape[1]), 2)
+        for column, ids in found.items()
+    }
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What an earlier run measured."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def keep(path: Path, line: dict[str, Any]) -> None:
+    """Add a line, and print it."""
+    said = json.dumps(line)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(said + "\n")
+    print(said, flush=True)
