@@ -51,7 +51,7 @@ def main() -> None:
         # A run that was killed goes on from here.
         run = options.out.with_suffix("") / "-".join(str(each) for each in asked.values())
         if asked["method"] != "none":
-            facts = trained(small, asked, loaded, corpus, texts, run)
+            facts = trained(small, asked, options.precision, loaded, corpus, texts, run)
         tables.keep(options.out, {**asked, **tables.measured(small, columns), **facts})
         shutil.rmtree(run, ignore_errors=True)
 
@@ -66,6 +66,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rate", type=float, help="Learning rate, instead of the method's.")
+    parser.add_argument("--precision", default="auto", help="As in fxprune.recover.Training.")
     parser.add_argument("--weight", type=float, default=0.5, help="Of the teacher.")
     parser.add_argument("--windows", type=int, nargs=2, default=[24, 3])
     return parser.parse_args()
@@ -87,6 +88,7 @@ def jobs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def trained(
     small: Any,
     asked: dict[str, Any],
+    precision: str,
     loaded: Any,
     corpus: text.Text,
     texts: list[text.Text],
@@ -104,6 +106,7 @@ def trained(
             length=128,
             learning_rate=asked["rate"],
             evaluate_every=25,
+            precision=precision,
             seed=asked["seed"],
         ),
         tokenizer=loaded.tokenizer,
