@@ -15,6 +15,8 @@ from fxprune.recover.settings import Training
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+AUTOCAST = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
 
 def training_arguments(
     folder: Path, training: Training, rows: Rows, device: str | None = None
@@ -82,10 +84,12 @@ def _set_precision(made: TrainingArguments, precision: str) -> None:
     """Autocast, where it is asked for or, on a GPU with bfloat16, nothing else is."""
     kind = made.device.type
     if precision == "auto":
-        made.bf16 = kind == "cuda" and torch.cuda.is_bf16_supported()
-    elif precision == "bfloat16":
-        made.bf16 = True
-    elif precision == "float16":
-        if kind == "cpu":
-            raise RecoveryError("float16 does not train on a CPU: take float32 or bfloat16")
-        made.fp16 = True
+        # What accelerate launch was told counts.
+        own = kind == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bfloat16" if own and made.mixed_precision == "no" else "auto"
+    if precision == "float16" and kind == "cpu":
+        raise RecoveryError("float16 does not train on a CPU: take float32 or bfloat16")
+    if precision in AUTOCAST:
+        # TrainingArguments has made up its mind before it knows the device.
+        made.mixed_precision = AUTOCAST[precision]
+        made.bf16, made.fp16 = precision == "bfloat16", precision == "float16"

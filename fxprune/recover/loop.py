@@ -113,6 +113,7 @@ class Loop:
                     trainer.train(resume_from_checkpoint=None if last is None else str(last))
             finally:
                 watch.close()
+                _own_forward(self._host)
         self.step = trainer.state.global_step
         if arguments.load_best_model_at_end and trainer.state.best_global_step:
             self.step = trainer.state.best_global_step
@@ -170,6 +171,16 @@ def _batch(collate_fn: Callable[..., Any], rows: list[Any]) -> dict[str, torch.T
     made: dict[str, torch.Tensor] = collate_fn(rows)
     made["labels"][:, 0] = IGNORED
     return made
+
+
+def _own_forward(module: nn.Module) -> None:
+    """Take back the ``forward`` that accelerate has put before a module's own for autocast."""
+    vars(module).pop("_is_accelerate_prepared", None)
+    original = vars(module).pop("_original_forward", None)
+    if original is not None:
+        del module.forward
+        if module.forward != original:  # the user had put another one there
+            module.forward = original
 
 
 def _quieten(trainer: RecoveryTrainer) -> None:

@@ -87,6 +87,13 @@ class RecoveryTrainer(Trainer):
             loss = loss + teacher.distillation.hidden * share * hidden
         return loss
 
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """The precision of the run, for the teacher and for evaluation too.
+
+        Trainer leaves that to accelerate, which changes the trained model's ``forward`` alone.
+        """
+        return self.accelerator.autocast()
+
     def training_step(
         self,
         model: nn.Module,

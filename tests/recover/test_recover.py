@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,39 @@ def test_updates_too_small_for_bfloat16_add_up() -> None:
     before = module.model.norm.weight.detach().clone()
     run(module, FullTraining(), steps=200, learning_rate=4e-5, schedule="constant", warmup=0)
     assert (module.model.norm.weight - before).abs().max() > 2**-8
+
+
+@both_kinds
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:recovery made the validation loss no better")
+def test_precision(kind: str, method: str, precision: str) -> None:
+    """Student, teacher and evaluation multiply matrices in what was asked for."""
+    module, teacher = pruned(kind), tiny.llama()
+    last: dict[str, torch.dtype] = {}
+
+    def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+        who = "teacher" if layer is theirs else "trained" if layer.training else "evaluated"
+        last[who] = output.dtype
+
+    def linear(model: nn.Module) -> nn.Module:
+        return model.get_submodule("model.layers.0.mlp.up_proj")
+
+    theirs = linear(teacher)
+    handles = [linear(each).register_forward_hook(note) for each in (module, teacher)]
+    run(
+        module,
+        replace(METHODS[method], teacher=teacher),
+        steps=1,
+        precision=precision,
+        validation=IDS[:2],
+    )
+    for handle in handles:
+        handle.remove()
+    assert last == dict.fromkeys(("trained", "evaluated", "teacher"), getattr(torch, precision))
+    # Afterwards it computes as before.
+    assert "forward" not in vars(module)
+    assert "_original_forward" not in vars(module)
 
 
 # Modules that are no language models
