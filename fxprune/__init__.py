@@ -35,6 +35,7 @@ from fxprune.importance import (
     WandaSP,
     estimate,
 )
+from fxprune.latency import LatencyReport, LatencyTable, measure_latency
 from fxprune.legality import check_plan, legality
 from fxprune.plan import Plan
 from fxprune.propagate import propagate
@@ -77,6 +78,8 @@ __all__ = [
     "FxpruneWarning",
     "Group",
     "InputCriterion",
+    "LatencyReport",
+    "LatencyTable",
     "LoRA",
     "Magnitude",
     "PeakToPeak",
@@ -105,6 +108,7 @@ __all__ = [
     "find_branches",
     "legality",
     "load",
+    "measure_latency",
     "propagate",
     "prune",
     "prune_and_recover",

@@ -117,6 +117,16 @@ def prune(
     kv_cache: Annotated[
         float | None, typer.Option(help="Numbers cached per token that may stay, likewise.")
     ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            help="Time of a forward pass that may stay: a fraction, or milliseconds above 1. How"
+            " sizes of groups change it is measured on this device first, once."
+        ),
+    ] = None,
+    shape: Annotated[
+        str, typer.Option(help="BATCHxTOKENS of the pass that --macs and --latency are about.")
+    ] = "1x64",
     units: Annotated[
         float | None, typer.Option(help="Instead: fraction of units to remove from every group.")
     ] = None,
@@ -232,15 +242,16 @@ def prune(
         raise CriterionError("give either --criterion or --scores, which has one already")
     if greedy and schedule not in (None, "greedy"):
         raise DepthError(f"--greedy and --schedule {schedule} are two schedules: give one")
-    goals = (macs, kv_cache, units, remove_blocks, remove_ratio)
+    goals = (macs, kv_cache, latency, units, remove_blocks, remove_ratio)
     others = schedule == "alternate" or any(goal is not None for goal in goals)
     ratio = Recipe.ratio if ratio is None and not others else ratio
-    if criterion is None and scores is None and any(x is not None for x in (ratio, *goals[:3])):
+    if criterion is None and scores is None and any(x is not None for x in (ratio, *goals[:4])):
         criterion = Recipe.criterion
     recipe = Recipe(
         ratio=ratio,
         macs=macs,
         kv_cache=kv_cache,
+        latency=latency,
         units=units,
         criterion=criterion,
         scores=None if scores is None else str(scores),
@@ -265,6 +276,7 @@ def prune(
         evaluation_length=eval_length,
         verify=verify,
         save_as=save_as,
+        shape=_shape(shape),
     )
     recipe.check()
     checkpoint.check_target(out)
@@ -694,6 +706,13 @@ def demo(
 
 def _lengths(given: str) -> tuple[int, ...]:
     return _numbers("--calibration-length", given)
+
+
+def _shape(given: str) -> tuple[int, int]:
+    batch, _, length = given.partition("x")
+    if not (batch.isdecimal() and length.isdecimal()):
+        raise SelectionError(f"--shape {given}: give BATCHxTOKENS, such as 1x128")
+    return int(batch), int(length)
 
 
 def _numbers(option: str, given: str) -> tuple[int, ...]:

@@ -20,6 +20,8 @@ from fxprune.importance.loss import GraphLoss, LossFunction
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
 from fxprune.iterate import iterate
+from fxprune.latency import LatencyReport, LatencyTable, measure_latency
+from fxprune.latency.outcome import latency_report
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.rewrite import oracle
@@ -42,6 +44,7 @@ class PruneResult:
         scores: importance of every unit in the original, to plan again at another ratio.
         compensation: what compensation did; None if there was none.
         removal: which blocks or branches went, and their scores; None if only units of groups.
+        latency: how a budget of latency was met; None if there was none.
     """
 
     graph_module: fx.GraphModule
@@ -52,6 +55,7 @@ class PruneResult:
     scores: Scores
     compensation: CompensationReport | None = None
     removal: Removal | None = None
+    latency: LatencyReport | None = None
 
 
 def prune(
@@ -84,7 +88,9 @@ def prune(
         args: example positional inputs, see :func:`fxprune.trace`.
         kwargs: example keyword inputs.
         pruning_ratio: fraction of the parameters of the whole model to remove, in [0, 1).
-        budget: instead of ``pruning_ratio``, see :class:`fxprune.Budget`.
+        budget: instead of ``pruning_ratio``, see :class:`fxprune.Budget`. For one of latency this
+            model is measured first, see :func:`fxprune.measure_latency`, unless ``latency=`` among
+            the further options is such a table.
         criterion: how units are scored; ``Taylor()`` if left out. For depth alone, how blocks are.
         depth: remove whole blocks or branches first. Without ``pruning_ratio`` and ``budget`` that
             is all; with them, units of groups go from what is left until the model meets them.
@@ -133,6 +139,7 @@ def prune(
         options["loss_fn"] = loss_fn or GraphLoss(traced)
     with step("discovering groups", progress):
         graph = discover(traced)
+    selection |= _measured(graph, budget, kinds, selection, progress)
     if removal is not None and not width:
         scores, plan = removal.scores, Plan.of(graph, {}, criterion=removal.criterion)
     elif scores is not None:
@@ -161,12 +168,42 @@ def prune(
     if expected is not None:
         with step("verifying", progress):
             report = oracle.compare(expected, small, traced)
-    result = PruneResult(small, plan, report, traced, graph, scores, removal=removal)
+    there = None if consume and compensation is None else small
+    latency = _latency(selection.get("latency"), budget, plan, traced, there)
+    result = PruneResult(small, plan, report, traced, graph, scores, None, removal, latency)
     if compensation is None:
         return result
     assert data is not None
     mended = compensate(traced, small, plan, data, method=compensation, progress=progress)
     return replace(result, compensation=mended)
+
+
+def _measured(
+    graph: DependencyGraph,
+    budget: Budget | None,
+    kinds: tuple[str, ...],
+    selection: Mapping[str, Any],
+    progress: bool,
+) -> dict[str, LatencyTable]:
+    """The latency table that a budget needs, if it needs one and none is given."""
+    if budget is None or budget.latency is None or selection.get("latency") is not None:
+        return {}
+    groups = selection.get("groups")
+    table = measure_latency(graph, budget.shape, kinds=kinds, groups=groups, progress=progress)
+    return {"latency": table}
+
+
+def _latency(
+    table: LatencyTable | None,
+    budget: Budget | None,
+    plan: Plan,
+    traced: Traced,
+    small: nn.Module | None,
+) -> LatencyReport | None:
+    """How a budget of latency was met; measured if the original is still there to compare with."""
+    if table is None or budget is None or budget.latency is None:
+        return None
+    return latency_report(table, budget.latency, plan, traced, small)
 
 
 def _shortened(

@@ -28,6 +28,8 @@ class Recipe:
         ratio: fraction of the model's parameters to remove, in [0, 1).
         macs: what may stay of the MACs: a fraction, or a number above 1.
         kv_cache: what may stay of the key/value cache, likewise.
+        latency: what may stay of the time of a forward pass on this machine: a fraction, or
+            milliseconds above 1.
         units: instead of all these, the fraction of units to remove from every group.
         criterion: a name of :data:`fxprune.importance.named.NAMES`; None with saved scores.
         scores: instead of a criterion, the file of scores that an earlier run saved.
@@ -57,11 +59,13 @@ class Recipe:
         verify: run the oracle.
         save_as: ``transformers`` or ``graph``; ``auto`` is the former where a config can say the
             sizes.
+        shape: sequences of a forward pass and tokens of each, for ``macs`` and ``latency``.
     """
 
     ratio: float | None = 0.2
     macs: float | None = None
     kv_cache: float | None = None
+    latency: float | None = None
     units: float | None = None
     criterion: str | None = "obs"
     scores: str | None = None
@@ -86,6 +90,7 @@ class Recipe:
     evaluation_length: int = 128
     verify: bool = True
     save_as: str = "auto"
+    shape: tuple[int, int] = (1, 64)
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is loaded.
@@ -149,12 +154,20 @@ class Recipe:
 
         if not self.width and self.depth() is not None:
             return {}
-        if self.macs is None and self.kv_cache is None and self.units is None:
+        others = (self.macs, self.kv_cache, self.latency, self.units)
+        if all(other is None for other in others):
             return {"pruning_ratio": self.ratio}
         if self.ratio is not None:
             check_ratio("ratio", self.ratio)
         params = None if not self.ratio else 1 - self.ratio
-        budget: Budget = Budget(params, self.macs, self.kv_cache, self.units)
+        budget: Budget = Budget(
+            params=params,
+            macs=self.macs,
+            kv_cache=self.kv_cache,
+            latency=self.latency,
+            units=self.units,
+            shape=self.shape,
+        )
         return {"budget": budget}
 
     def selection(self) -> dict[str, Any]:
@@ -172,7 +185,7 @@ class Recipe:
     @property
     def width(self) -> bool:
         """Whether units of groups go, not depth alone."""
-        goals = (self.ratio, self.macs, self.kv_cache, self.units)
+        goals = (self.ratio, self.macs, self.kv_cache, self.latency, self.units)
         return any(goal is not None for goal in goals)
 
     def depth(self) -> Depth | None:

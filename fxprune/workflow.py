@@ -65,6 +65,8 @@ class Outcome:
         console.print(self.caption, style="dim", **plain)
         if self.result.report is not None:
             console.print(f"proof: {self.result.report}", **plain)
+        if self.result.latency is not None:
+            console.print(str(self.result.latency), **plain)
         if self.result.compensation is not None:
             console.print(str(self.result.compensation), **plain)
         for line in limits(self.result.plan):
@@ -255,6 +257,7 @@ def run(
     if save_scores is not None:
         result.scores.save(save_scores)
     small = result.graph_module
+    at = LATENCY_AT if recipe.latency is None else recipe.shape
     with step("saving", progress):
         stored = store(model, result, folder, tokenizer, recipe.save_as)
     tail = (result, folder, *stored)
@@ -264,11 +267,14 @@ def run(
     after = measure(small)
     if room_for(before.size or 0):
         with step("timing", progress):
-            inputs = report.resized(example, *LATENCY_AT)
+            inputs = report.resized(example, *at)
             both = (reload().to(device), small)
             times = report.latency([report.forward(module, (), inputs) for module in both])
         before, after = replace(before, latency=times[0]), replace(after, latency=times[1])
-    return Outcome(before, after, _caption(example, ids, evaluation), *tail)
+        if result.latency is not None:
+            held = replace(result.latency, measured=times[1] / times[0])
+            tail = (replace(result, latency=held), *tail[1:])
+    return Outcome(before, after, _caption(example, at, ids, evaluation), *tail)
 
 
 def check_shrinks(model: nn.Module, recipe: Recipe) -> None:
@@ -359,7 +365,9 @@ def is_static(graph_module: fx.GraphModule) -> bool:
     return all(isinstance(size, int) for v in values for size in getattr(v, "shape", ()))
 
 
-def _caption(example: Mapping[str, Any], ids: torch.Tensor | None, text: Text | None) -> str:
+def _caption(
+    example: Mapping[str, Any], at: tuple[int, int], ids: torch.Tensor | None, text: Text | None
+) -> str:
     from fxprune.report import resized, shape_words
 
     said = [
@@ -367,6 +375,6 @@ def _caption(example: Mapping[str, Any], ids: torch.Tensor | None, text: Text | 
     ]
     if ids is not None and text is not None:
         said.append(f"perplexity: {ids.shape[0]} windows of {ids.shape[1]} tokens of {text.name}")
-    shape = shape_words(resized(example, *LATENCY_AT))
+    shape = shape_words(resized(example, *at))
     said.append(f"latency: median forward pass of {shape}, both models in turns")
     return "\n".join(said)

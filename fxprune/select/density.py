@@ -20,9 +20,9 @@ Values = NDArray[np.float64]
 def unit_costs(groups: Sequence[Candidate], limits: Sequence[Limit]) -> list[float]:
     """What one unit of each group contributes to meeting the limits.
 
-    For one limit this is the cost of the unit. For several that are short it is the sum of the
-    fractions ``cost / excess``, where the excess is what has to go of that cost: a limit that is
-    met already counts nothing, one that asks for much is spread over much.
+    For one limit this is the mean cost of the units that may go. For several that are short it is
+    the sum of the fractions ``cost / excess``, where the excess is what has to go of that cost: a
+    limit that is met already counts nothing, one that asks for much is spread over much.
 
     Args:
         groups: the groups, each at its first step.
@@ -39,9 +39,11 @@ def unit_costs(groups: Sequence[Candidate], limits: Sequence[Limit]) -> list[flo
         if not group.last:
             costs.append(0.0)
             continue
-        # The second unit to go: the first may bring a bias with it, which is no cost of a unit.
+        # From the second unit to go: the first may bring a bias with it, which is no cost of one.
         here = {**base, group.dim: base[group.dim] - 1}
-        freed = [(-limit.count.unit_cost(group.dim, here, -1), e) for limit, e in short]
+        # One unit alone may free nothing of a latency that falls in steps.
+        more = max(group.lost(group.last) - group.lost(0) - 1, 1)
+        freed = [(-limit.count.unit_cost(group.dim, here, -more) / more, e) for limit, e in short]
         # Of a single limit as it is: whole numbers keep equal densities equal.
         costs.append(sum(f / e for f, e in freed) if len(freed) > 1 else float(freed[0][0]))
     return costs

@@ -11,12 +11,18 @@ from fxprune.axes.dims import Dim
 from fxprune.errors import SelectionError
 from fxprune.groups.dependency import discover
 from fxprune.select.budget import Budget
+from fxprune.select.latency import LatencyCount, LatencyTable, nanoseconds
 from fxprune.select.parameter_count import ParameterCount
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
 
-WORDS = {"params": "parameters", "macs": "MACs", "kv_cache": "cached numbers per token"}
+WORDS = {
+    "params": "parameters",
+    "macs": "MACs",
+    "kv_cache": "cached numbers per token",
+    "latency": "nanoseconds of a forward pass",
+}
 
 
 class Count(Protocol):
@@ -34,7 +40,7 @@ class Limit:
     """At most so much of one cost.
 
     Attributes:
-        name: ``params``, ``macs`` or ``kv_cache``.
+        name: ``params``, ``macs``, ``kv_cache`` or ``latency``.
         asked: what was asked for, as text: ``params=0.8``.
         count: counts the cost.
         whole: the cost of the whole model.
@@ -57,6 +63,7 @@ def limits_of(
     budget: Budget | float,
     dims: Iterable[Dim],
     biases: Mapping[str, Set[Dim]] | None = None,
+    latency: LatencyTable | None = None,
 ) -> list[Limit]:
     """The limits of a budget, or of a pruning ratio, on one model.
 
@@ -66,9 +73,11 @@ def limits_of(
         budget: the budget, or the fraction of the parameters that goes.
         dims: the dims that may lose units.
         biases: biases that the model gains, see :class:`ParameterCount`.
+        latency: what was measured, for a limit of it.
 
     Raises:
-        SelectionError: the model has nothing of what a limit is about.
+        SelectionError: the model has nothing of what a limit is about, or its latency was not
+            measured.
     """
     dims = list(dims)
     # Fractions are of the whole model, before branches and blocks went.
@@ -81,6 +90,9 @@ def limits_of(
         return [Limit("params", f"pruning_ratio={budget}", count, whole, most)]
     found = []
     for name, stays in budget.limits.items():
+        if name == "latency":
+            found.append(_latency_limit(graph, budget, dims, latency))
+            continue
         each: Count = _count(graph, name, budget, dims, biases)
         whole = _count(before, name, budget, [], None).total({})
         if whole == 0:
@@ -129,6 +141,22 @@ def binding(limits: Sequence[Limit], refused: Iterable[frozenset[str]]) -> str |
     return ", ".join(limit.name for limit in limits if limit.name in bound) or None
 
 
+def _latency_limit(
+    graph: DependencyGraph, budget: Budget, dims: list[Dim], table: LatencyTable | None
+) -> Limit:
+    stays = budget.latency
+    assert stays is not None
+    if table is None:
+        raise SelectionError(
+            f"latency={stays} needs measurements: "
+            f"latency=fxprune.measure_latency(graph, {budget.shape})"
+        )
+    table.check(graph, budget.shape)
+    whole = nanoseconds(table.whole)
+    most = math.floor(stays * whole if stays <= 1 else stays * 1e6)
+    return Limit("latency", f"latency={stays}", LatencyCount(table, graph, dims), whole, most)
+
+
 def _count(
     graph: DependencyGraph,
     name: str,
@@ -141,5 +169,5 @@ def _count(
     from fxprune import costs
 
     if name == "macs":
-        return costs.MacCount(graph, dims, budget.batch, budget.length)
+        return costs.MacCount(graph, dims, *budget.shape)
     return costs.KvCacheCount(graph, dims)

@@ -17,6 +17,7 @@ from fxprune.select.budget import Budget, check_ratio
 from fxprune.select.candidates import Candidate, at_step, choose_groups, kept_counts
 from fxprune.select.density import NORMALISE, Normalise, densities, unit_costs
 from fxprune.select.depth import Depth, choose_units
+from fxprune.select.latency import LatencyTable
 from fxprune.select.limits import Limit, binding, check_possible, limits_of
 from fxprune.select.pool import make_pool
 from fxprune.select.rank import Steps, global_ranking, local_ranking, refusals, uniform
@@ -48,6 +49,7 @@ def select(
     gain_bias: bool = False,
     start: Plan | None = None,
     depth: Depth | None = None,
+    latency: LatencyTable | None = None,
 ) -> Plan:
     """Choose the units that stay.
 
@@ -80,6 +82,7 @@ def select(
             kind if a mapping. A group no larger than that keeps all.
         gain_bias: every Linear without a bias whose input loses units gains one, so that
             compensation has room. It counts as parameters.
+        latency: what :func:`fxprune.measure_latency` measured, for a budget of latency.
         depth: instead of all these: remove whole blocks or branches, ``scores`` being those of
             :func:`fxprune.score_units`. To remove units of groups from what is left, give
             ``discover(bypass(traced, plan.removed))`` as graph.
@@ -124,7 +127,7 @@ def select(
     else:
         asked = pruning_ratio if budget is None else budget
         assert asked is not None
-        limits = limits_of(graph, asked, [c.dim for c in pool.candidates], biases)
+        limits = limits_of(graph, asked, [c.dim for c in pool.candidates], biases, latency)
         result = _meet(pool.candidates, limits, ranking, normalise, cost_aware)
     pairs = list(zip(pool.candidates, result.steps, strict=True))
     return Plan.of(

@@ -189,7 +189,7 @@ def test_a_budget_is_of_the_whole_model(limit: str, stays: float, whole: fxprune
     graph = fxprune.discover(fxprune.bypass(whole, [f"{LAST}:block"]))
     most = stays * cost(fxprune.discover(whole))({})
     assert most < cost(graph)({}) < 2 * most
-    budget = Budget(**{limit: stays}, batch=2, length=16)  # type: ignore[arg-type]
+    budget = Budget(**{limit: stays}, shape=(2, 16))  # type: ignore[arg-type]
     plan = select(graph, random_scores(graph), None, budget=budget)
     assert_met(graph, plan, [(cost(graph), most)])
     assert plan.kept

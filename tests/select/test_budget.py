@@ -61,7 +61,7 @@ def test_all_limits_are_met_from_below(
     if not absolute:
         asked = dict(fractions)
     scores = random_scores(graph, seed)
-    budget = Budget(**asked, batch=2, length=16)  # type: ignore[arg-type]
+    budget = Budget(**asked, shape=(2, 16))  # type: ignore[arg-type]
     by_kind = {"mlp": multiple, "channel": multiple}
     try:
         plan = select(
@@ -150,11 +150,14 @@ def test_limits_that_are_none(stays: Any) -> None:
 
 
 def test_other_bad_budgets() -> None:
-    with pytest.raises(SelectionError, match="needs one of params, macs, kv_cache or units"):
+    with pytest.raises(
+        SelectionError, match="needs one of params, macs, kv_cache, latency or units"
+    ):
         Budget()
     with pytest.raises(SelectionError, match="units= cannot be combined with params="):
         Budget(params=0.8, units=0.2)
     with pytest.raises(SelectionError, match="unknown rounding 'even': choose from up, down"):
         Budget(units=0.2, rounding="even")  # type: ignore[arg-type]
-    with pytest.raises(SelectionError, match="length=0: at least 1"):
-        Budget(macs=0.8, length=0)
+    for shape in ((1, 0), (1,), (1, 2.0)):
+        with pytest.raises(SelectionError, match="give .batch, length., at least 1 each"):
+            Budget(macs=0.8, shape=shape)  # type: ignore[arg-type]

@@ -23,12 +23,12 @@ def test_goals_of_a_ratio() -> None:
 
 
 def test_goals_of_fractions_fall_from_the_whole() -> None:
-    budget = Budget(params=0.7, macs=0.4, kv_cache=1, batch=2, length=9)
+    budget = Budget(params=0.7, macs=0.4, kv_cache=1, shape=(2, 9))
     found = [goal["budget"] for goal in goals(3, budget=budget)]
     assert [each.params for each in found] == pytest.approx([0.9, 0.8, 0.7])
     assert [each.macs for each in found] == pytest.approx([0.8, 0.6, 0.4])
     assert [each.kv_cache for each in found] == pytest.approx([1, 1, 1])
-    assert {(each.batch, each.length, each.units) for each in found} == {(2, 9, None)}
+    assert {(*each.shape, each.units) for each in found} == {(2, 9, None)}
     assert found[-1] is budget
 
 

@@ -1,0 +1,72 @@
+"""What a latency budget came to: asked, predicted, measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fxprune.latency.measure import timed, unpruned
+from fxprune.select.latency import LatencyTable
+
+if TYPE_CHECKING:
+    from fxprune.plan import Plan
+    from fxprune.trace import Traced
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """A pruned model's latency beside what was asked for, as fractions of the original's.
+
+    Attributes:
+        shape: sequences and tokens of the forward pass.
+        asked: what may stay.
+        predicted: from the table.
+        measured: of both models in turns, afterwards; None where the original is gone.
+        machine: where, in words.
+    """
+
+    shape: tuple[int, int]
+    asked: float
+    predicted: float
+    measured: float | None
+    machine: str
+
+    @property
+    def error(self) -> float | None:
+        """How far the measured latency is from the predicted one, as a fraction of it."""
+        return None if self.measured is None else self.measured / self.predicted - 1
+
+    def __str__(self) -> str:
+        batch, length = self.shape
+        words = f"latency of {batch} x {length} tokens: {self.asked:.3f} x the original's asked"
+        words += f", {self.predicted:.3f} predicted"
+        if self.error is None:
+            return words
+        return f"{words}, {self.measured:.3f} measured ({100 * self.error:+.1f} %)"
+
+
+def latency_report(
+    table: LatencyTable, asked: float, plan: Plan, traced: Traced, small: nn.Module | None
+) -> LatencyReport:
+    """Hold a plan against the table it was chosen by.
+
+    Args:
+        table: the table.
+        asked: the budget: a fraction, or milliseconds above 1.
+        plan: the plan.
+        traced: the traced original.
+        small: the pruned model, to be timed in turns with the original; None leaves that out.
+    """
+    measured = None
+    if small is not None:
+        large, less = timed(traced, [unpruned(traced), small], table.shape)
+        measured = less / large
+    return LatencyReport(
+        shape=table.shape,
+        asked=asked if asked <= 1 else asked / (1e3 * table.whole),
+        predicted=table.predict(plan) / table.whole,
+        measured=measured,
+        machine=table.machine,
+    )

@@ -1,0 +1,138 @@
+"""Latency as a cost: measured curves of the groups, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.axes.dims import Dim, find
+from fxprune.errors import SelectionError
+from fxprune.plan import Plan, fingerprint
+
+if TYPE_CHECKING:
+    from fxprune.groups.dependency import DependencyGraph
+
+
+@dataclass(frozen=True)
+class LatencyCurve:
+    """What groups that are alike save as they lose units.
+
+    Attributes:
+        groups: their names.
+        kept: numbers of units, ascending; the last is all of them.
+        saved: seconds that one such group saves at each of these numbers, never rising; the last
+            is 0.
+    """
+
+    groups: tuple[str, ...]
+    kept: tuple[int, ...]
+    saved: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Latencies of one model on one machine, from :func:`fxprune.measure_latency`.
+
+    The latency of a plan is taken as that of the model less what each of its groups saves, as in
+    ZipLM (arXiv 2302.04089), section 3.2; between two measured numbers of units it is interpolated.
+
+    Attributes:
+        shape: sequences and tokens of the forward pass.
+        whole: seconds of the original.
+        base: seconds without the removed blocks and branches; ``whole`` where none are.
+        curves: what the groups save.
+        fingerprint: of the model, as in :class:`fxprune.Plan`.
+        removed: the blocks and branches that were removed before.
+        machine: where it was measured, in words.
+    """
+
+    shape: tuple[int, int]
+    whole: float
+    base: float
+    curves: tuple[LatencyCurve, ...]
+    fingerprint: str
+    removed: tuple[str, ...]
+    machine: str
+
+    def check(self, graph: DependencyGraph, shape: tuple[int, int]) -> None:
+        """Refuse another model or another shape.
+
+        Raises:
+            SelectionError: it was measured for another.
+        """
+        same = fingerprint(graph) == self.fingerprint and graph.traced.removed == self.removed
+        if not same:
+            raise SelectionError("the latency table is of another model: measure this one")
+        if shape != self.shape:
+            raise SelectionError(
+                f"the latency table is for {self.shape}, the budget for {shape}: measure again, or "
+                "give the budget that shape"
+            )
+
+    def predict(self, plan: Plan) -> float:
+        """Seconds of the pruned model.
+
+        Raises:
+            SelectionError: the plan prunes a group that was not measured, or removes other blocks.
+        """
+        if plan.fingerprint != self.fingerprint or plan.removed != self.removed:
+            raise SelectionError("the plan is of another model than the latency table")
+        curve_of = {name: curve for curve in self.curves for name in curve.groups}
+        saved = 0.0
+        for name, units in plan.kept.items():
+            if name not in curve_of:
+                raise SelectionError(_unmeasured(name))
+            curve = curve_of[name]
+            saved += float(np.interp(len(units), curve.kept, curve.saved))
+        return self.base - saved
+
+
+class LatencyCount:
+    """Counts the latency of a model, in nanoseconds, as units of some dims are removed.
+
+    Args:
+        table: what was measured.
+        graph: the groups of the model.
+        dims: the dims that may lose units.
+
+    Raises:
+        SelectionError: one of them was not measured.
+    """
+
+    def __init__(self, table: LatencyTable, graph: DependencyGraph, dims: Iterable[Dim]) -> None:
+        dims = set(dims)
+        self._base = nanoseconds(table.base)
+        self._saved: dict[Dim, NDArray[np.int64]] = {}
+        for curve in table.curves:
+            saved = np.interp(range(curve.kept[-1] + 1), curve.kept, curve.saved)
+            whole = np.rint(saved * 1e9).astype(np.int64)
+            self._saved |= {find(graph[name].dim): whole for name in curve.groups}
+        for group in graph.groups:
+            if find(group.dim) in dims and find(group.dim) not in self._saved:
+                raise SelectionError(_unmeasured(group.name))
+
+    def total(self, counts: Mapping[Dim, int]) -> int:
+        """Latency of the whole model; an absent dim keeps all its units."""
+        saved = (self._saved[dim][kept] for dim, kept in counts.items() if dim in self._saved)
+        return self._base - int(sum(saved))
+
+    def unit_cost(self, dim: Dim, counts: dict[Dim, int], more: int = 1) -> int:
+        """What is added when ``dim`` keeps ``more`` units than ``counts`` says."""
+        saved, before = self._saved[dim], counts.get(dim, dim.size)
+        return int(saved[before] - saved[before + more])
+
+
+def nanoseconds(seconds: float) -> int:
+    """Seconds as whole nanoseconds, so that sums come out the same in any order."""
+    return round(seconds * 1e9)
+
+
+def _unmeasured(name: str) -> str:
+    return (
+        f"the latency of group {name!r} was not measured: name its kind, kinds=(...), in "
+        "fxprune.measure_latency"
+    )
