@@ -265,16 +265,27 @@ def run(
         after = report.Measurement(report.parameters(small), size=report.size(small))
         return Outcome(before, after, "static sizes: costs not compared", *tail)
     after = measure(small)
-    if room_for(before.size or 0):
-        with step("timing", progress):
-            inputs = report.resized(example, *at)
-            both = (reload().to(device), small)
-            times = report.latency([report.forward(module, (), inputs) for module in both])
-        before, after = replace(before, latency=times[0]), replace(after, latency=times[1])
-        if result.latency is not None:
-            held = replace(result.latency, measured=times[1] / times[0])
-            tail = (replace(result, latency=held), *tail[1:])
-    return Outcome(before, after, _caption(example, at, ids, evaluation), *tail)
+    outcome = Outcome(before, after, _caption(example, at, ids, evaluation), *tail)
+    if not room_for(before.size or 0):
+        return outcome
+    with step("timing", progress):
+        inputs = report.resized(example, *at)
+        both = (reload().to(device), small)
+        times = report.latency([report.forward(module, (), inputs) for module in both])
+    return _timed(outcome, *times)
+
+
+def _timed(outcome: Outcome, before: float, after: float) -> Outcome:
+    """With the seconds of a forward pass of both models."""
+    result = outcome.result
+    if result.latency is not None:
+        result = replace(result, latency=replace(result.latency, measured=after / before))
+    return replace(
+        outcome,
+        before=replace(outcome.before, latency=before),
+        after=replace(outcome.after, latency=after),
+        result=result,
+    )
 
 
 def check_shrinks(model: nn.Module, recipe: Recipe) -> None:

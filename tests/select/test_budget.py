@@ -150,14 +150,12 @@ def test_limits_that_are_none(stays: Any) -> None:
 
 
 def test_other_bad_budgets() -> None:
-    with pytest.raises(
-        SelectionError, match="needs one of params, macs, kv_cache, latency or units"
-    ):
+    with pytest.raises(SelectionError, match="kv_cache, latency or units"):
         Budget()
     with pytest.raises(SelectionError, match="units= cannot be combined with params="):
         Budget(params=0.8, units=0.2)
     with pytest.raises(SelectionError, match="unknown rounding 'even': choose from up, down"):
         Budget(units=0.2, rounding="even")  # type: ignore[arg-type]
     for shape in ((1, 0), (1,), (1, 2.0)):
-        with pytest.raises(SelectionError, match="give .batch, length., at least 1 each"):
+        with pytest.raises(SelectionError, match="at least 1 each"):
             Budget(macs=0.8, shape=shape)  # type: ignore[arg-type]
