@@ -24,7 +24,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "compensate",
         "prune",
     ),
-    "Before cutting": ("legality", "check_plan"),
+    "Before cutting": ("legality", "check_plan", "measure_latency", "LatencyTable"),
     "Depth": ("find_branches", "score_units", "choose_depth", "bypass"),
     "Saving": ("shrink", "save", "load", "apply", "shrink_adapter", "export"),
     "Recovery": (
@@ -70,6 +70,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "Plan",
         "VerifyReport",
         "PruneResult",
+        "LatencyReport",
         "CompensationReport",
     ),
 }
