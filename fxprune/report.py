@@ -85,10 +85,17 @@ def macs(
 def latency(
     calls: Sequence[Callable[[], object]], *, rounds: int = 15, seconds: float = 30.0
 ) -> list[float]:
-    """Median seconds of each call.
+    """Median seconds of each call, in turns; see :func:`turns`."""
+    return [statistics.median(spent) for spent in turns(calls, rounds, seconds)]
+
+
+def turns(
+    calls: Sequence[Callable[[], object]], rounds: int = 15, seconds: float = 30.0
+) -> list[list[float]]:
+    """Seconds of each call, round by round.
 
     The calls take turns, so that whatever else the machine does meets all of them alike and the
-    ratio of two medians is fair. One round warms up and is not counted.
+    ratio of two is fair. One round warms up and is not counted.
 
     Args:
         calls: what to time.
@@ -105,7 +112,7 @@ def latency(
             call()
             if number:
                 spent.append(time.perf_counter() - before)
-    return [statistics.median(spent) for spent in times]
+    return times
 
 
 def forward(

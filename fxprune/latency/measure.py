@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from fxprune.groups.group import Group
     from fxprune.trace import Traced
 
-ROUNDS, SECONDS = 12, 20.0  # of one size, in turns with the whole model
+# Every size in several passes, so that a slow minute of the machine does not meet one size alone;
+# in each so many rounds, in turns with the whole model.
+PASSES, ROUNDS, SECONDS = 3, 5, 15.0
 
 
 def measure_latency(
@@ -74,8 +78,13 @@ def measure_latency(
     return table
 
 
-def timed(traced: Traced, modules: Sequence[nn.Module], shape: tuple[int, int]) -> list[float]:
-    """Median seconds of a forward pass of each module, in turns.
+def timed(
+    traced: Traced, modules: Sequence[nn.Module], shape: tuple[int, int], rounds: int = ROUNDS
+) -> list[float]:
+    """Seconds of a forward pass of each module, in turns.
+
+    Of the first the median; of the others that times the median of the rounds' ratios to it, for a
+    machine that is slow in one round and fast in the next is the same in both calls of a round.
 
     Raises:
         SelectionError: inputs of this shape do not run.
@@ -89,7 +98,10 @@ def timed(traced: Traced, modules: Sequence[nn.Module], shape: tuple[int, int]) 
         raise SelectionError(
             f"the model does not run on inputs of shape {shape}: {str(error).splitlines()[0]}"
         ) from error
-    return report.latency(calls, rounds=ROUNDS, seconds=SECONDS)
+    first, *others = report.turns(calls, rounds, SECONDS)
+    whole = median(first)
+    ratios = [median(b / a for a, b in zip(first, other, strict=True)) for other in others]
+    return [whole, *(whole * ratio for ratio in ratios)]
 
 
 def unpruned(traced: Traced) -> nn.Module:
@@ -111,11 +123,13 @@ def _measured(
     else:
         whole, base = timed(traced, [unpruned(traced.original), most], shape)
     jobs = [(groups, kept) for groups in alike for kept in _sizes(groups[0].size, sizes)]
-    ratios: dict[tuple[str, int], float] = {}
-    for groups, kept in track(jobs, f"timing {len(jobs)} sizes of the model's groups", progress):
+    spent: dict[tuple[str, int], list[float]] = defaultdict(list)
+    what = f"timing {len(jobs)} sizes of the model's groups"
+    for groups, kept in track(jobs * PASSES, what, progress):
         plan = Plan.of(graph, {group.name: tuple(range(kept)) for group in groups})
         large, small = timed(traced, [most, rewrite(traced, plan)], shape)
-        ratios[groups[0].name, kept] = small / large
+        spent[groups[0].name, kept].append(small / large)
+    ratios = {key: median(each) for key, each in spent.items()}
     return LatencyTable(
         shape=shape,
         whole=whole,

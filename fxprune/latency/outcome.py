@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fxprune.latency.measure import timed, unpruned
+from fxprune.rewrite.rewrite import rewrite
 from fxprune.select.latency import LatencyTable
 
 if TYPE_CHECKING:
     from fxprune.plan import Plan
     from fxprune.trace import Traced
+
+ROUNDS = 15
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class LatencyReport:
     Attributes:
         shape: sequences and tokens of the forward pass.
         asked: what may stay.
-        predicted: from the table.
+        predicted: from the table, corrected by a measurement where :func:`fxprune.prune` chose
+            the plan.
         measured: of both models in turns, afterwards; None where the original is gone.
         machine: where, in words.
     """
@@ -47,6 +51,19 @@ class LatencyReport:
         return f"{words}, {self.measured:.3f} measured ({100 * self.error:+.1f} %)"
 
 
+def corrected(table: LatencyTable, plan: Plan, traced: Traced) -> LatencyTable:
+    """The table corrected by a measurement of the plan that was chosen by it.
+
+    Args:
+        table: the table.
+        plan: the plan.
+        traced: the traced original.
+    """
+    both = [unpruned(traced), rewrite(traced, plan)]
+    whole, pruned = timed(traced, both, table.shape, ROUNDS)
+    return table.corrected(plan, table.whole * pruned / whole)
+
+
 def latency_report(
     table: LatencyTable, asked: float, plan: Plan, traced: Traced, small: nn.Module | None
 ) -> LatencyReport:
@@ -61,7 +78,7 @@ def latency_report(
     """
     measured = None
     if small is not None:
-        large, less = timed(traced, [unpruned(traced), small], table.shape)
+        large, less = timed(traced, [unpruned(traced), small], table.shape, ROUNDS)
         measured = less / large
     return LatencyReport(
         shape=table.shape,

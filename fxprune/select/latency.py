@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,6 +89,22 @@ class LatencyTable:
             curve = curve_of[name]
             saved += float(np.interp(len(units), curve.kept, curve.saved))
         return self.base - saved
+
+    def corrected(self, plan: Plan, seconds: float) -> LatencyTable:
+        """The table with all savings scaled so that it is right for a plan.
+
+        Args:
+            plan: a plan that saves something by units of groups.
+            seconds: what was measured for it.
+        """
+        predicted, actual = self.base - self.predict(plan), self.base - seconds
+        if predicted <= 0 or actual <= 0:  # noise: nothing to go by
+            return self
+        curves = [
+            replace(curve, saved=tuple(each * actual / predicted for each in curve.saved))
+            for curve in self.curves
+        ]
+        return replace(self, curves=tuple(curves))
 
 
 class LatencyCount:

@@ -37,7 +37,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """Counts measurements; each takes as long as the modules have parameters."""
     made: list[int] = []
 
-    def timed(traced: Any, modules: Sequence[nn.Module], shape: tuple[int, int]) -> list[float]:
+    def timed(traced: Any, modules: Sequence[nn.Module], *_: Any) -> list[float]:
         made.append(len(modules))
         return [PACE * report.parameters(module) for module in modules]
 
@@ -110,6 +110,33 @@ def test_a_fraction_is_of_the_whole_model(clock: list[int]) -> None:
     scores = random_scores(graph)
     found = select(graph, scores, budget=Budget(latency=stays, shape=SHAPE), latency=table)
     assert 0 < stays * table.whole - table.predict(found) < 0.01 * table.whole
+
+
+def test_a_table_is_corrected_where_a_plan_lands(clock: list[int]) -> None:
+    """Curves that promise twice too much, or too little: ``prune`` measures, and chooses again."""
+    graph = graph_of()
+    right = measure_latency(graph, SHAPE)
+    for factor in (0.5, 2.0):
+        curves = [
+            replace(curve, saved=tuple(factor * each for each in curve.saved))
+            for curve in right.curves
+        ]
+        wrong = replace(right, curves=tuple(curves))
+        plan = some_plan(graph)
+        mended = wrong.corrected(plan, right.predict(plan))
+        for curve, expected in zip(mended.curves, right.curves, strict=True):
+            assert curve.saved == pytest.approx(expected.saved)
+        found = fxprune.prune(
+            tiny_llama(),
+            kwargs={"input_ids": torch.ones(2, 9, dtype=torch.long)},
+            budget=Budget(latency=0.9, shape=SHAPE),
+            criterion=fxprune.Magnitude(),
+            latency=wrong,
+        )
+        assert found.latency is not None
+        assert found.latency.measured is not None
+        assert 0.89 < found.latency.measured <= 0.9
+    assert right.corrected(plan, right.base) == right  # nothing was saved: nothing to go by
 
 
 def test_it_is_measured_once(clock: list[int], tmp_path: Path) -> None:
