@@ -30,6 +30,7 @@ from fxprune.recover.settings import Training
 
 CRITERIA = "How units are scored: obs, taylor, taylor2, flap, wanda-sp, magnitude, random, ..."
 COUNTED_AT = (1, 64)  # rows and tokens of the MACs that ``inspect`` shows
+LOOKED_AT = "A local folder (a pruned one too), a hub name, a config.json, or smollm2."
 MODEL = "A local folder, a hub name, a config.json, or smollm2."
 app = typer.Typer(
     add_completion=False,
@@ -43,9 +44,28 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=
 
 @app.command()
 def inspect(
-    model: Model,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=LOOKED_AT, show_default=False)],
     dot: Annotated[Path | None, typer.Option(help="Write a Graphviz picture here.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all facts here.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with pictures here; of a pruned model before and after."),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="For --html: scores that prune --save-scores wrote, for a heat map."),
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead: why a group, or what a tensor or module belongs to, is coupled.",
+        ),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="For --explain: only the path to this tensor or module."),
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Only this layer, group by group.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Group by group.")] = False,
     legal: Annotated[
@@ -53,43 +73,58 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what can be pruned and what cannot, and why. Needs no weights."""
-    for file in (dot, json_file):
+    for file in (dot, json_file, html):
         _check_parent(file)
+    for option, needed, given in (("--scores", "--html", scores), ("--to", "--explain", to)):
+        if given is not None and (html if needed == "--html" else explain) is None:
+            raise FxpruneError(f"{option} is for {needed}: give both")
     from rich.console import Console
 
-    from fxprune import costs, discover, find_branches, inspection, legality, report, trace
-    from fxprune.hf.models import load_model
+    from fxprune import costs, discover, find_branches, inspection, legality, report
+    from fxprune.blank import open_blank
+    from fxprune.importance.scores import Scores
     from fxprune.progress import step
 
+    held = None if scores is None else Scores.load(scores)
     with step(f"reading {model}"):
-        loaded = load_model(model, meta=True)
-    with step("tracing"):
-        traced = trace(loaded.model)
-        graph = discover(traced)
+        opened = open_blank(model)
+    with step("discovering groups"):
+        graph = discover(opened.traced)
+    if explain is not None:
+        explained = graph.explain(explain, to)
+        print(explained)
+        if json_file is not None:
+            inspection.write_json(json_file, asdict(explained))
+        return
+    with step("counting"):
         spent = costs.facts(graph)
         sizes = legality(graph) if legal else None
     facts: dict[str, Any] = {
-        "model": loaded.name,
-        "architecture": type(loaded.model).__name__,
+        "model": opened.name,
+        "architecture": opened.architecture,
         **spent,
-        "macs_input": report.shape_words(report.resized(traced.kwargs, *COUNTED_AT)),
+        "macs_input": report.shape_words(report.resized(opened.traced.kwargs, *COUNTED_AT)),
     }
     if sizes is not None:
         facts["legality"] = inspection.plain_sizes(sizes)
+    # Before anything is printed: they refuse a layer that does not exist, scores of another model.
+    if dot is not None:
+        graph.to_dot(dot, layer=layer, collapse=layer is None)
+    if html is not None:
+        from fxprune.html import write_blank
+
+        write_blank(opened, html, facts=facts, scores=held)
     chosen = [
         group
         for group in (*graph.groups, *graph.frozen)
         if layer is None or (group.layer is not None and group.layer[1] == layer)
     ]
-    # Before anything is printed: it refuses a layer that does not exist.
-    if dot is not None:
-        graph.to_dot(dot, layer=layer, collapse=layer is None)
     console = Console()
-    name = f"{loaded.name}: {facts['architecture']}"
+    name = f"{opened.name}: {facts['architecture']}"
     console.print(name, markup=False, highlight=False, soft_wrap=True)
     for line in inspection.costs(facts):
         console.print(line, highlight=False, soft_wrap=True)
-    for line in inspection.depth(find_branches(traced)):
+    for line in inspection.depth(find_branches(opened.traced)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not chosen:
         console.print(f"no groups in layer {layer}")
@@ -99,8 +134,7 @@ def inspect(
     if sizes is not None:
         console.print(sizes.table())
     if json_file is not None:
-        content = json.dumps(inspection.as_json(graph, facts), indent=1)
-        json_file.write_text(content + "\n", encoding="utf-8")
+        inspection.write_json(json_file, inspection.as_json(graph, facts))
 
 
 @app.command()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxprune.axes.dims import find, kept_size
 from fxprune.branches import find_branches
+from fxprune.files import write_text
+from fxprune.groups.drawing.cards import carried
 from fxprune.report import scaled
 
 if TYPE_CHECKING:
@@ -72,21 +74,6 @@ def rows(graph: DependencyGraph, groups: Iterable[Group], *, each: bool = False)
         for (name, kind, reason), members in alike.items()
     ]
     return sorted(made, key=lambda row: (row.reason is not None, -row.parameters))
-
-
-def carried(graph: DependencyGraph, group: Group) -> int:
-    """How many numbers of the model's parameters belong to some unit of the group.
-
-    A number belongs to a group of neurons on either axis of its matrix, so the groups' shares
-    overlap and do not add up to the model.
-    """
-    none = {find(group.dim): 0}
-    total = 0
-    for name in group.parameters:
-        layouts = graph.layouts[name]
-        total += prod(layout.size for layout in layouts)
-        total -= prod(kept_size(layout, none) for layout in layouts)
-    return total
 
 
 def by_kind(graph: DependencyGraph) -> dict[str, int]:
@@ -179,6 +166,11 @@ def as_json(graph: DependencyGraph, facts: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "refused": branches.refused,
     }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain values as a file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def plain_sizes(report: Report) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from fxprune.recover.history import Evaluation, History, Step, _smooth
+from fxprune.recover.history import Evaluation, History, Step, smooth
 
 LOG = [
     {"eval_loss": 5.0, "step": 0},
@@ -31,7 +31,7 @@ def test_figures() -> None:
     assert HISTORY.tokens_per_second == 10
     assert HISTORY.best == Evaluation(2, 3.5)
     assert History(HISTORY.steps, (Evaluation(0, 1.0),)).best is None
-    assert _smooth([4.0, 2.0, 0.0], window=2) == [4.0, 3.0, 1.0]
+    assert smooth([4.0, 2.0, 0.0], window=2) == [4.0, 3.0, 1.0]
 
 
 def test_files(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from fxprune.hf.graph_folder import PLAN, original
 from fxprune.hf.module_folder import blank_module
 from fxprune.hf.stacks import Names, Stack, at
 from fxprune.plan import Plan
+from fxprune.recover.command import MODEL
+from fxprune.recover.runs import FACTS
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
-
-RUN, MODEL = "run.json", "model"  # of a run of recovery: its facts, and the model it saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def open_blank(spec: str | Path) -> Blank:
             of transformers.
     """
     folder = Path(spec).expanduser()
-    if (folder / RUN).is_file() and (folder / MODEL / checkpoint.FACTS).is_file():
+    if (folder / FACTS).is_file() and (folder / MODEL / checkpoint.FACTS).is_file():
         folder = folder / MODEL
     if not (folder / checkpoint.FACTS).is_file():
         loaded = models.load_model(spec, meta=True)
