@@ -63,7 +63,9 @@ def open_blank(spec: str | Path) -> Blank:
         return Blank(loaded.name, type(loaded.model).__name__, trace(loaded.model))
     facts = checkpoint.facts_of(folder)
     plan = Plan.load(folder / PLAN) if (folder / PLAN).is_file() else None
-    name = folder.resolve().name
+    where = folder.resolve()
+    of_run = (where.parent / FACTS).is_file()
+    name = f"{where.parent.name}/{where.name}" if of_run else where.name
     if facts.get("holds", "graph") == "module":
         model = blank_module(folder, facts)
         stacks = () if plan is None else _stacks(model, plan)

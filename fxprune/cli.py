@@ -6,7 +6,6 @@ Nothing heavy is imported here, so that ``--help`` and a mistyped option answer 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import warnings
 from dataclasses import asdict
@@ -29,7 +28,6 @@ from fxprune.recover.methods import ALL_LINEAR, Distillation, LoRA
 from fxprune.recover.settings import Training
 
 CRITERIA = "How units are scored: obs, taylor, taylor2, flap, wanda-sp, magnitude, random, ..."
-COUNTED_AT = (1, 64)  # rows and tokens of the MACs that ``inspect`` shows
 LOOKED_AT = "A local folder (a pruned one too), a hub name, a config.json, or smollm2."
 MODEL = "A local folder, a hub name, a config.json, or smollm2."
 app = typer.Typer(
@@ -75,66 +73,11 @@ def inspect(
     """Show what can be pruned and what cannot, and why. Needs no weights."""
     for file in (dot, json_file, html):
         _check_parent(file)
-    for option, needed, given in (("--scores", "--html", scores), ("--to", "--explain", to)):
-        if given is not None and (html if needed == "--html" else explain) is None:
-            raise FxpruneError(f"{option} is for {needed}: give both")
-    from rich.console import Console
+    from fxprune import inspect_command as command
 
-    from fxprune import costs, discover, find_branches, inspection, legality, report
-    from fxprune.blank import open_blank
-    from fxprune.importance.scores import Scores
-    from fxprune.progress import step
-
-    held = None if scores is None else Scores.load(scores)
-    with step(f"reading {model}"):
-        opened = open_blank(model)
-    with step("discovering groups"):
-        graph = discover(opened.traced)
-    if explain is not None:
-        explained = graph.explain(explain, to)
-        print(explained)
-        if json_file is not None:
-            inspection.write_json(json_file, asdict(explained))
-        return
-    with step("counting"):
-        spent = costs.facts(graph)
-        sizes = legality(graph) if legal else None
-    facts: dict[str, Any] = {
-        "model": opened.name,
-        "architecture": opened.architecture,
-        **spent,
-        "macs_input": report.shape_words(report.resized(opened.traced.kwargs, *COUNTED_AT)),
-    }
-    if sizes is not None:
-        facts["legality"] = inspection.plain_sizes(sizes)
-    # Before anything is printed: they refuse a layer that does not exist, scores of another model.
-    if dot is not None:
-        graph.to_dot(dot, layer=layer, collapse=layer is None)
-    if html is not None:
-        from fxprune.html import write_blank
-
-        write_blank(opened, html, facts=facts, scores=held)
-    chosen = [
-        group
-        for group in (*graph.groups, *graph.frozen)
-        if layer is None or (group.layer is not None and group.layer[1] == layer)
-    ]
-    console = Console()
-    name = f"{opened.name}: {facts['architecture']}"
-    console.print(name, markup=False, highlight=False, soft_wrap=True)
-    for line in inspection.costs(facts):
-        console.print(line, highlight=False, soft_wrap=True)
-    for line in inspection.depth(find_branches(opened.traced)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not chosen:
-        console.print(f"no groups in layer {layer}")
-    rows = inspection.rows(graph, chosen, each=every or layer is not None)
-    for table in inspection.tables(rows, facts["parameters"]):
-        console.print(table)
-    if sizes is not None:
-        console.print(sizes.table())
-    if json_file is not None:
-        inspection.write_json(json_file, inspection.as_json(graph, facts))
+    wanted = command.Wanted(dot, json_file, html, scores, explain, to, layer, every, legal)
+    wanted.check()
+    command.inspect_spec(model, wanted)
 
 
 @app.command()

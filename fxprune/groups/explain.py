@@ -230,7 +230,9 @@ class _Steps:
     def __init__(self, graph: DependencyGraph, joined: nx.Graph) -> None:
         self._network = graph.network
         self._joined = joined
-        self._nodes = {node.name: node for node in graph.traced.graph_module.graph.nodes}
+        self._nodes: dict[str, fx.Node] = {
+            node.name: node for node in graph.traced.graph_module.graph.nodes
+        }
 
     def steps(self, path: list[NeuronSet]) -> Iterator[Step]:
         for here, there in pairwise(path):

@@ -139,9 +139,9 @@ def blank_module(path: Path, facts: dict[str, Any]) -> PreTrainedModel:
         CheckpointError: the config is damaged.
     """
     _check_config(path)
-    model = _built(path, facts)
-    model.eval()
-    return model
+    model: Any = _built(path, facts)
+    blank: PreTrainedModel = model.eval()
+    return blank
 
 
 def _built(path: Path, facts: dict[str, Any]) -> PreTrainedModel:

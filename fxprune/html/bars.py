@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fxprune.html.elements import Element, element, rect, svg, table, text
 from fxprune.html.widths import Panel, Width
 
-_HIGH, _TOP, _FOOT, _LEFT = 96, 18, 20, 52
+_HIGH, _TOP, _FOOT, _LEFT = 76, 18, 20, 52
+_FILLED = 0.76  # share of its place that a bar takes
 _WIDE = 860  # of all bars of a panel, where there are many
 
 
@@ -28,7 +29,7 @@ def layers(panel: Panel, rows: Mapping[int, Width], gone: Mapping[int, Sequence[
         x = _LEFT + place * pitch
         bars.append(_bar(rows.get(number), number, x, pitch, most, gone.get(number, ())))
         if place % max(1, round(24 / pitch)) == 0:
-            middle = x + pitch / 2
+            middle = x + pitch * _FILLED / 2
             bars.append(text(str(number), middle, _TOP + _HIGH + 14, "tick", "middle"))
     base = _TOP + _HIGH
     wide = _LEFT + pitch * len(numbers) + 8
@@ -39,7 +40,7 @@ def layers(panel: Panel, rows: Mapping[int, Width], gone: Mapping[int, Sequence[
     ]
     kind = next(iter(rows.values())).kind
     label = text(f"{name} ({kind}) by layer of {stack}", 4, 11, "label")
-    title = f"Units of {name} in each layer of {stack}, before and after"
+    title = f"Units of {name} in each layer of {stack}"
     # The label is longer than the bars of a model with few layers.
     least = 8 + 7.2 * len(f"{name} ({kind}) by layer of {stack}")
     return svg(title, max(wide, least), base + _FOOT, label, *axis, *bars)
@@ -48,10 +49,10 @@ def layers(panel: Panel, rows: Mapping[int, Width], gone: Mapping[int, Sequence[
 def _bar(
     row: Width | None, number: int, x: float, pitch: float, most: int, gone: Sequence[str]
 ) -> Element:
-    wide, base = pitch * 0.76, _TOP + _HIGH
+    wide, base = pitch * _FILLED, _TOP + _HIGH
     if row is None:
         title = f"layer {number}: " + (", ".join(gone) + " removed" if gone else "nothing")
-        cross = f"M{x + 3:.1f} {base - 12:.1f}l6 8m0 -8l-6 8"
+        cross = f"M{x + wide / 2 - 3:.1f} {base - 12:.1f}l6 8m0 -8l-6 8"
         return element("g", element("title", title), element("path", d=cross, class_="gone"))
     before, after = (_HIGH * units / most for units in (row.before, row.after))
     said = f"{row.before:,}" if row.before == row.after else f"{row.before:,} to {row.after:,}"

@@ -59,7 +59,7 @@ def groups(graph: DependencyGraph, total: int) -> Part:
     heads = ["kind", "groups ", "units ", "where", "parameters ", "share "]
     yield _scroll(
         table(
-            f"{len(graph.groups):,} groups can be pruned",
+            f"Can be pruned: {len(graph.groups):,}",
             heads,
             (
                 [*_start(row), scaled(row.parameters), f"{100 * row.parameters / total:.1f} %"]
@@ -71,7 +71,7 @@ def groups(graph: DependencyGraph, total: int) -> Part:
     if frozen:
         heads = ["kind", "groups ", "units ", "where", "reason"]
         cells = ([*_start(row), row.reason] for row in frozen)
-        yield _scroll(table(f"{len(graph.frozen):,} groups are frozen", heads, cells))
+        yield _scroll(table(f"Frozen: {len(graph.frozen):,}", heads, cells))
     for line in inspection.depth(find_branches(graph.traced)):
         yield element("p", line)
 
@@ -83,15 +83,18 @@ def layer_widths(found: list[Width], plan: Plan | None) -> Part:
     if plan is not None:
         said = "Light: before pruning; blue: what is left; a cross: removed whole."
         yield element("p", said)
-    for each in pictures:
-        yield element("figure", each, class_="scroll")
     if pictures:
+        figures = (element("figure", each, class_="scroll", tabindex=0) for each in pictures)
+        yield element("div", *figures, class_="pairs")
         tables = bars.layer_table(by_panel, gone)
         yield _details("as a table", *tables)
     rest = [row for row in found if row.layer is None]
     if rest:
-        heads = ["group", "kind", "before ", "after "]
-        cells = ([row.name, row.kind, f"{row.before:,}", f"{row.after:,}"] for row in rest)
+        heads = ["group", "kind", "units " if plan is None else "units before "]
+        cells = [[row.name, row.kind, f"{row.before:,}"] for row in rest]
+        if plan is not None:
+            heads.append("after ")
+            cells = [[*c, f"{row.after:,}"] for c, row in zip(cells, rest, strict=True)]
         yield _scroll(table("Groups of no single layer", heads, cells))
 
 

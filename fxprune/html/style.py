@@ -39,6 +39,7 @@ svg text { font: 11px system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-seri
   fill: var(--ink); white-space: pre; }
 svg text.more, svg text.tick, svg text.edge { fill: var(--soft); }
 svg text.label, svg .unit { font-weight: 600; }
+figure.scroll { max-width: 100%; }
 svg text.hot { fill: var(--page); }
 .card { fill: var(--card); stroke: var(--line); }
 .flow { fill: none; stroke: var(--flow); stroke-width: 1.2; }
