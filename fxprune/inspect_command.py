@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from fxprune.blank import Blank
     from fxprune.groups.dependency import DependencyGraph
 
-COUNTED_AT = (1, 64)  # rows and tokens of the MACs that are shown
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -86,7 +84,8 @@ def inspect_spec(model: str, wanted: Wanted) -> None:
         content = asdict(explained)
     else:
         with step("counting"):
-            facts = _facts(opened, graph)
+            named = {"model": opened.name, "architecture": opened.architecture}
+            facts = {**named, **inspection.facts(graph)}
         if wanted.dot is not None:
             graph.to_dot(wanted.dot, layer=wanted.layer, collapse=wanted.layer is None)
         if wanted.html is not None:
@@ -97,18 +96,6 @@ def inspect_spec(model: str, wanted: Wanted) -> None:
         content = inspection.as_json(graph, facts)
     if wanted.json_file is not None:
         inspection.write_json(wanted.json_file, content)
-
-
-def _facts(opened: Blank, graph: DependencyGraph) -> dict[str, Any]:
-    from fxprune import costs, report
-
-    inputs = report.resized((opened.traced.args, opened.traced.kwargs), *COUNTED_AT)
-    return {
-        "model": opened.name,
-        "architecture": opened.architecture,
-        **costs.facts(graph),
-        "macs_input": report.shape_words(inputs),
-    }
 
 
 def _show(

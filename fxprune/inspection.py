@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fxprune.branches import find_branches
 from fxprune.files import write_text
 from fxprune.groups.drawing.cards import carried
-from fxprune.report import scaled
+from fxprune.report import resized, scaled, shape_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fxprune.groups.group import Group
     from fxprune.legality import Report
 
+COUNTED_AT = (1, 64)  # rows and tokens of the MACs that are shown
 _NUMBER = re.compile(r"(?<=[.])\d+(?=[.:]|$)|#\d+$")
 
 
@@ -84,12 +85,22 @@ def by_kind(graph: DependencyGraph) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
+def facts(graph: DependencyGraph) -> dict[str, Any]:
+    """What a model costs as plain values: those of :func:`fxprune.costs.facts`, and the input.
+
+    ``macs_input`` is what the MACs are for, in words.
+    """
+    from fxprune import costs as costs_of
+
+    inputs = resized((graph.traced.args, graph.traced.kwargs), *COUNTED_AT)
+    return {**costs_of.facts(graph), "macs_input": shape_words(inputs)}
+
+
 def costs(facts: Mapping[str, Any]) -> list[str]:
     """What a model costs, in two lines; what could not be counted is left out.
 
     Args:
-        facts: those of :func:`fxprune.costs.facts`, and ``macs_input``, the input that the MACs
-            are for, in words.
+        facts: see :func:`facts`.
     """
     parts = [f"{facts['parameters']:,} parameters"]
     if facts["memory"] is not None:

@@ -45,16 +45,27 @@ def layout(
         across: whether the flow leads from left to right rather than down.
         gap: from layer to layer.
     """
+    if not sizes:
+        return Layout({}, {}, 0.0, 0.0)
     extents = {box: size if across else (size[1], size[0]) for box, size in sizes.items()}
     ranks = _ranks(list(sizes), edges)
     chains = {edge: _chain(edge, ranks) for edge in edges if edge[0] != edge[1]}
     layers = _ordered(ranks, [c for c in chains.values() if c])
-    along, total = _along(layers, extents, gap)
+    along, deep, total = _along(layers, extents, gap)
     beside, breadth = _beside(layers, extents)
     centres: dict[Node, Point] = {
         node: (along[rank], beside[node]) for rank, layer in enumerate(layers) for node in layer
     }
-    routes = _routes(edges, chains, centres, extents)
+    bends = {
+        node: [
+            (along[rank] - deep[rank] / 2, beside[node]),
+            (along[rank] + deep[rank] / 2, beside[node]),
+        ]
+        for rank, layer in enumerate(layers)
+        for node in layer
+        if isinstance(node, tuple)
+    }  # an edge passes a layer straight, between its boxes
+    routes = _routes(edges, chains, centres, extents, bends)
     turn = (lambda p: p) if across else (lambda p: (p[1], p[0]))
     return Layout(
         {box: turn(centres[box]) for box in sizes},
@@ -117,13 +128,12 @@ def _ordered(ranks: Mapping[str, int], chains: Sequence[Sequence[Node]]) -> list
 
 def _along(
     layers: Sequence[Sequence[Node]], extents: Mapping[str, tuple[float, float]], gap: float
-) -> tuple[list[float], float]:
-    found, edge = [], 0.0
-    for layer in layers:
-        deep = max(extents[node][0] for node in layer if isinstance(node, str))
-        found.append(edge + deep / 2)
-        edge += deep + gap
-    return found, max(0.0, edge - gap)
+) -> tuple[list[float], list[float], float]:
+    """Along the flow, the middle of each layer, its depth, and the end of the last."""
+    deep = [max(extents[node][0] for node in layer if isinstance(node, str)) for layer in layers]
+    starts = [sum(deep[:rank]) + gap * rank for rank in range(len(layers))]
+    middles = [start + depth / 2 for start, depth in zip(starts, deep, strict=True)]
+    return middles, deep, starts[-1] + deep[-1]
 
 
 def _beside(
@@ -148,6 +158,7 @@ def _routes(
     chains: Mapping[Edge, list[Node]],
     centres: Mapping[Node, Point],
     extents: Mapping[str, tuple[float, float]],
+    bends: Mapping[Node, list[Point]],
 ) -> dict[Edge, list[Point]]:
     """Points of each edge; at a box they are spread over its side in the order of the far ends."""
     sides: dict[tuple[str, int], list[tuple[float, Edge]]] = {}
@@ -172,8 +183,8 @@ def _routes(
             tail, head = (ports[box, 1, edge] for box in edge)
             points = [tail[0], head[-1]]
         else:
-            bends = [centres[node] for node in chain[1:-1]]
+            between = [point for node in chain[1:-1] for point in bends[node]]
             first, last = str(chain[0]), str(chain[-1])
-            points = [*ports[first, 1, edge], *bends, *ports[last, -1, edge]]
+            points = [*ports[first, 1, edge], *between, *ports[last, -1, edge]]
         routes[edge] = points if not chain or chain[0] == edge[0] else points[::-1]
     return routes

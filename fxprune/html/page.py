@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxprune import costs
+from fxprune import inspection
 from fxprune.files import write_text
 from fxprune.groups.dependency import discover
 from fxprune.html import sections
@@ -42,9 +42,8 @@ def write(
         graph: of the model, which may be on ``meta``; of the smaller one, if it is pruned.
         path: the file; replaced as a whole or not at all.
         name: of the model.
-        facts: those of :func:`fxprune.costs.facts`, and ``macs_input``, what the MACs are for in
-            words; counted if left out. ``architecture`` is the name of the class, if it is not that
-            of the module that was traced.
+        facts: those of :func:`fxprune.inspection.facts`; counted if left out. ``architecture``
+            among them is the name of the class, if it is not that of the module that was traced.
         plan: what the model was pruned by, for the widths before and after.
         original: a group's name in ``graph`` to its name in the plan, where layers went.
         scores: for a heat map of them.
@@ -57,7 +56,7 @@ def write(
         CriterionError: the scores are of another model.
         RecoveryError: the log of the run is damaged.
     """
-    known = facts or {**costs.facts(graph), "macs_input": "1 x 64 tokens"}
+    known = facts or inspection.facts(graph)
     kind = known.get("architecture") or type(graph.traced.module).__name__
     title = f"{name}: {kind}" if name else kind
     parts = _parts(graph, known, plan, original, scores, runs or Runs())
