@@ -56,7 +56,7 @@ def layout(
     centres: dict[Node, Point] = {
         node: (along[rank], beside[node]) for rank, layer in enumerate(layers) for node in layer
     }
-    bends = {
+    bends: dict[Node, list[Point]] = {
         node: [
             (along[rank] - deep[rank] / 2, beside[node]),
             (along[rank] + deep[rank] / 2, beside[node]),
