@@ -15,6 +15,7 @@ from fxprune.depth import (
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.export import export
 from fxprune.groups.dependency import DependencyGraph, discover
+from fxprune.groups.explain import Explanation
 from fxprune.groups.group import Group, Site
 from fxprune.hf.adapter import shrink_adapter
 from fxprune.hf.apply import apply
@@ -73,6 +74,7 @@ __all__ = [
     "DepthCriterion",
     "Distillation",
     "ElementCriterion",
+    "Explanation",
     "FullTraining",
     "FxpruneError",
     "FxpruneWarning",

@@ -6,7 +6,6 @@ Nothing heavy is imported here, so that ``--help`` and a mistyped option answer 
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import warnings
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from fxprune.recover.methods import ALL_LINEAR, Distillation, LoRA
 from fxprune.recover.settings import Training
 
 CRITERIA = "How units are scored: obs, taylor, taylor2, flap, wanda-sp, magnitude, random, ..."
-COUNTED_AT = (1, 64)  # rows and tokens of the MACs that ``inspect`` shows
+LOOKED_AT = "A local folder (a pruned one too), a hub name, a config.json, or smollm2."
 MODEL = "A local folder, a hub name, a config.json, or smollm2."
 app = typer.Typer(
     add_completion=False,
@@ -43,9 +42,28 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=
 
 @app.command()
 def inspect(
-    model: Model,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=LOOKED_AT, show_default=False)],
     dot: Annotated[Path | None, typer.Option(help="Write a Graphviz picture here.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all facts here.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write a page with pictures here; of a pruned model before and after."),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="For --html: scores that prune --save-scores wrote, for a heat map."),
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead: why a group, or what a tensor or module belongs to, is coupled.",
+        ),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="For --explain: only the path to this tensor or module."),
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Only this layer, group by group.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Group by group.")] = False,
     legal: Annotated[
@@ -53,54 +71,13 @@ def inspect(
     ] = False,
 ) -> None:
     """Show what can be pruned and what cannot, and why. Needs no weights."""
-    for file in (dot, json_file):
+    for file in (dot, json_file, html):
         _check_parent(file)
-    from rich.console import Console
+    from fxprune import inspect_command as command
 
-    from fxprune import costs, discover, find_branches, inspection, legality, report, trace
-    from fxprune.hf.models import load_model
-    from fxprune.progress import step
-
-    with step(f"reading {model}"):
-        loaded = load_model(model, meta=True)
-    with step("tracing"):
-        traced = trace(loaded.model)
-        graph = discover(traced)
-        spent = costs.facts(graph)
-        sizes = legality(graph) if legal else None
-    facts: dict[str, Any] = {
-        "model": loaded.name,
-        "architecture": type(loaded.model).__name__,
-        **spent,
-        "macs_input": report.shape_words(report.resized(traced.kwargs, *COUNTED_AT)),
-    }
-    if sizes is not None:
-        facts["legality"] = inspection.plain_sizes(sizes)
-    chosen = [
-        group
-        for group in (*graph.groups, *graph.frozen)
-        if layer is None or (group.layer is not None and group.layer[1] == layer)
-    ]
-    # Before anything is printed: it refuses a layer that does not exist.
-    if dot is not None:
-        graph.to_dot(dot, layer=layer, collapse=layer is None)
-    console = Console()
-    name = f"{loaded.name}: {facts['architecture']}"
-    console.print(name, markup=False, highlight=False, soft_wrap=True)
-    for line in inspection.costs(facts):
-        console.print(line, highlight=False, soft_wrap=True)
-    for line in inspection.depth(find_branches(traced)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not chosen:
-        console.print(f"no groups in layer {layer}")
-    rows = inspection.rows(graph, chosen, each=every or layer is not None)
-    for table in inspection.tables(rows, facts["parameters"]):
-        console.print(table)
-    if sizes is not None:
-        console.print(sizes.table())
-    if json_file is not None:
-        content = json.dumps(inspection.as_json(graph, facts), indent=1)
-        json_file.write_text(content + "\n", encoding="utf-8")
+    wanted = command.Wanted(dot, json_file, html, scores, explain, to, layer, every, legal)
+    wanted.check()
+    command.inspect_spec(model, wanted)
 
 
 @app.command()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxprune.axes.dims import find, kept_size
 from fxprune.branches import find_branches
-from fxprune.report import scaled
+from fxprune.files import write_text
+from fxprune.groups.drawing.cards import carried
+from fxprune.report import resized, scaled, shape_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from fxprune.groups.group import Group
     from fxprune.legality import Report
 
+COUNTED_AT = (1, 64)  # rows and tokens of the MACs that are shown
 _NUMBER = re.compile(r"(?<=[.])\d+(?=[.:]|$)|#\d+$")
 
 
@@ -74,21 +77,6 @@ def rows(graph: DependencyGraph, groups: Iterable[Group], *, each: bool = False)
     return sorted(made, key=lambda row: (row.reason is not None, -row.parameters))
 
 
-def carried(graph: DependencyGraph, group: Group) -> int:
-    """How many numbers of the model's parameters belong to some unit of the group.
-
-    A number belongs to a group of neurons on either axis of its matrix, so the groups' shares
-    overlap and do not add up to the model.
-    """
-    none = {find(group.dim): 0}
-    total = 0
-    for name in group.parameters:
-        layouts = graph.layouts[name]
-        total += prod(layout.size for layout in layouts)
-        total -= prod(kept_size(layout, none) for layout in layouts)
-    return total
-
-
 def by_kind(graph: DependencyGraph) -> dict[str, int]:
     """How many prunable groups there are of each kind, the most frequent first."""
     counts: dict[str, int] = {}
@@ -97,12 +85,22 @@ def by_kind(graph: DependencyGraph) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
+def facts(graph: DependencyGraph) -> dict[str, Any]:
+    """What a model costs as plain values: those of :func:`fxprune.costs.facts`, and the input.
+
+    ``macs_input`` is what the MACs are for, in words.
+    """
+    from fxprune import costs as costs_of
+
+    inputs = resized((graph.traced.args, graph.traced.kwargs), *COUNTED_AT)
+    return {**costs_of.facts(graph), "macs_input": shape_words(inputs)}
+
+
 def costs(facts: Mapping[str, Any]) -> list[str]:
     """What a model costs, in two lines; what could not be counted is left out.
 
     Args:
-        facts: those of :func:`fxprune.costs.facts`, and ``macs_input``, the input that the MACs
-            are for, in words.
+        facts: see :func:`facts`.
     """
     parts = [f"{facts['parameters']:,} parameters"]
     if facts["memory"] is not None:
@@ -179,6 +177,11 @@ def as_json(graph: DependencyGraph, facts: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "refused": branches.refused,
     }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain values as a file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def plain_sizes(report: Report) -> list[dict[str, Any]]:

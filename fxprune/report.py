@@ -144,7 +144,7 @@ def table(before: Measurement, after: Measurement) -> Table:
     made.add_column("")
     for column in ("before", "after", "change"):
         made.add_column(column, justify="right")
-    for row in _rows(before, after):
+    for row in rows(before, after):
         made.add_row(*row)
     return made
 
@@ -154,7 +154,8 @@ def as_json(before: Measurement, after: Measurement) -> dict[str, Any]:
     return {"before": asdict(before), "after": asdict(after)}
 
 
-def _rows(before: Measurement, after: Measurement) -> Iterator[tuple[str, str, str, str]]:
+def rows(before: Measurement, after: Measurement) -> Iterator[tuple[str, str, str, str]]:
+    """What there is to compare, both figures and the change, in words."""
     shown: list[tuple[str, str, Callable[[Any], str]]] = [
         ("parameters", "parameters", lambda n: f"{n:,}"),
         ("MACs", "macs", lambda n: scaled(n)),

@@ -61,6 +61,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "DependencyGraph",
         "Group",
         "Site",
+        "Explanation",
         "Branches",
         "Unit",
         "Scores",

@@ -17,6 +17,7 @@ import fxprune
 from fxprune import cli, iterate, workflow
 from tests.command_line import run_command
 from tests.hf import tiny
+from tests.html.reading import check_alone
 
 QUICK = ("--calibration-samples", "3", "--calibration-length", "16", "--eval-samples", "4")
 
@@ -105,6 +106,52 @@ class TestInspect:
         assert "model.layers.1.mlp:units" in ran.out
         assert "model.layers.0" not in ran.out
         assert "no groups in layer 7" in run("inspect", folder, "--layer", "7").out
+
+    def test_why(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        name = "model.layers.0.mlp:units"
+        ran = run("inspect", folder, "--explain", name, "--json", tmp_path / "e.json")
+        assert ran.status == 0
+        assert "to model.layers.0.mlp.down_proj.weight[1]" in ran.out
+        assert "R1 R2 R3  model.layers.0.mlp.act_fn" in ran.out
+        assert "parameters" not in ran.out
+        content = json.loads((tmp_path / "e.json").read_text())
+        assert [len(path["steps"]) for path in content["couplings"][0]["paths"]] == [0, 5, 4]
+        key, out = (f"model.layers.0.self_attn.{part}_proj" for part in "ko")
+        ran = run("inspect", folder, "--explain", f"{key}.weight", "--to", out)
+        assert ran.out.count("\nto ") == 2  # heads, and the residual stream
+        ran = run("inspect", folder, "--explain", "model.layers.0.mlp.dwn_proj")
+        assert (ran.status, ran.out) == (2, "")
+        assert "did you mean model.layers.0.mlp.down_proj" in ran.err
+
+    def test_page(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        page, scores = tmp_path / "m.html", tmp_path / "s.safetensors"
+        config = folder / "config.json"
+        fxprune.Scores({"model.layers.1.mlp:units": torch.ones(40)}).save(scores)
+        ran = run("inspect", config, "--html", page, "--scores", scores)
+        assert ran.status == 0
+        assert "15,504 parameters" in ran.out
+        check_alone(page.read_text())
+        assert "layer 1, mlp: mean score 1" in page.read_text()
+        fxprune.Scores({"blocks.0:units": torch.ones(4)}).save(scores)
+        page.unlink()
+        ran = run("inspect", config, "--html", page, "--scores", scores)
+        assert (ran.status, ran.out) == (2, "")
+        assert "of another model" in ran.err
+        assert not page.exists()
+
+    @pytest.mark.usefixtures("nothing_loads")
+    def test_options_of_no_use(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        page = tmp_path / "m.html"
+        for options, message in (
+            (("--scores", folder / "config.json"), "give --html as well"),
+            (("--to", "lm_head"), "give its beginning, --explain"),
+            (("--explain", "lm_head", "--html", page), "leave --dot and --html out"),
+            (("--html", page, "--scores", folder / "config.json"), "cannot read the scores"),
+            (("--html", tmp_path / "no" / "m.html"), "no folder"),
+        ):
+            ran = run("inspect", folder, *options)
+            assert (ran.status, ran.out) == (2, "")
+            assert message in ran.err
 
     def test_files(self, run: Any, folder: Path, tmp_path: Path) -> None:
         ran = run("inspect", folder, "--dot", tmp_path / "g.dot", "--json", tmp_path / "g.json")

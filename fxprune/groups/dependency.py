@@ -23,6 +23,8 @@ from fxprune.trace.traced import Traced
 if TYPE_CHECKING:
     import networkx as nx
 
+    from fxprune.groups.explain import Explanation
+
 _FREE = "a symbolic size (batch or sequence)"
 
 
@@ -118,6 +120,26 @@ class DependencyGraph:
             for site in self[name].sites
             if site.tensor == tensor
         )
+
+    def explain(self, name: str, to: str | None = None) -> Explanation:
+        """Why tensors are coupled: the shortest path of dependencies from one to each other.
+
+        Args:
+            name: a group (frozen ones included); or a tensor, or a module's path, whose groups are
+                then each explained, from there.
+            to: only the paths to this tensor, or to the tensors of this module.
+
+        Returns:
+            The paths, step by step: op, module, line of code, and the rules that the step follows.
+            It prints as text.
+
+        Raises:
+            GroupError: no group, tensor or module has that name, and the message offers close ones;
+                or ``to`` is coupled with none of it.
+        """
+        from fxprune.groups.explain import explain
+
+        return explain(self, name, to)
 
     def to_dot(
         self,

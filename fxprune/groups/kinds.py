@@ -48,6 +48,13 @@ def unit_word(kind: str, tags: Set[str]) -> str:
     return "qk_dim" if "inner" in tags else "v_dim"
 
 
+def kind_of_unit(word: str) -> str:
+    """The kind that a group's units are called after; ``mlp`` for plain units."""
+    if word.partition("#")[0] in ("head_dim", "qk_dim", "v_dim"):
+        return "head_dim"
+    return next((kind for kind, unit in _UNITS.items() if unit == word.partition("#")[0]), "other")
+
+
 def place_of(sites: Iterable[Site]) -> str:
     """The innermost module that contains every parameter of the group.
 

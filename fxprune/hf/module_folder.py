@@ -83,10 +83,7 @@ def write_config(folder: Path, model: PreTrainedModel) -> None:
             model.generation_config.save_pretrained(folder)
     if facts["stack"] is not None:
         add_loader(folder, type(model), facts["stack"])
-    again = _class(folder, facts)
-    with quiet(), torch.device("meta"):
-        built = again._from_config(architecture.read_config(folder / CONFIG))
-    if wrong := misfit(built, named_tensors(model), Names(())):
+    if wrong := misfit(_built(folder, facts), named_tensors(model), Names(())):
         raise CheckpointError(f"the saved config would give another model: {wrong}")
 
 
@@ -113,8 +110,7 @@ def read_module(path: Path, facts: dict[str, Any], device: str | torch.device) -
     """
     from safetensors import SafetensorError
 
-    count = sum(len(shards.names(file)) for file in sorted(path.glob("*.safetensors")))
-    guard.check_config(path / CONFIG, count)
+    _check_config(path)
     cls = _class(path, facts)
     try:
         with quiet():
@@ -134,6 +130,30 @@ def read_module(path: Path, facts: dict[str, Any], device: str | torch.device) -
             raise CheckpointError(f"{path}: {what.replace('_', ' ')}: {sorted(info[what])[0]}")
     made: PreTrainedModel = model.to(device)
     return made
+
+
+def blank_module(path: Path, facts: dict[str, Any]) -> PreTrainedModel:
+    """The model without weights, on ``meta``, in evaluation mode.
+
+    Raises:
+        CheckpointError: the config is damaged.
+    """
+    _check_config(path)
+    model: Any = _built(path, facts)
+    blank: PreTrainedModel = model.eval()
+    return blank
+
+
+def _built(path: Path, facts: dict[str, Any]) -> PreTrainedModel:
+    cls = _class(path, facts)
+    with quiet(), torch.device("meta"):
+        built: PreTrainedModel = cls._from_config(architecture.read_config(path / CONFIG))
+    return built
+
+
+def _check_config(path: Path) -> None:
+    count = sum(len(shards.names(file)) for file in sorted(path.glob("*.safetensors")))
+    guard.check_config(path / CONFIG, count)
 
 
 def _class(path: Path, facts: dict[str, Any]) -> Any:

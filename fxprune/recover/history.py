@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fxprune.errors import RecoveryError
 from fxprune.files import replacing, write_text
 
 CSV, JSON, PLOT = "log.csv", "log.json", "loss.svg"
@@ -70,6 +71,20 @@ class History:
                 evaluations[number] = Evaluation(number, row["eval_loss"])
         return cls(tuple(steps.values()), tuple(evaluations.values()))
 
+    @classmethod
+    def load(cls, path: Path) -> History:
+        """Read the ``log.json`` that :meth:`write` wrote.
+
+        Raises:
+            RecoveryError: it cannot be read.
+        """
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            steps = tuple(Step(**row) for row in rows["steps"])
+            return cls(steps, tuple(Evaluation(**row) for row in rows["evaluations"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecoveryError(f"{path} is no log of a run ({error!r})") from error
+
     @property
     def best(self) -> Evaluation | None:
         """The lowest evaluation after training began."""
@@ -114,7 +129,7 @@ class History:
             panel = figure.subplots()
             numbers, losses = [s.step for s in self.steps], [s.loss for s in self.steps]
             panel.plot(numbers, losses, color="0.75", linewidth=0.8, label="training, each step")
-            panel.plot(numbers, _smooth(losses), color="C0", label="training, smoothed")
+            panel.plot(numbers, smooth(losses), color="C0", label="training, smoothed")
             if self.evaluations:
                 panel.plot(
                     [each.step for each in self.evaluations],
@@ -133,7 +148,7 @@ class History:
         return True
 
 
-def _smooth(values: list[float], window: int = 10) -> list[float]:
+def smooth(values: list[float], window: int = 10) -> list[float]:
     """The mean of each value and those before it, ``window`` at most."""
     return [
         sum(near) / len(near)

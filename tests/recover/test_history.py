@@ -6,7 +6,10 @@ import csv
 import json
 from pathlib import Path
 
-from fxprune.recover.history import Evaluation, History, Step, _smooth
+import pytest
+
+from fxprune.errors import RecoveryError
+from fxprune.recover.history import Evaluation, History, Step, smooth
 
 LOG = [
     {"eval_loss": 5.0, "step": 0},
@@ -31,7 +34,7 @@ def test_figures() -> None:
     assert HISTORY.tokens_per_second == 10
     assert HISTORY.best == Evaluation(2, 3.5)
     assert History(HISTORY.steps, (Evaluation(0, 1.0),)).best is None
-    assert _smooth([4.0, 2.0, 0.0], window=2) == [4.0, 3.0, 1.0]
+    assert smooth([4.0, 2.0, 0.0], window=2) == [4.0, 3.0, 1.0]
 
 
 def test_files(tmp_path: Path) -> None:
@@ -42,9 +45,17 @@ def test_files(tmp_path: Path) -> None:
     assert [row["loss"] for row in rows] == ["", "4.0", "3.0"]
     assert [row["validation_loss"] for row in rows] == ["5.0", "", "3.5"]
     content = json.loads((tmp_path / "log.json").read_text())
+    assert History.load(tmp_path / "log.json") == HISTORY
     assert content["evaluations"] == [{"step": 0, "loss": 5.0}, {"step": 2, "loss": 3.5}]
     picture = (tmp_path / "loss.svg").read_text()
     assert "validation" in picture
     assert "loss per token, nats" in picture
     History(HISTORY.steps, ()).write(tmp_path)
     assert "validation" not in (tmp_path / "loss.svg").read_text()
+
+
+def test_a_log_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text('{"steps": [{"loss": 1.0}]}')
+    for name in ("log.json", "nowhere.json"):
+        with pytest.raises(RecoveryError, match=f"{name} is no log of a run"):
+            History.load(tmp_path / name)

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from fxprune.groups.drawing.words import lines
+
 # XML 1.0 has no way to write these, so an HTML-like label cannot hold them.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _FONT = "Helvetica,Arial,sans-serif"
@@ -24,7 +26,7 @@ def quote(text: str) -> str:
     DOT itself only knows the escaped quote; labels also read other backslash sequences and HTML
     entities. Different texts stay different.
     """
-    plain = _FORBIDDEN.sub("\ufffd", text.replace("\r", "")).replace("&", "&amp;")
+    plain = printable(text).replace("&", "&amp;")
     return '"' + plain.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
@@ -34,17 +36,8 @@ def escape(text: str) -> Markup:
 
 
 def wrapped(text: str, width: int = 36) -> Markup:
-    """``text`` over several lines, each a little over ``width`` at most where names allow.
-
-    Names break after a dot, and names longer than a line after an underscore too.
-    """
-    lines = [""]
-    for word in re.split(r"(?<=\s)", text.strip()):
-        for piece in re.split(r"(?<=\.)(?=\w)" if len(word) <= width else r"(?<=[._])(?=\w)", word):
-            if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
-                lines.append("")
-            lines[-1] += piece
-    return Markup("<BR/>".join(escape(line.rstrip()) for line in lines))
+    """``text`` over several lines, see :func:`fxprune.groups.drawing.words.lines`."""
+    return Markup("<BR/>".join(map(escape, lines(text, width))))
 
 
 def font(text: str, *, size: int = 0, colour: str = "", bold: bool = False) -> Markup:
@@ -118,8 +111,13 @@ class Canvas:
         self._lines.append("  " * self._depth + text)
 
 
+def printable(text: str) -> str:
+    """``text`` without what XML cannot write."""
+    return _FORBIDDEN.sub("\ufffd", text.replace("\r", ""))
+
+
 def _plain(text: str) -> str:
-    return html.escape(_FORBIDDEN.sub("\ufffd", text.replace("\r", "")), quote=True)
+    return html.escape(printable(text), quote=True)
 
 
 def _end(end: tuple[str, str | None]) -> str:

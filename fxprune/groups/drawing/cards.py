@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from fxprune.axes.dims import kept_size
+from fxprune.axes.dims import find, kept_size
 from fxprune.groups.drawing.boxes import Box
 from fxprune.groups.drawing.canvas import Markup, cell, escape, font, table, wrapped
 from fxprune.groups.drawing.fold import ranges
-from fxprune.groups.drawing.style import COLOURS, GREY, PLAIN, look_of
+from fxprune.groups.drawing.style import COLOURS, FROZEN, GREY, PLAIN, look_of
 from fxprune.groups.drawing.words import short_module, shortened, span, unit, without_numbers
 from fxprune.groups.group import Group
 
@@ -19,36 +20,55 @@ if TYPE_CHECKING:
 _MOST = 4  # parameters that are named
 
 
-def card(graph: DependencyGraph, box: Box) -> Markup:
+@dataclass(frozen=True)
+class Facts:
+    """What a box says.
+
+    Attributes:
+        unit: what its units are called.
+        kind: kind of its groups.
+        look: a key of :data:`fxprune.groups.drawing.style.COLOURS`.
+        name: the group's name, or for several layers what their names have in common.
+        counts: numbers of units, sites and parameters.
+        more: the parameters by name, or why it is frozen.
+    """
+
+    unit: str
+    kind: str
+    look: str
+    name: str
+    counts: str
+    more: str
+
+
+def facts(graph: DependencyGraph, box: Box) -> Facts:
     """Kind and units, the group's name, and what it carries or why it is frozen."""
     group = box.groups[0]
-    fill, colour = COLOURS[look_of(group)]
-    head = font(f"<B>{escape(unit(group.name))}</B>  {escape(group.kind)}", colour=colour)
-    facts = _facts(graph, box) if group.reason is None else _frozen(box, group.reason)
+    head = unit(group.name), group.kind, look_of(group), _pattern(box)
+    each = " each" if len(box.groups) > 1 else ""
+    size = span([group.size for group in box.groups])
+    if group.reason is not None:
+        return Facts(*head, f"{size} units{each}", f"frozen: {group.reason}")
+    sites = span([len(group.sites) for group in box.groups])
+    held = span([carried(graph, group) for group in box.groups])
+    own = shortened(_parameters(group), _MOST)
+    return Facts(*head, f"{size} units, {sites} sites, {held} parameters{each}", own)
+
+
+def card(graph: DependencyGraph, box: Box) -> Markup:
+    """The facts of a box as a table."""
+    said = facts(graph, box)
+    fill, colour = COLOURS[said.look]
+    head = font(f"<B>{escape(said.unit)}</B>  {escape(said.kind)}", colour=colour)
+    more = wrapped(said.more, 40 if said.look == FROZEN else 44)
+    if said.look != FROZEN:
+        more = font(more, size=9, colour=GREY)
     rows = (
         [cell(head, BGCOLOR=fill)],
-        [cell(wrapped(_pattern(box), 40), BGCOLOR="white")],
-        [cell(facts, BGCOLOR="white")],
+        [cell(wrapped(said.name, 40), BGCOLOR="white")],
+        [cell(f"{escape(said.counts)}<BR/>{more}", BGCOLOR="white")],
     )
     return table(rows, **PLAIN)
-
-
-def _facts(graph: DependencyGraph, box: Box) -> str:
-    size = span([group.size for group in box.groups])
-    sites = span([len(group.sites) for group in box.groups])
-    carried = span([_carried(graph, group) for group in box.groups])
-    text = f"{size} units, {sites} sites, {carried} parameters{_each(box)}"
-    own = shortened(_parameters(box.groups[0]), _MOST)
-    return f"{escape(text)}<BR/>{font(wrapped(own, 44), size=9, colour=GREY)}"
-
-
-def _frozen(box: Box, reason: str) -> str:
-    size = span([group.size for group in box.groups])
-    return f"{size} units{_each(box)}<BR/>frozen: {wrapped(reason, 40)}"
-
-
-def _each(box: Box) -> str:
-    return " each" if len(box.groups) > 1 else ""
 
 
 def _pattern(box: Box) -> str:
@@ -71,11 +91,16 @@ def _parameters(group: Group) -> list[str]:
     return names if len(names) <= _MOST else without_numbers(names)
 
 
-def _carried(graph: DependencyGraph, group: Group) -> int:
-    """How many parameters would go with all units of the group."""
+def carried(graph: DependencyGraph, group: Group) -> int:
+    """How many numbers of the model's parameters belong to some unit of the group.
+
+    A number belongs to a group of neurons on either axis of its matrix, so the groups' shares
+    overlap and do not add up to the model.
+    """
+    none = {find(group.dim): 0}
     total = 0
     for name in group.parameters:
         layouts = graph.layouts[name]
-        left = prod(kept_size(layout, {group.dim: 0}) for layout in layouts)
-        total += prod(layout.size for layout in layouts) - left
+        total += prod(layout.size for layout in layouts)
+        total -= prod(kept_size(layout, none) for layout in layouts)
     return total

@@ -29,30 +29,30 @@ def draw(
     flow = flows(graph)
     shown, idle = chosen(graph, flow, wanted)
     found = boxes(shown, flow)
-    canvas = Canvas(title, "LR" if _has_hub(found, flow) else "TB")
-    edges = _edges(found, flow, wanted)
+    canvas = Canvas(title, "LR" if has_hub(found, flow) else "TB")
+    joined = edges(found, flow, wanted)
     looks = {look_of(group) for group in (*shown, *idle)}
-    legend(canvas, looks, {"all"} if edges else set(), reasons(idle), depth)
+    legend(canvas, looks, {"all"} if joined else set(), reasons(idle), depth)
     for stack, members in _stacks(found).items():
         if stack:
             with canvas.cluster(stack, **FRAME[0]):
                 _layers(canvas, graph, members)
         else:
             _layers(canvas, graph, members)
-    for (tail, head), label, back in _paired(edges):
+    for (tail, head), label, back in paired(joined):
         both: Attributes = {"dir": "both", "arrowtail": "vee"} if back else {}
         text = f"\u2192 {label}\n\u2190 {back}" if back else label
         canvas.edge((tail, None), (head, None), **LINES["all"][1], **both, label=text)
     return canvas.text()
 
 
-def _paired(edges: Edges) -> Iterator[tuple[tuple[str, str], str, str | None]]:
+def paired(joined: Edges) -> Iterator[tuple[tuple[str, str], str, str | None]]:
     """Each edge once, with the label of the one that leads back if there is one."""
     done: set[tuple[str, str]] = set()
-    for (a, b), label in edges.items():
+    for (a, b), label in joined.items():
         if (b, a) not in done:
             done.add((a, b))
-            yield (a, b), label, edges.get((b, a)) if a != b else None
+            yield (a, b), label, joined.get((b, a)) if a != b else None
 
 
 def _stacks(found: Iterable[Box]) -> dict[str, list[Box]]:
@@ -86,19 +86,19 @@ def _boxes(canvas: Canvas, graph: DependencyGraph, inner: Iterable[Box]) -> None
         canvas.node(box.name, card(graph, box), tooltip=box.name)
 
 
-def _edges(found: Sequence[Box], flow: Flows, wanted: Set[str] | None) -> Edges:
+def edges(found: Sequence[Box], flow: Flows, wanted: Set[str] | None) -> Edges:
     """Flows between boxes, and the modules they run through."""
     home = {group.name: box for box in found for group in box.groups}
-    edges: dict[tuple[str, str], dict[str, None]] = {}
+    joined: dict[tuple[str, str], dict[str, None]] = {}
     for (a, b), modules in flow.items():
         touched = wanted is None or a in wanted or b in wanted
         if touched and a in home and b in home:
-            seen = edges.setdefault((home[a].name, home[b].name), {})
+            seen = joined.setdefault((home[a].name, home[b].name), {})
             seen.update(dict.fromkeys(short_module(module) for module in modules if module))
-    return {pair: shortened(list(seen), 4) for pair, seen in edges.items()}
+    return {pair: shortened(list(seen), 4) for pair, seen in joined.items()}
 
 
-def _has_hub(found: Sequence[Box], flow: Flows) -> bool:
+def has_hub(found: Sequence[Box], flow: Flows) -> bool:
     """Whether one group takes part in most of the flow, as a residual stream does."""
     return any(
         2 * sum(box.name in pair for pair in flow) > len(flow) for box in found if not box.layers

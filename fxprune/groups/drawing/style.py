@@ -22,7 +22,7 @@ COLOURS = {
     "other": ("#F0E442", "black"),
     FROZEN: ("#D0D0D0", "black"),
 }
-_MEANING = {
+MEANING = {
     "mlp": "hidden units of an MLP",
     "attention": "key/value heads with their query heads",
     "query": "query heads per key/value head",
@@ -112,7 +112,7 @@ def legend(
         if look in looks:
             fill, text = COLOURS[look]
             name = font(escape(look), colour=text)
-            meaning = cell(escape(_MEANING[look]), ALIGN="LEFT")
+            meaning = cell(escape(MEANING[look]), ALIGN="LEFT")
             rows.append((cell(name, BGCOLOR=fill, WIDTH=72, HEIGHT=20), meaning))
     if context:
         white = cell(font("neighbour", colour=GREY), BGCOLOR="white", BORDER=1, COLOR="#777777")

@@ -17,6 +17,20 @@ def shortened(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
+def lines(text: str, width: int = 36) -> list[str]:
+    """``text`` over several lines, each a little over ``width`` at most where names allow.
+
+    Names break after a dot, and names longer than a line after an underscore too.
+    """
+    found = [""]
+    for word in re.split(r"(?<=\s)", text.strip()):
+        for piece in re.split(r"(?<=\.)(?=\w)" if len(word) <= width else r"(?<=[._])(?=\w)", word):
+            if found[-1] and len(found[-1]) + len(piece.rstrip()) > width:
+                found.append("")
+            found[-1] += piece
+    return [line.rstrip() for line in found]
+
+
 def unit(name: str) -> str:
     """The last part of a group's name: what its units are."""
     return name.rpartition(":")[2]
