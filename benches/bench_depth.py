@@ -1,8 +1,8 @@
 """Depth: what a scan by perplexity costs, and generation of depth- and width-pruned models.
 
-``pytest benches/bench_depth.py -s``; random weights in the shapes of SmolLM2-135M, float32. Width is
-pruned to as many parameters as depth, from the MLPs of all layers alone. The ideal is the ratio of
-the bytes that a token reads: all weights, the tied embedding as the head.
+``pytest benches/bench_depth.py -s``; random weights in the shapes of SmolLM2-135M, float32. Width
+is pruned to as many parameters as depth, from the MLPs of all layers alone. The ideal is the ratio
+of the bytes that a token reads: all weights, the tied embedding as the head.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def test_a_scan_costs_less_than_a_forward_pass_per_block(bench: Any) -> None:
 def models() -> dict[str, Any]:
     dense = _model("sdpa")
     traced = fxprune.trace(dense)
-    removed = fxprune.choose_depth(
-        traced, fxprune.Depth(remove=REMOVED), fxprune.Random(0)
-    ).removed
+    removed = fxprune.choose_depth(traced, fxprune.Depth(remove=REMOVED), fxprune.Random(0)).removed
     plan = Plan.of(fxprune.discover(fxprune.bypass(traced, removed)), {})
     per_unit = BLOCKS * 3 * SHAPE["hidden_size"]
     units = round(UNITS - (plan.parameters_before - plan.parameters_after) / per_unit)

@@ -69,7 +69,9 @@ def test_seconds(bench: Any, criterion: str) -> None:
         other = expected[name].detach().float()
         assert torch.corrcoef(torch.stack([scores, other]))[0, 1] > 0.999 or len(other) == 1
         if criterion != "obs":  # whose order of removal hangs on the last digit
-            torch.testing.assert_close(scores, other, rtol=2e-3, atol=2e-4 * float(other.abs().max()))
+            torch.testing.assert_close(
+                scores, other, rtol=2e-3, atol=2e-4 * float(other.abs().max())
+            )
     count = sum(p.numel() for p in model().parameters())
     bench.row(
         f"Seconds on {ROWS} x {LENGTH} tokens, a Llama of {count:,} parameters, float32",

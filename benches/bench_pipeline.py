@@ -143,8 +143,6 @@ def test_discovery_is_linear(bench: Any) -> None:
     )
     assert [mlps(times.results[name]) for name in graphs] == list(LINEAR)
     shallow, deep = graphs
-    bench.row(
-        "discover alone, a thin Llama", {f"{name}, s": times.median(name) for name in graphs}
-    )
+    bench.row("discover alone, a thin Llama", {f"{name}, s": times.median(name) for name in graphs})
     bench.at_most(f"discover, {shallow}, s", times.median(shallow), 1)
     bench.at_most(f"discover, {deep} / {shallow}", times.ratio(deep, shallow), 2.3)

@@ -47,7 +47,8 @@ class Shape:
 
     Attributes:
         config: of the Llama.
-        blocks: by name, the fraction of the units that goes and how many first and last layers stay.
+        blocks: by name, the fraction of the units that goes, and how many layers at the start and
+            at the end stay whole.
         depth: numbers of blocks removed.
         batches: of generation.
         new: tokens generated.
@@ -100,14 +101,14 @@ SHAPES = {
         config={
             "hidden_size": 32,
             "intermediate_size": 48,
-            "num_hidden_layers": 8,
+            "num_hidden_layers": 7,
             "num_attention_heads": 4,
             "vocab_size": 96,
         },
-        blocks={"block 20 %": (0.25, 1, 1), "block 50 %": (0.6, 1, 1)},
-        depth=(1, 2),
+        blocks={"block 20 %": (0.25, 2, 1)},
+        depth=(1,),
         batches=(1, 3),
-        new=3,
+        new=2,
         calibration=(3, 9),
         training=(2, 9),
         steps=2,
@@ -131,7 +132,8 @@ def main() -> None:
         options.minutes,
         f"{options.shape} on a {device.type} device, bfloat16",
         "quick" if options.shape == "tiny" else "full",
-        f"python -m benches.gpu --shape {options.shape} --minutes {options.minutes:g} --out gpu.json",
+        f"python -m benches.gpu --shape {options.shape} --minutes {options.minutes:g}"
+        " --out gpu.json",
     )
     Parts(SHAPES[options.shape], device, session).run()
     session.show()
@@ -204,7 +206,7 @@ class Parts:
                 "rewrite": lambda plan=plan: fxprune.rewrite(self.traced, plan),
                 "bare slicing": lambda planned=planned: sliced(planned),
             }
-            times = in_turns(calls, 3)
+            times = in_turns(calls, 3 if self._needs else 1)
             small = times.results["rewrite"]
             assert report.parameters(small) == plan.parameters_after
             ratio = times.ratio("rewrite", "bare slicing")
@@ -286,8 +288,12 @@ class Parts:
                 continue
             module = copy.deepcopy(self.models[name])
             data = self._ids(rows * self._shape.steps, length).cpu()
-            trained: list[Any] = []
-            peak = self._peak(lambda m=module, d=data, t=trained: t.append(self._recover(m, d)), module)
+            trained: list[fxprune.Recovery] = []
+
+            def call(module: Any = module, data: Any = data, to: Any = trained) -> None:
+                to.append(self._recover(module, data))
+
+            peak = self._peak(call, module)
             done = trained.pop()
             steps = [each.seconds for each in done.history.steps[1:]]
             losses = [each.loss for each in done.history.steps]
@@ -303,7 +309,7 @@ class Parts:
                     "peak, GiB": peak / GIB,
                 },
             )
-            del module, done
+            del module, done, call
             self._free()
 
     def _recover(self, module: nn.Module, data: torch.Tensor) -> fxprune.Recovery:
@@ -334,7 +340,7 @@ class Parts:
             if self._session.left() <= 0:
                 break
             generate(self.models[name], self._ids(batch, 12), min(4, self._shape.new))
-        for number in range(20 if self._needs else 2):
+        for _ in range(20 if self._needs else 1):
             for cell in cells:
                 expected = max(times[cell], default=self._needs / 4)
                 if self._session.left() < expected:
@@ -392,7 +398,10 @@ class Parts:
         """What the speed-up would be if time went with the MACs, or with the bytes of weights."""
         dense, macs = self.macs["dense"], self.macs[name]
         weights = size(self.models["dense"]) / size(self.models[name])
-        return {"ideal by MACs": dense / macs if dense and macs else None, "ideal by bytes": weights}
+        return {
+            "ideal by MACs": dense / macs if dense and macs else None,
+            "ideal by bytes": weights,
+        }
 
     def _peak(self, call: Callable[[], Any], model: nn.Module) -> int:
         """Bytes at the peak of a call: the weights of the model, and what is taken beside them.

@@ -25,7 +25,7 @@ def facts() -> dict[str, Any]:
 
 
 def info() -> dict[str, Any]:
-    """Pytest-benchmark's ``machine_info`` with :func:`facts`; of less detail where it is missing."""
+    """``machine_info`` of pytest-benchmark, less of it where that is missing, and :func:`facts`."""
     try:
         from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info as known
     except ImportError:
