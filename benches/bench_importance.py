@@ -1,109 +1,113 @@
-"""Peak memory of Taylor scores on 1.2 GB of weights. Linux only.
+"""Importance: seconds and peak memory of every criterion against the naive loop.
 
-``pytest benches/bench_importance.py -s`` prints the figures. Each is taken in a process of its own,
-after a warm-up, in which freed memory goes back to the system at once.
-
-Activations are what a forward and a backward pass take at most where no parameter requires a
-gradient and the embedded input does. They grow with the tokens and not with the method, so they are
-taken apart. Beside it runs what needs no library: one backward pass, all gradients kept, then the
-scores; to second order the squares of every sample are kept as well.
+``pytest benches/bench_importance.py -s``. The naive loop (:mod:`benches.naive`) keeps all gradients
+or all inputs and then adds up; it gives the same scores. Each peak is taken in a process of its own
+after a warm-up, in which freed memory goes back to the system at once (Linux only).
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
+import functools
 import sys
+from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-
-LIMITS = {1: 1.5, 2: 2.6}  # times the weights, without activations
-SEQUENCES, LENGTH = 4, 64
-# Else glibc keeps freed blocks of up to 32 MiB for itself.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
-
-CODE = """
-import ctypes, gc, sys, torch
-from pathlib import Path
-from transformers import LlamaConfig, LlamaForCausalLM
 import fxprune
-from fxprune.importance import Taylor, estimate
+from benches import apart, naive
+from benches.models import THIN, llama
+from benches.sizes import pick
+from fxprune.importance import NAMES, by_name, estimate
 
-def memory(field):  # bytes
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith(field))
-
-method, order, sequences, length = sys.argv[1], *map(int, sys.argv[2:])
-with torch.device("meta"):
-    model = LlamaForCausalLM(LlamaConfig(hidden_size=1536, intermediate_size=4128,
-        num_hidden_layers=10, num_attention_heads=12, vocab_size=16000)).eval()
-graph = fxprune.discover(fxprune.trace(model))
-model = model.to_empty(device="cpu")
-torch.manual_seed(0)
-for p in model.parameters():
-    torch.nn.init.normal_(p, std=0.02)
-model.model.rotary_emb.__init__(model.config)  # its frequencies were on meta
-
-def activations(ids):
-    for p in model.parameters():
-        p.requires_grad_(False)
-    for part in ids.split(1 if order == 2 else len(ids)):
-        embedded = model.model.embed_tokens(part).requires_grad_()
-        model(inputs_embeds=embedded, labels=part, use_cache=False).loss.backward()
-
-def fxprune_scores(ids):
-    estimate(model, graph, Taylor(order=order), ids, kinds=("mlp", "attention"))
-
-def naive(ids):
-    squares = {}
-    for part in ids.split(1 if order == 2 else len(ids)):
-        model(part, labels=part, use_cache=False).loss.backward()
-        for p in model.parameters() if order == 2 else ():
-            square = p.grad.square()
-            squares[p] = squares[p].add_(square) if p in squares else square
-            p.grad = None
-    for p in model.parameters():
-        score = p.detach() * p.grad if order == 1 else p.detach().square() * squares[p]
-        score.abs().sum()
-    model.zero_grad()
-
-ids = torch.randint(0, 16000, (sequences, length))
-weights = sum(p.numel() * p.element_size() for p in model.parameters())
-run = {"activations": activations, "fxprune": fxprune_scores, "naive": naive}[method]
-run(ids[:1, :8])
-gc.collect()
-ctypes.CDLL(None).malloc_trim(0)
-before = memory("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-run(ids)
-print(f"{weights / 2**20:.0f}", (memory("VmHWM") - before) / weights)
-"""
+# Times the weights, without activations.
+LIMITS = {"taylor": 1.5, "taylor2": 2.6}
+SHAPE = pick(quick="thin", cpu="1.2 GB")
+ROWS, LENGTH = pick(quick=(2, 16), cpu=(4, 64), full=(10, 128))
+ROUNDS = pick(quick=1, cpu=5)
+TIMED: dict[str, Any] = pick(
+    quick=THIN,
+    cpu={
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "vocab_size": 8192,
+    },
+)
+OURS, NAIVE = "fxprune", "naive loop"
 
 
-def beyond_weights(method: str, order: int) -> float:
-    """Peak memory of a method above the weights, in multiples of the weights."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CODE, method]
-        + [str(n) for n in (order, SEQUENCES, LENGTH)],
-        env={**os.environ, **MALLOC},
-        capture_output=True,
-        text=True,
-        check=False,
+@functools.cache
+def model() -> LlamaForCausalLM:
+    return llama(TIMED)
+
+
+@functools.cache
+def graph() -> fxprune.DependencyGraph:
+    return fxprune.discover(fxprune.trace(model()))
+
+
+def test_every_criterion_is_here() -> None:
+    assert {*naive.CRITERIA} == {*NAMES} - {"random"}
+
+
+@pytest.mark.parametrize("criterion", naive.CRITERIA)
+def test_seconds(bench: Any, criterion: str) -> None:
+    ids = torch.randint(0, TIMED["vocab_size"], (ROWS, LENGTH))
+    asked = by_name(criterion)
+    calls = {
+        OURS: lambda: estimate(model(), graph(), asked, ids, kinds=naive.KINDS),
+        NAIVE: lambda: naive.scores(model(), criterion, ids),
+    }
+    times = bench.turns(calls, ROUNDS)
+    expected = times.results[NAIVE]
+    assert times.results[OURS].keys() == expected.keys()
+    for name, scores in times.results[OURS].items():
+        other = expected[name].detach().float()
+        assert torch.corrcoef(torch.stack([scores, other]))[0, 1] > 0.999 or len(other) == 1
+        if criterion != "obs":  # whose order of removal hangs on the last digit
+            torch.testing.assert_close(
+                scores, other, rtol=2e-3, atol=2e-4 * float(other.abs().max())
+            )
+    count = sum(p.numel() for p in model().parameters())
+    bench.row(
+        f"Seconds on {ROWS} x {LENGTH} tokens, a Llama of {count:,} parameters, float32",
+        {
+            "criterion": criterion,
+            "fxprune, s": times.median(OURS),
+            "naive loop, s": times.median(NAIVE),
+            "ratio": times.ratio(OURS, NAIVE),
+        },
     )
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("order", LIMITS)
-def test_taylor(order: int) -> None:
-    methods = ("activations", "fxprune", "naive")
-    activations, ours, naive = (beyond_weights(method, order) for method in methods)
-    print(
-        f"\norder {order}, {SEQUENCES} x {LENGTH} tokens, activations {activations:.2f} x weights"
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("criterion", naive.CRITERIA)
+def test_peak(bench: Any, criterion: str) -> None:
+    backward = criterion in (*naive.GRADIENT, "obs")
+    methods = ["fxprune", "naive", *(["activations"] if backward else [])]
+    peaks = bench.run(lambda: {m: peak(criterion, m) for m in methods})
+    activations = peaks.get("activations", 0.0)
+    bench.row(
+        f"Peak on {ROWS} x {LENGTH} tokens, weights of {SHAPE}, x weights",
+        {
+            "criterion": criterion,
+            "activations": activations if backward else None,
+            "fxprune": 1 + peaks["fxprune"],
+            "naive loop": 1 + peaks["naive"],
+            "fxprune without activations": 1 + peaks["fxprune"] - activations,
+            "naive without activations": 1 + peaks["naive"] - activations,
+        },
     )
-    for name, peak in (("fxprune", ours), ("naive", naive)):
-        rest = 1 + peak - activations
-        print(f"{name}: peak {1 + peak:.2f} x weights, {rest:.2f} x without activations")
-    assert 1 + ours - activations <= LIMITS[order]
+    if criterion in LIMITS:
+        rest = 1 + peaks["fxprune"] - activations
+        bench.at_most(f"{criterion}, without activations, x weights", rest, LIMITS[criterion])
+
+
+def peak(criterion: str, how: str) -> float:
+    """Growth at the peak, in multiples of the weights."""
+    found = apart.run("benches.peaks:importance", SHAPE, criterion, how, ROWS, LENGTH)
+    return found["growth"] / found["weights"]

@@ -1,93 +1,47 @@
-"""Peak memory of rewriting, and of looking at big models on ``meta``. Linux only.
+"""Peak memory of rewriting, and of looking at big models on ``meta``.
 
-``pytest benches/bench_memory.py -s`` prints the figures. Each is taken in a process of its own.
+``pytest benches/bench_memory.py -s``. Each figure is taken in a process of its own. Linux only.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benches import apart
+from benches.sizes import pick
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
-PRELUDE = """
-import torch, time
-from pathlib import Path
-from transformers import LlamaConfig, LlamaForCausalLM
-import fxprune
-from fxprune.plan import Plan
-
-def memory(field):  # bytes
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith(field))
-
-def reset_peak():
-    Path("/proc/self/clear_refs").write_text("5")
-"""
-
-REWRITE = """
-# 1.2 GB of weights in layers of LLaMA's proportions.
-with torch.device("meta"):
-    model = LlamaForCausalLM(LlamaConfig(hidden_size=1536, intermediate_size=4128,
-        num_hidden_layers=10, num_attention_heads=12, vocab_size=16000))
-traced = fxprune.trace(model.eval())  # once for the compiler's own memory
-model = model.to_empty(device="cpu")
-with torch.no_grad():
-    for p in (*model.parameters(), *model.buffers()):
-        p.fill_(0.01)
-traced = fxprune.trace(model)
-graph = fxprune.discover(traced)
-plan = Plan.of(graph, {g.name: tuple(range(g.size * 4 // 5)) for g in graph.groups
-                       if g.kind in KINDS})
-weights = sum(p.numel() * p.element_size() for p in model.parameters())
-before = memory("VmRSS")
-reset_peak()
-small = fxprune.rewrite(traced, plan, consume=CONSUME)
-peak = memory("VmHWM") - (before - weights)
-print(f"{weights / 2**20:.0f} MiB of weights, peak {peak / weights:.3f} x weights")
-print(peak / weights)
-"""
-
-INSPECT = """
-import sys
-from fxprune.cli import main
-start = time.perf_counter()
-try:
-    main()
-except SystemExit as stop:
-    assert not stop.code, stop.code
-seconds = time.perf_counter() - start
-print(f"inspect: {seconds:.1f} s, peak {memory('VmHWM') / 2**30:.2f} GiB")
-print(memory("VmHWM") / 2**30)
-"""
-
-
-def measure(code: str, *arguments: str) -> float:
-    """Run code in a fresh process, show what it printed, return the last line as a number."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PRELUDE + code), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *report, figure = done.stdout.strip().splitlines()
-    print("\n" + report[-1])
-    return float(figure)
+SHAPE = pick(quick="thin", cpu="1.2 GB")
+LIMITS = {"consume": 1.15, "copy": 2.0}
 
 
 @pytest.mark.parametrize("kinds", [("mlp", "attention"), ("channel",)], ids=["blocks", "channels"])
-@pytest.mark.parametrize("consume", [True, False], ids=["consume", "copy"])
-def test_rewrite(kinds: tuple[str, ...], consume: bool) -> None:
-    ratio = measure(f"KINDS, CONSUME = {kinds!r}, {consume!r}\n" + REWRITE)
-    assert ratio <= (1.15 if consume else 2.0)
+@pytest.mark.parametrize("how", [*LIMITS, "slicing"])
+def test_rewrite(bench: Any, kinds: tuple[str, ...], how: str) -> None:
+    found = bench.run(apart.run, "benches.peaks:rewriting", SHAPE, kinds, how)
+    weights, peak = found["weights"], found["peak"]
+    assert found["kept"] < weights <= peak
+    bench.row(
+        "Removing a fifth of the units of a Llama, float32: peak, the original included",
+        {
+            "weights, MiB": round(weights / 2**20),
+            "kinds": ", ".join(kinds),
+            "how": {"slicing": "bare slicing"}.get(how, f"rewrite, {how}"),
+            "peak, MiB": round(peak / 2**20),
+            "x weights": peak / weights,
+        },
+    )
+    if how in LIMITS:
+        bench.at_most(f"{', '.join(kinds)}, {how}: peak / weights", peak / weights, LIMITS[how])
 
 
 LAYERS_32 = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
-MODELS = {
+MODELS: dict[str, dict[str, int]] = {
     "llama-7b": {**LAYERS_32, "intermediate_size": 11008, "vocab_size": 32000},
     "llama-3-8b": {
         **LAYERS_32,
@@ -107,9 +61,13 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_inspect(name: str, tmp_path) -> None:
+def test_inspect(bench: Any, name: str, tmp_path: Path) -> None:
     from transformers import LlamaConfig
 
-    config = LlamaConfig(**MODELS[name], architectures=["LlamaForCausalLM"])
-    config.save_pretrained(tmp_path)
-    assert measure(INSPECT, "inspect", str(tmp_path / "config.json")) < 2
+    config = MODELS[name] | pick(quick={"num_hidden_layers": 2}, cpu={})
+    made = LlamaConfig(**config, architectures=["LlamaForCausalLM"])
+    made.save_pretrained(tmp_path)
+    found = bench.run(apart.run, "benches.peaks:inspect", str(tmp_path / "config.json"))
+    gib = found["peak"] / 2**30
+    bench.row("fxprune inspect", {"model": name, "s": found["seconds"], "peak, GiB": gib})
+    bench.at_most(f"inspect {name}: peak, GiB", gib, 2)

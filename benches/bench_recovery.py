@@ -1,4 +1,4 @@
-"""A step of recovery against a plain PEFT + Trainer loop, and the graph against the shrunk model.
+"""Recovery: a step against a plain PEFT + Trainer loop, and of the graph against the shrunk model.
 
 ``pytest benches/bench_recovery.py -s``. One run holds all of it, in turns, on a Llama of SmolLM2's
 width with 8 of its layers, a fifth of its parameters pruned, random weights, batches of 8 x 128.
@@ -19,19 +19,16 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import fxprune
+from benches.bench_speed import SMALL
+from benches.models import SMOLLM2
+from benches.sizes import pick
 from fxprune.recover import LoRA, Training, recover
 
-ROUNDS, STEPS, ROWS, LENGTH = 5, 4, 8, 128
-CONFIG: dict[str, Any] = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
-IDS = torch.randint(0, 49152, (ROWS * STEPS, LENGTH), generator=torch.Generator().manual_seed(0))
+ROUNDS, STEPS, ROWS, LENGTH = pick(quick=(1, 2, 2, 16), cpu=(5, 4, 8, 128))
+CONFIG: dict[str, Any] = pick(quick=SMALL, cpu={**SMOLLM2, "num_hidden_layers": 8})
+IDS = torch.randint(
+    0, CONFIG["vocab_size"], (ROWS * STEPS, LENGTH), generator=torch.Generator().manual_seed(0)
+)
 
 
 class Clock(TrainerCallback):
@@ -102,7 +99,7 @@ def ours(module: nn.Module) -> tuple[list[float], list[float]]:
     )
 
 
-def test_step() -> None:
+def test_step(bench: Any) -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG)).eval()
@@ -113,6 +110,28 @@ def test_step() -> None:
         "shrunk": lambda: ours(small),
         "graph": lambda: ours(result.graph_module),
     }
+    seconds, losses = bench.run(in_turns, runs)
+    middle = {name: statistics.median(each) for name, each in seconds.items()}
+    overhead, graph = middle["shrunk"] / middle["plain"], middle["graph"] / middle["shrunk"]
+    bench.row(
+        f"A step of {ROWS} x {LENGTH} tokens, LoRA of rank 8, float32",
+        {
+            "plain PEFT + Trainer, s": middle["plain"],
+            "recover, shrunk model, s": middle["shrunk"],
+            "recover, graph, s": middle["graph"],
+        },
+    )
+    # The same data, in the same order, from the same weights: the first losses are equal.
+    assert abs(losses["plain"][0] - losses["shrunk"][0]) < 1e-3
+    torch.testing.assert_close(losses["graph"], losses["shrunk"], rtol=1e-4, atol=1e-4)
+    bench.at_most("recover / plain PEFT + Trainer", overhead, 1.05)
+    bench.at_most("graph / shrunk model", graph, 1.1)
+
+
+def in_turns(
+    runs: dict[str, Callable[[], tuple[list[float], list[float]]]],
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of the steps of each run, the first of each left out, and its first losses."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     losses: dict[str, list[float]] = {}
     for number in range(ROUNDS + 1):
@@ -122,12 +141,4 @@ def test_step() -> None:
             losses.setdefault(name, found)
             if number:  # the first round warms up
                 seconds[name] += spent[1:]
-    middle = {name: statistics.median(each) for name, each in seconds.items()}
-    overhead, graph = middle["shrunk"] / middle["plain"], middle["graph"] / middle["shrunk"]
-    print(f"\nseconds of a step: {', '.join(f'{n} {s:.3f}' for n, s in middle.items())}")
-    print(f"recover / plain PEFT + Trainer: {overhead:.3f}   graph / shrunk: {graph:.3f}")
-    # The same data, in the same order, from the same weights: the first losses are equal.
-    assert abs(losses["plain"][0] - losses["shrunk"][0]) < 1e-3
-    torch.testing.assert_close(losses["graph"], losses["shrunk"], rtol=1e-4, atol=1e-4)
-    assert overhead <= 1.05
-    assert graph <= 1.1
+    return seconds, losses

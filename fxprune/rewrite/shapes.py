@@ -50,6 +50,7 @@ def propagate(
         return resize.sizes.value(value) if isinstance(value, torch.SymInt) else value
 
     values: dict[fx.Node, Any] = {}
+    known: dict[Any, Any] = {}
     for node in module.graph.nodes:
         old = originals.get(node)
         if node.op == "output":
@@ -65,7 +66,7 @@ def propagate(
             values[node] = pytree.tree_map(stand_in, node.meta.get("val"))
             continue
         else:
-            values[node] = _run(node, values)
+            values[node] = _run(node, values, known)
         if old is None:
             continue
         _check(resize, old, node, values[node])
@@ -78,18 +79,45 @@ def _sliced_to_symbol(node: fx.Node) -> bool:
     )
 
 
-def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+def _run(node: fx.Node, values: dict[fx.Node, Any], known: dict[Any, Any]) -> Any:
+    """What an op gives on ``meta``. Layers repeat ops and shapes, so each is run once."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
     assert callable(node.target)
+    key = _key(node.target, args, kwargs)
+    if key is not None and key in known:
+        # Not the same objects: an op may change the shape of its input in place.
+        return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, known[key])
     try:
         with torch.no_grad():
-            return node.target(*args, **kwargs)
+            result = node.target(*args, **kwargs)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RewriteError(
             f"{node.target} at {location(node) or node.name} does not take the smaller sizes: "
             f"{reason}. If its rule is your own, register a patch for its size arguments"
         ) from error
+    if key is not None:
+        known[key] = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
+    return result
+
+
+def _key(target: Any, args: Any, kwargs: Any) -> Any:
+    """What the shapes that an op gives depend on; None where that is not known."""
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return None
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    facts = [
+        (tuple(leaf.shape), leaf.stride(), leaf.dtype)
+        if isinstance(leaf, torch.Tensor) and leaf.is_meta
+        else (type(leaf), leaf)
+        for leaf in leaves
+    ]
+    key = (target, structure, *facts)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
 def _check(resize: Resizer, old: fx.Node, new: fx.Node, value: Any) -> None:

@@ -1,0 +1,75 @@
+"""Rewriting: seconds against bare slicing, and against Torch-Pruning.
+
+``pytest benches/bench_rewrite.py -s``. Bare slicing is one ``index_select`` per kept weight, with
+nothing around it: no graph, no checks, no module. Memory is in ``benches/bench_memory.py``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+
+import fxprune
+from benches import apart
+from benches.models import GIGABYTE, SMOLLM2, THIN, filled, thinned
+from benches.peer import OURS, PEER
+from benches.sizes import pick
+from benches.slicing import sliced, slices
+
+REWRITE, SLICING = "rewrite", "bare slicing"
+SHAPES: dict[str, dict[str, Any]] = pick(
+    quick={"thin": THIN}, cpu={"SmolLM2-135M": SMOLLM2, "1.2 GB": GIGABYTE}
+)
+ROUNDS = pick(quick=2, cpu=15)
+# Model, layers, width.
+PEERS = pick(
+    quick=[("MLP", 2, 32), ("residual CNN", 2, 8)],
+    cpu=[("MLP", 16, 64), ("MLP", 16, 2048), ("residual CNN", 16, 16), ("residual CNN", 16, 256)],
+)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_against_slicing(bench: Any, name: str) -> None:
+    traced = fxprune.trace(filled(SHAPES[name]))
+    plan = thinned(fxprune.discover(traced), {"mlp": 0.75, "attention": 0.67})
+    planned = slices(traced, plan)
+    calls = {REWRITE: lambda: fxprune.rewrite(traced, plan), SLICING: lambda: sliced(planned)}
+    times = bench.turns(calls, ROUNDS)
+    small = times.results[REWRITE]
+    assert sum(p.numel() for p in small.parameters()) == plan.parameters_after
+    kept = sum(tensor.numel() for tensor in times.results[SLICING])
+    shared = {id(tensor) for tensor in traced.tensors.values()}
+    assert kept == sum(p.numel() for p in small.parameters() if id(p) not in shared)
+    ratio = times.ratio(REWRITE, SLICING)
+    bench.row(
+        "MLPs and heads of a Llama, float32",
+        {
+            "weights": name,
+            "nodes": len(traced.graph_module.graph.nodes),
+            "MiB written": kept * 4 / 2**20,
+            "rewrite, s": times.median(REWRITE),
+            "bare slicing, s": times.median(SLICING),
+            "ratio": ratio,
+        },
+    )
+    bench.at_most(f"rewrite / bare slicing, {name}", ratio, 2.0)
+
+
+@pytest.mark.parametrize(("name", "layers", "width"), PEERS)
+def test_against_torch_pruning(bench: Any, name: str, layers: int, width: int) -> None:
+    if importlib.util.find_spec("torch_pruning") is None:
+        pytest.skip("Torch-Pruning is not installed: pip install '.[bench]'")
+    found = bench.run(apart.run, "benches.peer:rewriting", name, layers, width, ROUNDS)
+    bench.row(
+        "Half of the inner units of every layer, against Torch-Pruning (groups known)",
+        {
+            "model": name,
+            "layers": layers,
+            "width": width,
+            "fxprune, s": found[OURS],
+            "Torch-Pruning, s": found[PEER],
+            "ratio": found[OURS] / found[PEER],
+        },
+    )

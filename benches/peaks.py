@@ -1,0 +1,126 @@
+"""Peak memory of one thing; each of these runs in a process of its own. Linux only."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import fxprune
+from benches import naive
+from benches.models import GIGABYTE, THIN, filled, llama, thinned
+from benches.slicing import sliced, slices
+from fxprune.evaluate import memory
+from fxprune.importance import by_name, estimate
+
+SHAPES = {"1.2 GB": GIGABYTE, "thin": THIN}
+KEPT = 0.8
+
+
+def rewriting(shape: str, kinds: list[str], how: str) -> dict[str, float]:
+    """Peak of removing a fifth of the units of some kinds, the original included.
+
+    Args:
+        shape: of :data:`SHAPES`.
+        kinds: of groups.
+        how: ``copy`` or ``consume`` (:func:`fxprune.rewrite`), ``slicing`` (bare ``index_select``).
+
+    Returns:
+        Bytes of the ``weights``, of the ``kept`` ones and at the ``peak``.
+    """
+    with torch.device("meta"):
+        fxprune.trace(llama(SHAPES[shape]))  # the compiler's own memory comes first
+    model = filled(SHAPES[shape])
+    traced = fxprune.trace(model)
+    graph = fxprune.discover(traced)
+    plan = thinned(graph, dict.fromkeys(kinds, KEPT))
+    weights = _bytes(model)
+    planned = slices(traced, plan)
+    calls: dict[str, Callable[[], object]] = {
+        "copy": lambda: fxprune.rewrite(traced, plan),
+        "consume": lambda: fxprune.rewrite(traced, plan, consume=True),
+        "slicing": lambda: sliced(planned),
+    }
+    _settle()
+    before = memory.resident()
+    _, grown = memory.peak(torch.device("cpu"), calls[how], before)
+    assert grown is not None
+    return {"weights": weights, "kept": 4 * plan.parameters_after, "peak": weights + grown}
+
+
+def importance(shape: str, criterion: str, how: str, rows: int, length: int) -> dict[str, float]:
+    """Peak of scoring MLP units and heads, above the weights.
+
+    Args:
+        shape: of :data:`SHAPES`.
+        criterion: its name.
+        how: ``fxprune``; ``naive``, see :mod:`benches.naive`; or ``activations``: what forward and
+            backward pass take at most where no parameter requires a gradient and the embedded input
+            does. They grow with the tokens and not with the method.
+        rows: of calibration data.
+        length: tokens in each.
+
+    Returns:
+        Bytes of the ``weights``, and the ``growth`` at the peak.
+    """
+    with torch.device("meta"):
+        graph = fxprune.discover(fxprune.trace(llama(SHAPES[shape])))
+    model = filled(SHAPES[shape])
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    ids = torch.randint(0, SHAPES[shape]["vocab_size"], (rows, length))
+    asked = by_name(criterion)
+    calls: dict[str, Callable[[torch.Tensor], object]] = {
+        "fxprune": lambda data: estimate(model, graph, asked, data, kinds=naive.KINDS),
+        "naive": lambda data: naive.scores(model, criterion, data),
+        "activations": lambda data: _activations(model, data, naive.by_sample(criterion)),
+    }
+    calls[how](ids[:1, :8])
+    _settle()
+    before = memory.resident()
+    _, growth = memory.peak(torch.device("cpu"), lambda: calls[how](ids), before)
+    assert growth is not None
+    return {"weights": _bytes(model), "growth": growth}
+
+
+def inspect(config: str) -> dict[str, float]:
+    """Seconds and peak of ``fxprune inspect config.json``, which loads no weights."""
+    from fxprune.cli import main
+
+    sys.argv = ["fxprune", "inspect", config]
+    start = time.perf_counter()
+
+    def call() -> None:
+        try:
+            main()
+        except SystemExit as stop:
+            if stop.code:
+                raise
+
+    _, growth = memory.peak(torch.device("cpu"), call, 0)
+    assert growth is not None
+    return {"seconds": time.perf_counter() - start, "peak": growth}
+
+
+def _activations(model: nn.Module, ids: torch.Tensor, apart: bool) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for part in ids.split(1 if apart else len(ids)):
+        embedded = model.model.embed_tokens(part).requires_grad_()
+        model(inputs_embeds=embedded, labels=part, use_cache=False).loss.backward()
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _settle() -> None:
+    """Give freed memory back, as what is taken later would else go unseen."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,119 @@
+"""fxprune and Torch-Pruning in turns on one model; run in a process of its own, as it may not end.
+
+Torch-Pruning is the extra ``[bench]``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+import fxprune
+from benches.models import MODELS, Called
+from benches.turns import Turns, in_turns
+from fxprune.plan import Plan
+
+OURS, PEER = "fxprune", "Torch-Pruning"
+
+
+def discovery(name: str, layers: int, rounds: int, peer: bool) -> dict[str, Any]:
+    """Seconds from a module to all of its groups, and how many there are.
+
+    Args:
+        name: of :data:`benches.models.MODELS`.
+        layers: how many.
+        rounds: to take the median of.
+        peer: Torch-Pruning too.
+    """
+    made = MODELS[name](layers)
+
+    def ours() -> int:
+        return len(fxprune.discover(fxprune.trace(*made)).groups)
+
+    def theirs() -> int:
+        return len(list(dependencies(made).get_all_groups()))
+
+    return _told({OURS: ours, **({PEER: theirs} if peer else {})}, rounds)
+
+
+def rewriting(name: str, layers: int, width: int, rounds: int) -> dict[str, Any]:
+    """Seconds of removing the same half of the inner units of every layer, groups being known.
+
+    Torch-Pruning prunes in place; the copy that it gets is not timed. Both must compute the same.
+    """
+    model, args, kwargs = made = MODELS[name](layers, width)
+    traced = fxprune.trace(*made)
+    graph = fxprune.discover(traced)
+    # Of a plain MLP every hidden width, of the CNN the widths inside of residual blocks.
+    inner = [n for n, m in model.named_modules() if _inner(n, m)]
+    groups = [
+        group
+        for group in graph.groups
+        if any(s.axis == 0 and s.tensor.removesuffix(".weight") in inner for s in group.sites)
+    ]
+    plan = Plan.of(graph, {group.name: tuple(range(group.size // 2)) for group in groups})
+
+    def ours() -> nn.Module:
+        return fxprune.rewrite(traced, plan)
+
+    def theirs(found: Any, modules: list[nn.Module]) -> nn.Module:
+        for module in modules:
+            pruner = found.get_pruner_of_module(module)
+            size = pruner.get_out_channels(module)
+            gone = list(range(size // 2, size))
+            found.get_pruning_group(module, pruner.prune_out_channels, gone).prune()
+        return found.model
+
+    def prepare(who: str) -> tuple[Any, ...]:
+        if who == OURS:
+            return ()
+        copied = copy.deepcopy(model)
+        found = dependencies((copied, args, kwargs))
+        return found, [copied.get_submodule(name) for name in inner]
+
+    times = in_turns({OURS: ours, PEER: theirs}, rounds, prepare=prepare)
+    with torch.no_grad():
+        outputs = [times.results[who].eval()(*args, **kwargs) for who in (OURS, PEER)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    sizes = {sum(p.numel() for p in times.results[who].parameters()) for who in (OURS, PEER)}
+    assert sizes == {plan.parameters_after}, sizes
+    return {who: times.median(who) for who in (OURS, PEER)}
+
+
+def dependencies(made: Called) -> Any:
+    """Torch-Pruning's dependency graph."""
+    import torch_pruning
+
+    model, args, kwargs = made
+    return torch_pruning.DependencyGraph().build_dependency(
+        model,
+        kwargs or args,
+        forward_fn=lambda module, given: module(**given).logits if kwargs else module(*given),
+        verbose=False,
+    )
+
+
+def _inner(name: str, module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear):
+        return module.out_features != 10
+    return isinstance(module, nn.Conv2d) and name.endswith("conv1")
+
+
+def _told(calls: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Medians and results by name; what fails says why instead."""
+    failed = {}
+    for name, call in list(calls.items()):
+        try:
+            call()
+        except Exception as error:
+            lines = str(error).splitlines() or [""]
+            failed[name] = f"{type(error).__name__}: {lines[0][:120]}"
+            del calls[name]
+    times = in_turns(calls, rounds, warm_up=0) if calls else Turns({}, {})
+    told: dict[str, Any] = {
+        name: {"seconds": times.median(name), "groups": times.results[name]} for name in calls
+    }
+    return told | {name: {"failed": reason} for name, reason in failed.items()}
