@@ -66,9 +66,10 @@ def scores(path: Path) -> None:
 
 
 def pruned(path: Path) -> None:
-    """The folder that ``fxprune prune --out pruned`` writes."""
+    """What ``fxprune prune`` leaves behind, under the names that pages give it."""
     plan(path)
-    fxprune.apply(path / "plan.json", path / "MODEL", path / "pruned")
+    for name in ("pruned", "DIR"):
+        fxprune.apply(path / "plan.json", path / "MODEL", path / name)
 
 
 def texts(path: Path) -> None:
@@ -112,21 +113,25 @@ def _traced(**changes: object) -> Names:
     return {**found, "traced": traced, "graph": fxprune.discover(traced)}
 
 
-def _pruned() -> Names:
-    # Half of the parameters of this one can go.
-    found = _traced(intermediate_size=400)
+def _pruned(**changes: object) -> Names:
+    found = _traced(**changes)
     scores = fxprune.estimate(found["model"], found["graph"], fxprune.Magnitude())
     chosen = fxprune.select(found["graph"], scores, 0.2)
     small = fxprune.rewrite(found["traced"], chosen)
     return {**found, "plan": chosen, "small": small, "graph_module": small}
 
 
+def _roomy() -> Names:
+    """Half of the parameters can go."""
+    return _pruned(intermediate_size=400)
+
+
 NEEDS: dict[str, Needs] = {
-    "README.md": Needs(_zoo, (deep_model, plan, texts), prints="model.layers.0.mlp:units mlp 40"),
+    "README.md": Needs(_zoo, (model, pruned, texts), prints="model.layers.0.mlp:units mlp 40"),
     "docs/depth.md": Needs(_deep, (deep_model,)),
     "docs/importance.md": Needs(_traced),
     "docs/evaluation.md": Needs(_pruned, (texts,)),
-    "docs/recovery.md": Needs(_pruned, (model, pruned, texts)),
+    "docs/recovery.md": Needs(_roomy, (model, pruned, texts)),
     "docs/saving.md": Needs(_pruned, (model, plan, adapter)),
     "docs/how-to/choosing.md": Needs(_traced, (model, texts)),
     "docs/how-to/criterion.md": Needs(_traced),
