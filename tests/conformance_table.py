@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fxprune.errors import ShrinkError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.kinds import KINDS
 from fxprune.plan import Plan
+from tests import zoo
 from tests.zoo import OTHER, ZOO, Entry
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
@@ -144,37 +146,43 @@ def comes_back(entry: Entry, traced: fxprune.Traced, plan: Plan) -> str:
     return ""
 
 
-def row(entry: Entry, attention: str) -> list[str]:
-    """One line of the table."""
-    args, kwargs = entry.example()
-    graph = fxprune.discover(fxprune.trace(entry.build(attention), args, kwargs))
+ERRORS = ("oracle", "depth oracle")
+COLUMNS = ("model", "backend", *SHOWN, "oracle", "branches", "depth oracle", "may be frozen", *KEPT)
+
+
+def cells(entry: Entry, attention: str) -> dict[str, str]:
+    """One line of the table, by column. All but ``ERRORS`` is the same on every machine."""
+    graph = fxprune.discover(zoo.traced(entry.name, attention))
     reasons: dict[str, list[str]] = {}
     for kind, why in entry.frozen_ok.items():
         reasons.setdefault(why, []).append(kind)
-    frozen = "; ".join(f"{', '.join(kinds)}: {why}" for why, kinds in reasons.items())
-    return [
-        entry.name,
-        attention,
-        *(sizes(graph, kind) for kind in SHOWN),
-        f"{oracle_error(graph, entry):.0e}",
-        branches(fxprune.find_branches(graph.traced)),
-        depth_error(graph.traced, entry),
-        frozen,
-        *checkpoints(entry, graph.traced),
-    ]
+    return {
+        "model": entry.name,
+        "backend": attention,
+        **{kind: sizes(graph, kind) for kind in SHOWN},
+        "oracle": f"{oracle_error(graph, entry):.0e}",
+        "branches": branches(fxprune.find_branches(graph.traced)),
+        "depth oracle": depth_error(graph.traced, entry),
+        "may be frozen": "; ".join(f"{', '.join(kinds)}: {why}" for why, kinds in reasons.items()),
+        **dict(zip(KEPT, checkpoints(entry, graph.traced), strict=True)),
+    }
 
 
-def page() -> str:
+def page(rows: Iterable[Mapping[str, str]], versions: str) -> str:
     """The whole page."""
-    lines = [
-        ["model", "attention", *SHOWN, "oracle", "branches", "depth oracle", "may be frozen", *KEPT]
-    ]
-    lines.append(["---"] * len(lines[0]))
-    lines.extend(row(entry, attention) for entry in ZOO for attention in entry.backends)
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *([row[c] for c in COLUMNS] for row in rows)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
     return f"{INTRODUCTION}{table}\nMeasured with {versions}.\n"
 
 
+def committed() -> dict[tuple[str, str], dict[str, str]]:
+    """(model, backend) -> the cells of the page as it lies there, by column."""
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:]]
+    return {(row[0], row[1]): dict(zip(COLUMNS, row, strict=True)) for row in rows}
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
+    rows = [cells(entry, attention) for entry in ZOO for attention in entry.backends]
+    PAGE.write_text(page(rows, versions), encoding="utf-8")

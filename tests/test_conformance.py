@@ -1,11 +1,13 @@
 """Every promise about discovery and rewriting, on every architecture of the zoo.
 
-``python -m tests.conformance_table`` writes docs/conformance.md from the same table and checks.
+``python -m tests.conformance_table`` writes docs/conformance.md from the same table and checks, and
+what it wrote is compared here.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections import Counter
 from typing import Any
 
@@ -22,6 +24,7 @@ from fxprune.axes.dims import Dim, Layout, Product, resolve
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.group import Group
 from fxprune.plan import Plan
+from tests import conformance_table
 from tests.zoo import BY_NAME, CASES, OTHER, ZOO, built, traced
 
 
@@ -209,3 +212,26 @@ def test_meta_models_give_the_same_graph(name: str) -> None:
     assert [str(n.target) for n in nodes] == [str(n.target) for n in theirs]
     assert all(tensor.is_meta for tensor in on_meta.traced.tensors.values())
     assert all(p.is_meta for p in model.parameters())
+
+
+# the page
+
+
+@every_case
+def test_the_page_is_current(name: str, attention: str) -> None:
+    """Every cell; but errors are float noise, other on every machine, and need to be small."""
+    said = conformance_table.committed()[name, attention]
+    found = conformance_table.cells(BY_NAME[name], attention)
+    for column in conformance_table.ERRORS:
+        for cell in (said, found):
+            assert not cell[column] or float(cell[column]) <= 1e-4, column
+        found[column] = said[column] if found[column] else ""
+    assert found == said, "run: python -m tests.conformance_table"
+
+
+def test_the_page_has_every_model_and_nothing_else() -> None:
+    rows = conformance_table.committed()
+    assert tuple(rows) == CASES, "run: python -m tests.conformance_table"
+    text = conformance_table.PAGE.read_text(encoding="utf-8")
+    (versions,) = re.findall(r"^Measured with (.*)\.$", text, re.MULTILINE)
+    assert text == conformance_table.page(rows.values(), versions)

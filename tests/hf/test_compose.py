@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,11 @@ import torch
 from torch import nn
 
 import fxprune
+from tests.docs.blocks import ROOT, blocks
 from tests.hf import tiny
 from tests.hf.test_module_folder import halved
-from tests.test_docs import blocks
 
-PAGE = Path(__file__).parents[2] / "docs" / "saving.md"
+PAGE = ROOT / "docs" / "saving.md"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def test_dynamic_int8_of_torch(small: Any) -> None:
 def test_the_page(small: Any) -> None:
     """The example of docs/saving.md, as it stands."""
     pytest.importorskip("torchao")
-    (source,) = [text for text in blocks(PAGE, "python") if "quantize_" in text]
+    (source,) = [block.source for block in blocks(PAGE) if "import Int8Weight" in block.source]
     names = {"small": copy.deepcopy(small)}
     exec(compile(source, PAGE.name, "exec"), names)
     assert_close(names["small"], small)
