@@ -118,7 +118,8 @@ def _pruned(**changes: object) -> Names:
     scores = fxprune.estimate(found["model"], found["graph"], fxprune.Magnitude())
     chosen = fxprune.select(found["graph"], scores, 0.2)
     small = fxprune.rewrite(found["traced"], chosen)
-    return {**found, "plan": chosen, "small": small, "graph_module": small}
+    found |= {"scores": scores, "plan": chosen}
+    return {**found, "small": small, "graph_module": small}
 
 
 def _roomy() -> Names:
@@ -130,6 +131,7 @@ NEEDS: dict[str, Needs] = {
     "README.md": Needs(_zoo, (model, pruned, texts), prints="model.layers.0.mlp:units mlp 40"),
     "docs/depth.md": Needs(_deep, (deep_model,)),
     "docs/importance.md": Needs(_traced),
+    "docs/inspection.md": Needs(_pruned, (model,)),
     "docs/evaluation.md": Needs(_pruned, (texts,)),
     "docs/recovery.md": Needs(_roomy, (model, pruned, texts)),
     "docs/saving.md": Needs(_pruned, (model, plan, adapter)),
