@@ -28,6 +28,7 @@ def _tables(monkeypatch: pytest.MonkeyPatch) -> None:
     "ignore:.*removed in v6:FutureWarning",  # PEFT's
     "ignore:Model has .tie_word_embeddings=True.:UserWarning",
     "ignore:recovery made the validation loss no better",  # of random models
+    "ignore:.*torch.jit:DeprecationWarning",  # torch.compile's own
 )
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_a_page_runs(
