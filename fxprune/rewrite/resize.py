@@ -32,6 +32,8 @@ class Resizer:
         self.sizes = sizes
         self.kept = kept
         self._counts = {dim: len(units) for dim, units in kept.items()}
+        # By identity, for layers share layouts; held, so that an identity is of one layout.
+        self._known: dict[int, tuple[Layout, bool, int]] = {}
 
     def axes(self, node: fx.Node) -> tuple[Layout, ...]:
         """Layouts of a single-valued node's axes."""
@@ -45,11 +47,19 @@ class Resizer:
 
     def changed(self, layout: Layout) -> bool:
         """Whether the axis loses units."""
-        return any(atom in self.kept for atom in dims.atoms(layout))
+        return self._facts(layout)[1]
 
     def size(self, layout: Layout) -> int:
         """Size after pruning (of a symbolic axis: of its stand-in)."""
-        return dims.kept_size(layout, self._counts)
+        return self._facts(layout)[2]
+
+    def _facts(self, layout: Layout) -> tuple[Layout, bool, int]:
+        found = self._known.get(id(layout))
+        if found is None:
+            changed = any(atom in self.kept for atom in dims.atoms(layout))
+            size = dims.kept_size(layout, self._counts) if changed else layout.size
+            found = self._known[id(layout)] = (layout, changed, size)
+        return found
 
     def index(self, layout: Layout) -> torch.Tensor:
         """Positions that stay, int64 of shape (size after,), ascending."""

@@ -40,25 +40,28 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
         RewriteError: an op does not take the smaller sizes, or the plan adds a bias to what is no
             Linear without one.
     """
-    graph, resize = planned(traced, plan)
-    traced = graph.traced
+    groups, resize = planned(traced, plan)
+    traced = groups.traced
     biases.check(traced, plan.biases)
     # Everything that can fail runs on meta tensors, before any weight is touched.
     affected = {n for n in traced.graph_module.graph.nodes if _affected(resize, n)}
-    module, nodes = _skeleton(traced, resize, affected)
-    shapes.propagate(module, nodes, resize, affected.__contains__)
+    skeleton, graph, nodes = _skeleton(traced, resize, affected)
+    shapes.propagate(skeleton, graph, nodes, resize, affected.__contains__)
     if consume and traced.original is not None:
         for name in traced.dropped:
             gone = traced.original.tensors[name]
             gone.data = gone.new_empty(0)
-    tensors = _slice_tensors(traced, graph, resize, consume)
-    return _assemble(traced, module, tensors, plan.biases)
+    tensors = _slice_tensors(traced, groups, resize, consume)
+    return _assemble(traced, skeleton, graph, tensors, plan.biases)
 
 
 def _skeleton(
     traced: Traced, resize: Resizer, affected: set[fx.Node]
-) -> tuple[fx.GraphModule, dict[fx.Node, fx.Node]]:
-    """The patched graph over ``meta`` tensors of the new shapes."""
+) -> tuple[nn.Module, fx.Graph, dict[fx.Node, fx.Node]]:
+    """``meta`` tensors of the new shapes, the patched graph over them, and old nodes to new.
+
+    The graph has no code yet: to generate it takes as long as much of the rest.
+    """
     root = nn.Module()
     for name, tensor in traced.tensors.items():
         layouts = resize.inferred.tensors[name]
@@ -73,13 +76,13 @@ def _skeleton(
         nodes[old] = graph.node_copy(old, lambda n: nodes[n])
         nodes[old].meta = dict(old.meta)
     graph.set_codegen(copy.copy(traced.graph_module.graph._codegen))
-    module = fx.GraphModule(root, graph, class_name=type(traced.module).__name__)
+    graph.owning_module = root  # type: ignore[assignment]
     for old, new in list(nodes.items()):
         patch = find_patch(old.target) if old.op == "call_function" else None
         if patch and old in affected:
             nodes[old] = patch(resize, old, new) or new
     views.relax(graph)
-    return module, nodes
+    return root, graph, nodes
 
 
 def _share_regions(traced: Traced, root: nn.Module) -> None:
@@ -121,7 +124,8 @@ def _slice_tensors(
 
 def _assemble(
     traced: Traced,
-    skeleton: fx.GraphModule,
+    skeleton: nn.Module,
+    graph: fx.Graph,
     tensors: dict[str, torch.Tensor],
     added: tuple[str, ...],
 ) -> fx.GraphModule:
@@ -133,13 +137,11 @@ def _assemble(
     for name, tensor in tensors.items():
         set_attribute(root, name, tensor)
     _share_regions(traced, root)
-    graph = skeleton.graph
     leaves.restore(traced, graph, root, tensors)
     biases.add(root, added)
+    graph.owning_module = root  # type: ignore[assignment]
+    graph.eliminate_dead_code()  # it lints first
+    # It takes over what the graph uses, and nothing else.
     module = fx.GraphModule(root, graph, class_name=type(traced.module).__name__)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.graph.lint()
-    module.recompile()
     module.train(traced.module.training)
     return module

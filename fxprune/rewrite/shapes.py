@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
@@ -23,7 +23,8 @@ _SLICES = {torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default}
 
 
 def propagate(
-    module: fx.GraphModule,
+    module: nn.Module,
+    graph: fx.Graph,
     nodes: dict[fx.Node, fx.Node],
     resize: Resizer,
     affected: Callable[[fx.Node], bool],
@@ -31,7 +32,8 @@ def propagate(
     """Check the shapes of a rewritten graph and renew ``node.meta["val"]``.
 
     Args:
-        module: the rewritten graph over ``meta`` tensors.
+        module: holds the rewritten graph's tensors, on ``meta``.
+        graph: the rewritten graph.
         nodes: original node to the one that now stands for its value.
         resize: sizes under the plan.
         affected: whether the plan touches an original node.
@@ -51,7 +53,7 @@ def propagate(
 
     values: dict[fx.Node, Any] = {}
     known: dict[Any, Any] = {}
-    for node in module.graph.nodes:
+    for node in graph.nodes:
         old = originals.get(node)
         if node.op == "output":
             continue
@@ -85,8 +87,7 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], known: dict[Any, Any]) -> An
     assert callable(node.target)
     key = _key(node.target, args, kwargs)
     if key is not None and key in known:
-        # Not the same objects: an op may change the shape of its input in place.
-        return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, known[key])
+        return _other(known[key])
     try:
         with torch.no_grad():
             result = node.target(*args, **kwargs)
@@ -97,8 +98,15 @@ def _run(node: fx.Node, values: dict[fx.Node, Any], known: dict[Any, Any]) -> An
             f"{reason}. If its rule is your own, register a patch for its size arguments"
         ) from error
     if key is not None:
-        known[key] = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, result)
+        known[key] = _other(result)
     return result
+
+
+def _other(value: Any) -> Any:
+    """Of the same shape, but not the same: an op may change the shape of its input in place."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, value)
 
 
 def _key(target: Any, args: Any, kwargs: Any) -> Any:
@@ -157,7 +165,8 @@ def _renewed_tensor(resize: Resizer, value: Any, axes: Any, fakes: dict[Any, tor
         else:
             before, after = resize.static_factor(layout)
             shape.append(size // before * after)
-    key = (tuple(map(str, shape)), value.dtype, value.device)
+    sizes = (size if isinstance(size, int) else size.node.expr for size in shape)
+    key = (*sizes, value.dtype, value.device)
     if key not in fakes:
         with value.fake_mode:
             fakes[key] = torch.empty(shape, dtype=value.dtype, device=value.device)
