@@ -121,7 +121,7 @@ def load(
         device: where the tensors go.
 
     Returns:
-        The graph or the model of transformers, whichever was saved.
+        The graph or the model of transformers, whichever was saved, in evaluation mode.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another model; the message names it.

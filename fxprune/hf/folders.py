@@ -34,6 +34,11 @@ def whole(target: Path, *, replace: bool) -> Iterator[Path]:
         made, old = Path(temporary, "new"), Path(temporary, "old")
         made.mkdir()
         yield made
+        # Some libraries write files that only their owner can read.
+        readable = made.stat().st_mode & 0o666
+        for file in made.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(file.stat().st_mode | readable)
         if replace and target.exists():
             os.rename(target, old)
         try:

@@ -79,7 +79,7 @@ def read_graph(
     aliases: dict[str, str] = facts["aliases"]
     tensors |= {name: tensors[same] for name, same in aliases.items() if same in tensors}
     assign(small, tensors, path / TENSORS)
-    return small
+    return small.eval()
 
 
 def original(

@@ -144,10 +144,11 @@ def test_plain_modules_need_the_original(
     with pytest.raises(CheckpointError, match=f"pruned {make.__name__}.*model="):
         checkpoint.load(folder)
     with torch.device("meta" if meta else "cpu"):
-        original = make().eval()
+        original = make()  # in training mode, as it is when it is new
     before = {name: t.clone() for name, t in original.state_dict().items()}
     again = checkpoint.load(folder, model=original)
     assert torch.equal(again(example), result.graph_module(example))
+    assert original.training
     for name, tensor in original.state_dict().items():
         assert meta or torch.equal(tensor, before[name])
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from fxprune.files import replacing
 from fxprune.hf.folders import whole
 
 
@@ -21,6 +24,20 @@ def test_appears_at_the_end_with_its_parents(tmp_path: Path) -> None:
         assert not target.exists()
     assert (target / "file").read_text() == "x"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    mode = (tmp_path / "plain").stat().st_mode
+    with whole(tmp_path / "a", replace=False) as made:
+        save_file({"x": torch.ones(2)}, made / "private")
+        (made / "private").chmod(0o600)
+        (made / "script").touch(0o700)
+    assert (tmp_path / "a" / "private").stat().st_mode == mode
+    assert (tmp_path / "a" / "script").stat().st_mode == mode | 0o100
+    with replacing(tmp_path / "file") as temporary:
+        save_file({"x": torch.ones(2)}, temporary)
+    assert (tmp_path / "file").stat().st_mode == mode
 
 
 @pytest.mark.parametrize("replace", [True, False])
