@@ -6,6 +6,7 @@ A clock that counts parameters stands in for the machine: then what a table shou
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from fxprune.errors import SelectionError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.latency import LatencyTable, measure, outcome, store
 from fxprune.plan import Plan
+from tests.command_line import run_command
+from tests.hf import tiny
 from tests.llama import tiny_llama
 from tests.models import ResidualConvNet
 from tests.select.checks import random_scores
@@ -197,6 +200,34 @@ def test_prune(clock: list[int]) -> None:
     )
     assert steps.latency is not None
     assert 0.89 < steps.latency.predicted <= 0.9
+
+
+def test_command(
+    clock: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    tiny.folder(tmp_path / "model")
+    words = ["prune", tmp_path / "model", "--out", tmp_path / "out", "--latency", 0.9]
+    words += ["--criterion", "magnitude", "--compensate", "none", "--no-verify"]
+    words += ["--eval-samples", 2, "--eval-length", 16]
+    status, _, said = run_command(monkeypatch, capsys, *words, "--shape", "2by9")
+    assert status == 2
+    assert "--shape 2by9: give BATCHxTOKENS" in said
+    assert not clock
+    status, shown, _ = run_command(monkeypatch, capsys, *words, "--shape", "2x9")
+    assert status == 0
+    assert clock
+    # The two models are timed afterwards, by the real clock.
+    assert re.search(
+        r"latency of 2 x 9 tokens: 0.900 x the original's asked, 0.\d+ predicted, [\d.]+ measured",
+        shown,
+    )
+    assert "median forward pass of 2 x 9 tokens" in shown
+    assert "bound by: latency" in shown
+    again = fxprune.Plan.load(tmp_path / "out" / "plan.json")
+    assert 0.89 < again.parameters_after / again.parameters_before <= 0.9
 
 
 def test_a_real_clock() -> None:
