@@ -15,9 +15,9 @@ import torch
 
 import fxprune
 from benches.bench_speed import SHAPE, UNITS, _model
-from benches.generation import generate
 from benches.sizes import pick
 from fxprune import report
+from fxprune.evaluate.speed import generated
 from fxprune.plan import Plan
 
 BLOCKS, VOCABULARY = SHAPE["num_hidden_layers"], SHAPE["vocab_size"]
@@ -75,7 +75,7 @@ def models() -> dict[str, Any]:
 @pytest.mark.parametrize("batch", BATCHES)
 def test_generation(bench: Any, batch: int) -> None:
     ids = torch.randint(0, VOCABULARY, (batch, PROMPT))
-    calls = {n: functools.partial(generate, m, ids, NEW) for n, m in models().items()}
+    calls = {n: functools.partial(generated, m, ids, NEW) for n, m in models().items()}
     times = bench.turns(calls, ROUNDS, warm_up=WARM_UP)
     sizes = {name: report.parameters(model) for name, model in models().items()}
     assert abs(sizes["depth"] - sizes["width"]) < BLOCKS * 3 * SHAPE["hidden_size"]

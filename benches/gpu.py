@@ -28,7 +28,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
-from benches.generation import generate
 from benches.record import Record
 from benches.session import Session
 from benches.slicing import sliced, slices
@@ -36,6 +35,7 @@ from benches.turns import in_turns
 from fxprune import report
 from fxprune.costs import facts, memory_estimate
 from fxprune.evaluate import memory
+from fxprune.evaluate.speed import generated
 from fxprune.plan import Plan
 
 GIB = 2**30
@@ -339,7 +339,7 @@ class Parts:
         for batch, name in cells:  # warms up
             if self._session.left() <= 0:
                 break
-            generate(self.models[name], self._ids(batch, 12), min(4, self._shape.new))
+            generated(self.models[name], self._ids(batch, 12), min(4, self._shape.new))
         for _ in range(20 if self._needs else 1):
             for cell in cells:
                 expected = max(times[cell], default=self._needs / 4)
@@ -362,7 +362,7 @@ class Parts:
         seconds = [0.0]
 
         def call() -> None:
-            seconds[0] = timed(lambda: generate(model, ids, self._shape.new))[1]
+            seconds[0] = timed(lambda: generated(model, ids, self._shape.new))[1]
 
         peaks[cell] = max(peaks.get(cell, 0), self._peak(call, model))
         spent.append(seconds[0])

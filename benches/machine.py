@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from fxprune.latency.store import processor
 
 LIBRARIES = ("torch", "transformers", "peft", "torch-pruning")
 
@@ -29,7 +30,7 @@ def info() -> dict[str, Any]:
     try:
         from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info as known
     except ImportError:
-        cpu = {"brand_raw": _model_name(), "flags": []}
+        cpu = {"brand_raw": processor(), "flags": []}
         found = {"system": platform.system(), "machine": platform.machine(), "cpu": cpu}
         return {**found, "python_version": platform.python_version(), **facts()}
     return {**known(), **facts()}
@@ -40,11 +41,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _model_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")

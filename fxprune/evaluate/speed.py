@@ -89,22 +89,11 @@ def generate(
         vocabulary: ids below it are tokens.
     """
     ids = _prompt(model, batch, prompt, vocabulary)
-    writer: Any = model
 
     def call() -> object:
-        with torch.no_grad(), quiet():
-            written = writer.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=new,
-                min_new_tokens=new,
-                do_sample=False,
-                use_cache=True,
-                pad_token_id=0,
-            )
+        written = generated(model, ids, new)
         if ids.device.type == "cuda":
             torch.cuda.synchronize(ids.device)
-        assert written.shape == (batch, prompt + new)
         return written
 
     seconds, peak = _timed(model, call, rounds, before)
@@ -118,6 +107,29 @@ def _timed(
         device_of(model), lambda: report.latency([call], rounds=rounds), before
     )
     return times[0], most
+
+
+@torch.no_grad()
+def generated(model: Any, ids: torch.Tensor, new: int) -> torch.Tensor:
+    """What is generated greedily with a cache: the tokens in and exactly ``new`` more of each row.
+
+    Args:
+        model: a transformers model that can generate.
+        ids: the tokens in, (rows, length).
+        new: tokens out; the end of text is not taken.
+    """
+    with quiet():
+        written: torch.Tensor = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+        )
+    assert written.shape == (ids.shape[0], ids.shape[1] + new)
+    return written
 
 
 def _prompt(model: nn.Module, batch: int, tokens: int, vocabulary: int) -> torch.Tensor:

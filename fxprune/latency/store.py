@@ -45,7 +45,7 @@ def machine(traced: Traced) -> str:
     device = device_of(traced.module)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def read(name: str) -> LatencyTable | None:
@@ -85,7 +85,8 @@ def _file(name: str) -> Path:
     return cache_dir() / f"latency-{name}.json"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
