@@ -55,8 +55,8 @@ def in_turns(
     for number in range(warm_up + rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            given = prepare(name) if prepare else ()
             results.pop(name, None)  # else the old and the new result exist together
+            given = prepare(name) if prepare else ()
             _finish()
             start = time.perf_counter()
             results[name] = calls[name](*given)

@@ -32,8 +32,10 @@ def restore(
     """
     built: dict[str, nn.Module] = {}
     proven: dict[Any, bool] = {}
+    modules = dict(traced.module.named_modules(remove_duplicate=False))
     for path, nodes in _calls(graph):
-        module = _leaf(traced.module, path)
+        # An exported graph calls the second use of a shared module "path@1".
+        module = _leaf(modules.get(path.partition("@")[0]))
         if module is None:
             continue
         names = {
@@ -87,17 +89,16 @@ def _calls(graph: fx.Graph) -> Iterable[tuple[str, list[fx.Node]]]:
     return list(calls.values())
 
 
-def _leaf(root: nn.Module, path: str) -> nn.Module | None:
-    """The original module at the path, if it has no children and is worth restoring."""
-    try:
-        # An exported graph calls the second use of a shared module "path@1".
-        module = root.get_submodule(path.partition("@")[0])
-    except AttributeError:
+def _leaf(module: nn.Module | None) -> nn.Module | None:
+    """The module, if it has no children and is worth restoring."""
+    if module is None or type(module) is nn.Module or _any(module._modules):
         return None
-    if next(module.children(), None) is not None or type(module) is nn.Module:
-        return None
-    has_parameters = any(True for _ in module.parameters(recurse=False))
+    has_parameters = _any(module._parameters)
     return module if has_parameters or isinstance(module, TORCH_LEAVES) else None
+
+
+def _any(found: Mapping[str, object]) -> bool:
+    return any(value is not None for value in found.values())
 
 
 def _ends(nodes: list[fx.Node], own: set[str]) -> tuple[fx.Node, fx.Node] | None:

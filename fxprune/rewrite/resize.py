@@ -43,22 +43,20 @@ class Resizer:
 
     def stand_ins(self, value: torch.Tensor) -> tuple[int, ...]:
         """The shape with stand-in numbers for symbolic sizes."""
-        return tuple(size for size, _ in self.sizes.shape(value))
+        return tuple(map(self.sizes.value, value.shape))
 
     def changed(self, layout: Layout) -> bool:
         """Whether the axis loses units."""
-        return self._facts(layout)[1]
+        return (self._known.get(id(layout)) or self._facts(layout))[1]
 
     def size(self, layout: Layout) -> int:
         """Size after pruning (of a symbolic axis: of its stand-in)."""
-        return self._facts(layout)[2]
+        return (self._known.get(id(layout)) or self._facts(layout))[2]
 
     def _facts(self, layout: Layout) -> tuple[Layout, bool, int]:
-        found = self._known.get(id(layout))
-        if found is None:
-            changed = any(atom in self.kept for atom in dims.atoms(layout))
-            size = dims.kept_size(layout, self._counts) if changed else layout.size
-            found = self._known[id(layout)] = (layout, changed, size)
+        changed = any(atom in self.kept for atom in dims.atoms(layout))
+        size = dims.kept_size(layout, self._counts) if changed else layout.size
+        self._known[id(layout)] = found = (layout, changed, size)
         return found
 
     def index(self, layout: Layout) -> torch.Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -44,9 +47,10 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
     traced = groups.traced
     biases.check(traced, plan.biases)
     # Everything that can fail runs on meta tensors, before any weight is touched.
-    affected = {n for n in traced.graph_module.graph.nodes if _affected(resize, n)}
+    affected = _affected(resize, traced.graph_module.graph)
     skeleton, graph, nodes = _skeleton(traced, resize, affected)
-    shapes.propagate(skeleton, graph, nodes, resize, affected.__contains__)
+    read = _reader(traced, resize, skeleton)
+    shapes.propagate(read, graph, nodes, resize, affected.__contains__)
     if consume and traced.original is not None:
         for name in traced.dropped:
             gone = traced.original.tensors[name]
@@ -58,23 +62,16 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
 def _skeleton(
     traced: Traced, resize: Resizer, affected: set[fx.Node]
 ) -> tuple[nn.Module, fx.Graph, dict[fx.Node, fx.Node]]:
-    """``meta`` tensors of the new shapes, the patched graph over them, and old nodes to new.
+    """The patched graph, old nodes to new, and a module with what it reads beside the tensors.
 
     The graph has no code yet: to generate it takes as long as much of the rest.
     """
     root = nn.Module()
-    for name, tensor in traced.tensors.items():
-        layouts = resize.inferred.tensors[name]
-        small = torch.empty(
-            [resize.size(layout) for layout in layouts], dtype=tensor.dtype, device="meta"
-        )
-        set_attribute(root, name, small)
     _share_regions(traced, root)
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
     for old in traced.graph_module.graph.nodes:
-        nodes[old] = graph.node_copy(old, lambda n: nodes[n])
-        nodes[old].meta = dict(old.meta)
+        nodes[old] = graph.node_copy(old, nodes.__getitem__)
     graph.set_codegen(copy.copy(traced.graph_module.graph._codegen))
     graph.owning_module = root  # type: ignore[assignment]
     for old, new in list(nodes.items()):
@@ -85,6 +82,19 @@ def _skeleton(
     return root, graph, nodes
 
 
+def _reader(traced: Traced, resize: Resizer, skeleton: nn.Module) -> Callable[[str], Any]:
+    """What a name stands for in the patched graph, tensors in their new shapes on ``meta``."""
+
+    def read(name: str) -> Any:
+        tensor = traced.tensors.get(name)
+        if tensor is None:
+            return get_attribute(skeleton, name)
+        shape = [resize.size(layout) for layout in resize.inferred.tensors[name]]
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+    return read
+
+
 def _share_regions(traced: Traced, root: nn.Module) -> None:
     """Sub-graphs of control flow (``torch.cond``): frozen, so they stay as they are."""
     for node in traced.graph_module.graph.nodes:
@@ -93,14 +103,16 @@ def _share_regions(traced: Traced, root: nn.Module) -> None:
             set_attribute(root, str(node.target), value)
 
 
-def _affected(resize: Resizer, node: fx.Node) -> bool:
-    """Whether any axis of the node or of its inputs loses units."""
-    for value in (node, *node.all_input_nodes):
-        axes = resize.inferred.axes.get(value, ())
-        for each in axes if isinstance(axes, list) else [axes]:
-            if any(resize.changed(layout) for layout in each):
-                return True
-    return False
+def _affected(resize: Resizer, graph: fx.Graph) -> set[fx.Node]:
+    """The nodes of which any axis, or of whose inputs any axis, loses units."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        axes = resize.inferred.axes.get(node, ())
+        layouts = itertools.chain(*axes) if isinstance(axes, list) else axes
+        if any(map(resize.changed, layouts)):
+            found.add(node)
+            found.update(node.users)
+    return found
 
 
 def _slice_tensors(
@@ -140,7 +152,7 @@ def _assemble(
     leaves.restore(traced, graph, root, tensors)
     biases.add(root, added)
     graph.owning_module = root  # type: ignore[assignment]
-    graph.eliminate_dead_code()  # it lints first
+    graph.eliminate_dead_code(lambda node: bool(node.users) or node.is_impure())  # it lints first
     # It takes over what the graph uses, and nothing else.
     module = fx.GraphModule(root, graph, class_name=type(traced.module).__name__)
     module.train(traced.module.training)

@@ -10,20 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
 from fxprune.rewrite.resize import Resizer
-from fxprune.trace.attributes import get_attribute
+from fxprune.trace.lockstep import mutates
 from fxprune.trace.source import location
 
 _SLICES = {torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default}
 
 
 def propagate(
-    module: nn.Module,
+    read: Callable[[str], Any],
     graph: fx.Graph,
     nodes: dict[fx.Node, fx.Node],
     resize: Resizer,
@@ -32,7 +32,7 @@ def propagate(
     """Check the shapes of a rewritten graph and renew ``node.meta["val"]``.
 
     Args:
-        module: holds the rewritten graph's tensors, on ``meta``.
+        read: gives what the rewritten graph reads by name, tensors on ``meta``.
         graph: the rewritten graph.
         nodes: original node to the one that now stands for its value.
         resize: sizes under the plan.
@@ -51,27 +51,25 @@ def propagate(
             return torch.device("meta")
         return resize.sizes.value(value) if isinstance(value, torch.SymInt) else value
 
-    values: dict[fx.Node, Any] = {}
-    known: dict[Any, Any] = {}
+    run = _Run(stand_in)
     for node in graph.nodes:
         old = originals.get(node)
         if node.op == "output":
             continue
         if node.op == "get_attr":
-            value = get_attribute(module, str(node.target))
-            values[node] = value.to("meta") if isinstance(value, torch.Tensor) else value
+            value = read(str(node.target))
+            run.put(node, value.to("meta") if isinstance(value, torch.Tensor) else value)
         elif old is not None and _sliced_to_symbol(old):
             # The stand-in of a length may be more than there is, such as 10007 of 512 positions.
             shape = [resize.size(layout) for layout in resize.axes(old)]
-            values[node] = torch.empty(shape, dtype=old.meta["val"].dtype, device="meta")
+            run.put(node, torch.empty(shape, dtype=old.meta["val"].dtype, device="meta"))
         elif node.op == "placeholder" or (old is not None and not affected(old)):
-            values[node] = pytree.tree_map(stand_in, node.meta.get("val"))
             continue
         else:
-            values[node] = _run(node, values, known)
+            run.run(node)
         if old is None:
             continue
-        _check(resize, old, node, values[node])
+        _check(resize, old, node, run.value(node))
         node.meta["val"] = _renewed(resize, old, fakes)
 
 
@@ -81,51 +79,95 @@ def _sliced_to_symbol(node: fx.Node) -> bool:
     )
 
 
-def _run(node: fx.Node, values: dict[fx.Node, Any], known: dict[Any, Any]) -> Any:
-    """What an op gives on ``meta``. Layers repeat ops and shapes, so each is run once."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-    assert callable(node.target)
-    key = _key(node.target, args, kwargs)
-    if key is not None and key in known:
-        return _other(known[key])
-    try:
-        with torch.no_grad():
-            result = node.target(*args, **kwargs)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RewriteError(
-            f"{node.target} at {location(node) or node.name} does not take the smaller sizes: "
-            f"{reason}. If its rule is your own, register a patch for its size arguments"
-        ) from error
-    if key is not None:
-        known[key] = _other(result)
-    return result
+class _Run:
+    """The values of a graph's nodes on ``meta``. Layers repeat ops and shapes: each is run once."""
+
+    def __init__(self, stand_in: Callable[[Any], Any]) -> None:
+        self._stand_in = stand_in
+        self._values: dict[fx.Node, Any] = {}
+        self._facts: dict[fx.Node, Any] = {}
+        self._known: dict[Any, tuple[Any, Any]] = {}
+
+    def put(self, node: fx.Node, value: Any) -> None:
+        """Say what a node gives."""
+        self._values[node], self._facts[node] = value, _facts(value)
+
+    def value(self, node: fx.Node) -> Any:
+        """What a node gives: of one that was neither said nor run, a stand-in for its value."""
+        if node not in self._values:
+            self.put(node, pytree.tree_map(self._stand_in, node.meta.get("val")))
+        return self._values[node]
+
+    def run(self, node: fx.Node) -> None:
+        """Call a node's op.
+
+        Raises:
+            RewriteError: it does not take the sizes.
+        """
+        changes = mutates(node)
+        if changes:  # maybe the shape of an input, whose value other nodes may share
+            for each in node.all_input_nodes:
+                self.put(each, _other(self.value(each)))
+        key = None if changes else self._key(node)
+        found = None if key is None else self._known.get(key)
+        if found is None:
+            self.put(node, self._call(node))
+            if key is not None:
+                self._known[key] = self._values[node], self._facts[node]
+        else:
+            self._values[node], self._facts[node] = found
+        if changes:
+            for each in node.all_input_nodes:
+                self.put(each, self._values[each])
+
+    def _key(self, node: fx.Node) -> Any:
+        """What the shapes that an op gives depend on; None where that is not known."""
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return None
+        key = (node.target, self._signature(node.args), self._signature(node.kwargs))
+        try:
+            hash(key)
+        except TypeError:
+            return None
+        return key
+
+    def _signature(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            if argument not in self._facts:
+                self.value(argument)
+            return self._facts[argument]
+        if isinstance(argument, list | tuple):
+            return tuple([self._signature(each) for each in argument])
+        if isinstance(argument, dict):
+            return tuple([(name, self._signature(each)) for name, each in argument.items()])
+        return type(argument), argument
+
+    def _call(self, node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.value)
+        assert callable(node.target)
+        try:
+            with torch.no_grad():
+                return node.target(*args, **kwargs)
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RewriteError(
+                f"{node.target} at {location(node) or node.name} does not take the smaller sizes: "
+                f"{reason}. If its rule is your own, register a patch for its size arguments"
+            ) from error
 
 
 def _other(value: Any) -> Any:
-    """Of the same shape, but not the same: an op may change the shape of its input in place."""
-    if isinstance(value, torch.Tensor):
-        return value.detach()
+    """Of the same shape, but not the same."""
     return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, value)
 
 
-def _key(target: Any, args: Any, kwargs: Any) -> Any:
-    """What the shapes that an op gives depend on; None where that is not known."""
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
-        return None
-    leaves, structure = pytree.tree_flatten((args, kwargs))
-    facts = [
-        (tuple(leaf.shape), leaf.stride(), leaf.dtype)
-        if isinstance(leaf, torch.Tensor) and leaf.is_meta
-        else (type(leaf), leaf)
-        for leaf in leaves
-    ]
-    key = (target, structure, *facts)
-    try:
-        hash(key)
-    except TypeError:
-        return None
-    return key
+def _facts(value: Any) -> Any:
+    """What the shapes of results may depend on in a value."""
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple([_facts(each) for each in value])
+    return type(value), value
 
 
 def _check(resize: Resizer, old: fx.Node, new: fx.Node, value: Any) -> None:
@@ -134,7 +176,7 @@ def _check(resize: Resizer, old: fx.Node, new: fx.Node, value: Any) -> None:
         return
     pairs = zip(value, axes, strict=False) if isinstance(axes, list) else [(value, axes)]
     for result, layouts in pairs:
-        expected = tuple(resize.size(layout) for layout in layouts)
+        expected = tuple(map(resize.size, layouts))
         if isinstance(result, torch.Tensor) and tuple(result.shape) != expected:
             raise RewriteError(
                 f"{new.target} at {location(new) or new.name} gives shape {tuple(result.shape)} "
@@ -154,18 +196,21 @@ def _renewed(resize: Resizer, old: fx.Node, fakes: dict[Any, torch.Tensor]) -> A
 
 
 def _renewed_tensor(resize: Resizer, value: Any, axes: Any, fakes: dict[Any, torch.Tensor]) -> Any:
-    if not isinstance(value, FakeTensor) or not any(resize.changed(layout) for layout in axes):
+    if not isinstance(value, FakeTensor):
         return value
-    shape: list[Any] = []
-    for size, layout in zip(value.shape, axes, strict=True):
-        if not resize.changed(layout):
-            shape.append(size)
-        elif isinstance(size, int):
-            shape.append(resize.size(layout))
+    changed = list(map(resize.changed, axes))
+    if True not in changed:
+        return value
+    shape: list[Any] = list(value.shape)
+    for axis, (size, layout) in enumerate(zip(shape, axes, strict=True)):
+        if not changed[axis]:
+            continue
+        if isinstance(size, int):
+            shape[axis] = resize.size(layout)
         else:
             before, after = resize.static_factor(layout)
-            shape.append(size // before * after)
-    sizes = (size if isinstance(size, int) else size.node.expr for size in shape)
+            shape[axis] = size // before * after
+    sizes = [size if isinstance(size, int) else size.node.expr for size in shape]
     key = (*sizes, value.dtype, value.device)
     if key not in fakes:
         with value.fake_mode:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ def smaller(
     """
     result = copy.copy(module)
     for name, value in vars(module).items():
-        if isinstance(value, OrderedDict | dict | set) and name.startswith(("_", "forward")):
+        if isinstance(value, dict | set) and name.startswith(("_", "forward")):
             result.__dict__[name] = type(value)()  # hooks stay with the original
     result.__dict__["_modules"] = {}
     result.__dict__["_parameters"] = dict(module._parameters)

@@ -18,9 +18,10 @@ def container(root: nn.Module, path: str) -> nn.Module:
     """The module at a dotted path, made of empty modules where there is none."""
     module = root
     for part in path.split(".") if path else ():
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
+        found = module._modules.get(part)
+        if found is None:
+            module.add_module(part, found := nn.Module())
+        module = found
     return module
 
 
