@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from benches import apart
+from benches.peer import PEER
 from benches.sizes import pick
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -38,6 +40,25 @@ def test_rewrite(bench: Any, kinds: tuple[str, ...], how: str) -> None:
     )
     if how in LIMITS:
         bench.at_most(f"{', '.join(kinds)}, {how}: peak / weights", peak / weights, LIMITS[how])
+
+
+@pytest.mark.parametrize("how", [*LIMITS, PEER])
+def test_against_torch_pruning(bench: Any, how: str) -> None:
+    if how == PEER and importlib.util.find_spec("torch_pruning") is None:
+        pytest.skip("Torch-Pruning is not installed: pip install '.[bench]'")
+    layers, width = pick(quick=(2, 512), cpu=(16, 4096))
+    found = bench.run(apart.run, "benches.peaks:halving", "MLP", layers, width, how)
+    weights, peak = found["weights"], found["peak"]
+    assert found["kept"] < weights <= peak
+    bench.row(
+        f"Removing half of the units of an MLP, {layers} x {width}, the original included",
+        {
+            "weights, MiB": round(weights / 2**20),
+            "how": how if how == PEER else f"rewrite, {how}",
+            "peak, MiB": round(peak / 2**20),
+            "x weights": peak / weights,
+        },
+    )
 
 
 LAYERS_32 = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import fxprune
-from benches import naive
-from benches.models import GIGABYTE, THIN, filled, llama, thinned
+from benches import naive, peer
+from benches.models import GIGABYTE, MODELS, THIN, filled, llama, thinned
 from benches.slicing import sliced, slices
 from fxprune.evaluate import memory
 from fxprune.importance import by_name, estimate
@@ -51,6 +51,35 @@ def rewriting(shape: str, kinds: list[str], how: str) -> dict[str, float]:
     _, grown = memory.peak(torch.device("cpu"), calls[how], before)
     assert grown is not None
     return {"weights": weights, "kept": 4 * plan.parameters_after, "peak": weights + grown}
+
+
+def halving(name: str, layers: int, width: int, how: str) -> dict[str, float]:
+    """Peak of removing half of the inner units of every layer, the original included.
+
+    Args:
+        name: of :data:`benches.models.MODELS`.
+        layers: how many.
+        width: of each.
+        how: ``copy`` or ``consume`` (:func:`fxprune.rewrite`), or ``Torch-Pruning``, in place.
+
+    Returns:
+        As :func:`rewriting`; both tools keep the same number of weights.
+    """
+    made = MODELS[name](layers, width)
+    weights = _bytes(made[0])
+    traced, plan = peer.half(made)
+    found = peer.dependencies(made) if how == peer.PEER else None
+    calls: dict[str, Callable[[], nn.Module]] = {
+        "copy": lambda: fxprune.rewrite(traced, plan),
+        "consume": lambda: fxprune.rewrite(traced, plan, consume=True),
+        peer.PEER: lambda: peer.halve(found),
+    }
+    _settle()
+    before = memory.resident()
+    small, grown = memory.peak(torch.device("cpu"), calls[how], before)
+    assert grown is not None
+    assert _bytes(small) == 4 * plan.parameters_after
+    return {"weights": weights, "kept": _bytes(small), "peak": weights + grown}
 
 
 def importance(shape: str, criterion: str, how: str, rows: int, length: int) -> dict[str, float]:

@@ -45,42 +45,48 @@ def rewriting(name: str, layers: int, width: int, rounds: int) -> dict[str, Any]
     Torch-Pruning prunes in place; the copy that it gets is not timed. Both must compute the same.
     """
     model, args, kwargs = made = MODELS[name](layers, width)
-    traced = fxprune.trace(*made)
-    graph = fxprune.discover(traced)
-    # Of a plain MLP every hidden width, of the CNN the widths inside of residual blocks.
-    inner = [n for n, m in model.named_modules() if _inner(n, m)]
-    groups = [
-        group
-        for group in graph.groups
-        if any(s.axis == 0 and s.tensor.removesuffix(".weight") in inner for s in group.sites)
-    ]
-    plan = Plan.of(graph, {group.name: tuple(range(group.size // 2)) for group in groups})
+    traced, plan = half(made)
 
     def ours() -> nn.Module:
         return fxprune.rewrite(traced, plan)
 
-    def theirs(found: Any, modules: list[nn.Module]) -> nn.Module:
-        for module in modules:
-            pruner = found.get_pruner_of_module(module)
-            size = pruner.get_out_channels(module)
-            gone = list(range(size // 2, size))
-            found.get_pruning_group(module, pruner.prune_out_channels, gone).prune()
-        return found.model
-
     def prepare(who: str) -> tuple[Any, ...]:
         if who == OURS:
             return ()
-        copied = copy.deepcopy(model)
-        found = dependencies((copied, args, kwargs))
-        return found, [copied.get_submodule(name) for name in inner]
+        return (dependencies((copy.deepcopy(model), args, kwargs)),)
 
-    times = in_turns({OURS: ours, PEER: theirs}, rounds, prepare=prepare)
+    times = in_turns({OURS: ours, PEER: halve}, rounds, prepare=prepare)
     with torch.no_grad():
         outputs = [times.results[who].eval()(*args, **kwargs) for who in (OURS, PEER)]
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
     sizes = {sum(p.numel() for p in times.results[who].parameters()) for who in (OURS, PEER)}
     assert sizes == {plan.parameters_after}, sizes
     return {who: times.median(who) for who in (OURS, PEER)}
+
+
+def half(made: Called) -> tuple[fxprune.Traced, Plan]:
+    """The plan that takes half of the inner units of every layer."""
+    traced = fxprune.trace(*made)
+    graph = fxprune.discover(traced)
+    inner = _inner(made[0])
+    groups = [
+        group
+        for group in graph.groups
+        if any(s.axis == 0 and s.tensor.removesuffix(".weight") in inner for s in group.sites)
+    ]
+    return traced, Plan.of(graph, {group.name: tuple(range(group.size // 2)) for group in groups})
+
+
+def halve(found: Any) -> nn.Module:
+    """Take the same units by Torch-Pruning's graph, in place."""
+    for name in _inner(found.model):
+        module = found.model.get_submodule(name)
+        pruner = found.get_pruner_of_module(module)
+        size = pruner.get_out_channels(module)
+        gone = list(range(size // 2, size))
+        found.get_pruning_group(module, pruner.prune_out_channels, gone).prune()
+    model: nn.Module = found.model
+    return model
 
 
 def dependencies(made: Called) -> Any:
@@ -96,10 +102,15 @@ def dependencies(made: Called) -> Any:
     )
 
 
-def _inner(name: str, module: nn.Module) -> bool:
-    if isinstance(module, nn.Linear):
-        return module.out_features != 10
-    return isinstance(module, nn.Conv2d) and name.endswith("conv1")
+def _inner(model: nn.Module) -> list[str]:
+    """Of a plain MLP every hidden layer, of the CNN the first of each residual block."""
+
+    def inside(name: str, module: nn.Module) -> bool:
+        if isinstance(module, nn.Linear):
+            return module.out_features != 10
+        return isinstance(module, nn.Conv2d) and name.endswith("conv1")
+
+    return [name for name, module in model.named_modules() if inside(name, module)]
 
 
 def _told(calls: dict[str, Any], rounds: int) -> dict[str, Any]:
