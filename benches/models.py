@@ -34,6 +34,15 @@ GIGABYTE: dict[str, Any] = {
     "head_dim": 128,
     "vocab_size": 16000,
 }
+# 0.25 GB.
+QUARTER: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+}
 # Time goes into the graph, not into the weights.
 THIN: dict[str, Any] = {
     "hidden_size": 36,

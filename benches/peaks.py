@@ -13,12 +13,12 @@ from torch import nn
 
 import fxprune
 from benches import naive, peer
-from benches.models import GIGABYTE, MODELS, THIN, filled, llama, thinned
+from benches.models import GIGABYTE, MODELS, QUARTER, THIN, filled, llama, thinned
 from benches.slicing import sliced, slices
 from fxprune.evaluate import memory
 from fxprune.importance import by_name, estimate
 
-SHAPES = {"1.2 GB": GIGABYTE, "thin": THIN}
+SHAPES = {"1.2 GB": GIGABYTE, "0.25 GB": QUARTER, "thin": THIN}
 KEPT = 0.8
 
 
