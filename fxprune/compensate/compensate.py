@@ -28,6 +28,7 @@ from fxprune.trace.traced import Traced
 
 Method = Literal["bias", "least-squares"]
 Target = Literal["residual", "dense", "propagated"]
+Scope = Literal["pruned", "all"]
 
 
 def compensate(
@@ -38,6 +39,7 @@ def compensate(
     *,
     method: Method = "least-squares",
     target: Target = "residual",
+    scope: Scope = "pruned",
     damping: float = 0.3,
     batch_size: int | None = 8,
     progress: bool = False,
@@ -54,6 +56,10 @@ def compensate(
       ``lambda_j = damping * (X^T X)_jj``, X the inputs in the pruned model. A bias that the
       consumer has, of its own or gained by the plan, is fitted too (X and Y are then centred).
       Tokens that an attention mask hides do not count.
+
+    With ``scope="all"`` least squares refits every product with a weight, not only those that read
+    pruned units: a ``q_proj`` or ``gate_proj`` then also gives, for what the pruned model feeds
+    into it, what it gave in the dense model (as GPTAQ, 2504.02692, does for quantised layers).
 
     Where the plan removes residual branches or blocks, the dense model is the original without
     those. A consumer whose weight is used in several places (tied or shared) is left alone, and a
@@ -74,6 +80,7 @@ def compensate(
             by then, so that the stream, not the branch alone, comes back to what it was; or
             ``propagated``, the output that the original weight gives for all units, computed from
             what the pruned model feeds into the layer (nothing of earlier layers is undone).
+        scope: ``pruned``, the consumers of pruned units, or ``all``, every product with a weight.
         damping: how much the weights of each input are held to what they are, relative to that
             input's own mean square. (Relative to the mean over inputs, the few massive
             activations of language models would hold all others fast.)
@@ -90,13 +97,13 @@ def compensate(
         RewriteError: ``small`` is not what the plan makes of the model.
     """
     started = time.perf_counter()
-    _check_options(method, target, damping)
+    _check_options(method, target, scope, damping)
     traced = bypass(traced, plan.removed)
     _check_weights(traced)
     graph = discover(traced)
     plan.check(graph)
     resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
-    found = match(graph, small, plan, resize)
+    found = match(graph, small, plan, resize, everywhere=scope == "all")
     if method == "bias":
         found = tuple(_with_bias(traced, m) if isinstance(m, Match) else m for m in found)
     if target == "propagated":
@@ -104,6 +111,7 @@ def compensate(
     matches = [each for each in found if isinstance(each, Match)]
     inputs = [graph_inputs(traced, b) for b in batches(traced.module, calibration, batch_size)]
     for each in matches:
+        own(each.owner, each.weight_name, traced.tensors[each.consumer.site.tensor])
         if each.holder is not None and each.fits_bias:
             own(each.holder, each.bias_name, traced.tensors.get(each.consumer.bias or ""))
     results: dict[fx.Node, Compensated] = {}
@@ -124,10 +132,11 @@ def compensate(
     return CompensationReport(method, target, done, time.perf_counter() - started)
 
 
-def _check_options(method: str, target: str, damping: float) -> None:
+def _check_options(method: str, target: str, scope: str, damping: float) -> None:
     for name, value, known in (
         ("method", method, get_args(Method)),
         ("target", target, get_args(Target)),
+        ("scope", scope, get_args(Scope)),
     ):
         if value not in known:
             raise CalibrationError(f"{name}={value!r}: choose from {', '.join(known)}")
@@ -135,6 +144,8 @@ def _check_options(method: str, target: str, damping: float) -> None:
         raise CalibrationError(f"damping={damping}: it must be 0 or more")
     if method == "bias" and target == "propagated":
         raise CalibrationError("the means of method='bias' are those of the dense model")
+    if method == "bias" and scope == "all":
+        raise CalibrationError("method='bias' is for units that go: use scope='pruned'")
 
 
 def _check_weights(traced: Traced) -> None:

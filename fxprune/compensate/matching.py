@@ -12,7 +12,7 @@ from fxprune.compensate.reasons import reason_against, turns, uses
 from fxprune.compensate.report import Compensated
 from fxprune.compensate.residual import skips
 from fxprune.errors import RewriteError
-from fxprune.groups.consumers import Consumer, consumers
+from fxprune.groups.consumers import Consumer, consumers, every_consumer
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
 from fxprune.rewrite.resize import Resizer
@@ -31,7 +31,8 @@ class Match:
         consumer: the product in the original graph.
         node: the product in the smaller graph, or the call of the module that holds it.
         source: its activation there.
-        weight: the smaller weight.
+        owner: the module that holds the smaller weight.
+        weight_name: the weight's name in ``owner``.
         holder: the module that holds the smaller bias, None where there is none.
         bias_name: the bias' name in ``holder``.
         fits_bias: whether the bias may change: nothing else reads it.
@@ -45,7 +46,8 @@ class Match:
     consumer: Consumer
     node: fx.Node
     source: fx.Node
-    weight: nn.Parameter
+    owner: nn.Module
+    weight_name: str
     holder: nn.Module | None
     bias_name: str
     fits_bias: bool
@@ -54,21 +56,30 @@ class Match:
     skip: tuple[fx.Node, fx.Node] | None
 
     @property
+    def weight(self) -> nn.Parameter:
+        """The smaller weight."""
+        found: nn.Parameter = getattr(self.owner, self.weight_name)
+        return found
+
+    @property
     def bias(self) -> Tensor | None:
         """The smaller bias."""
         return None if self.holder is None else getattr(self.holder, self.bias_name)
 
 
 def match(
-    graph: DependencyGraph, small: fx.GraphModule, plan: Plan, resize: Resizer
+    graph: DependencyGraph, small: fx.GraphModule, plan: Plan, resize: Resizer, everywhere: bool
 ) -> tuple[Match | Compensated, ...]:
-    """Every consumer of the plan's groups, in graph order.
+    """The consumers of the plan's groups, or those of all units, in graph order.
 
     Raises:
         RewriteError: ``small`` is not what the plan makes of the model.
     """
     places = {node: i for i, node in enumerate(graph.traced.graph_module.graph.nodes)}
-    found = {c.node: c for name in plan.kept for c in consumers(graph, graph[name])}
+    if everywhere:
+        found = {c.node: c for c in every_consumer(graph)}
+    else:
+        found = {c.node: c for name in plan.kept for c in consumers(graph, graph[name])}
     calls = _calls(graph.traced, small)
     return tuple(
         _match(graph, small, plan, resize, found[node], calls)
@@ -98,7 +109,8 @@ def _match(
     if source is None:
         return Compensated(name, skipped="its module does more than a product with its input")
     layouts = graph.layouts[weight_name]
-    weight: nn.Parameter = getattr(*_place(graph.traced, small, node, weight_name))
+    owner, leaf = _place(graph.traced, small, node, weight_name)
+    weight: nn.Parameter = getattr(owner, leaf)
     if tuple(weight.shape) != tuple(resize.size(layout) for layout in layouts):
         raise RewriteError(
             f"{weight_name!r} has shape {tuple(weight.shape)} in the smaller model, and the plan "
@@ -110,15 +122,16 @@ def _match(
     if bias is None and gained in plan.biases:
         bias, fits = gained, True
     outputs = layouts[consumer.output_axis]
-    holder, leaf = _place(graph.traced, small, node, bias) if bias else (None, "")
+    holder, bias_leaf = _place(graph.traced, small, node, bias) if bias else (None, "")
     return Match(
         name=name,
         consumer=consumer,
         node=node,
         source=source,
-        weight=weight,
+        owner=owner,
+        weight_name=leaf,
         holder=holder,
-        bias_name=leaf,
+        bias_name=bias_leaf,
         fits_bias=fits,
         kept_inputs=resize.index(consumer.site.layout).to(weight.device),
         kept_outputs=resize.index(outputs).to(weight.device) if resize.changed(outputs) else None,

@@ -30,8 +30,8 @@ class CompensationReport:
 
     Attributes:
         method: ``bias`` or ``least-squares``.
-        target: ``dense`` or ``propagated``.
-        consumers: each consumer of the pruned units, in graph order.
+        target: ``residual``, ``dense`` or ``propagated``.
+        consumers: each consumer of the pruned units, or each of all units, in graph order.
         seconds: wall-clock time.
     """
 

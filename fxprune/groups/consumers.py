@@ -58,6 +58,12 @@ class Consumer:
         return self.site.tensor.rpartition(".")[0]
 
 
+def every_consumer(graph: DependencyGraph) -> tuple[Consumer, ...]:
+    """Every product of an activation with a weight, whether units may go from it or not."""
+    nodes = graph.traced.graph_module.graph.nodes
+    return tuple(found for node in nodes for found in _of_node(graph, node))
+
+
 def consumers(graph: DependencyGraph, group: Group) -> tuple[Consumer, ...]:
     """Every use of the group's units as the input of a product with a weight, in graph order.
 
