@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from benches import apart
-from benches.peer import PEER
+from benches.peer import PEER, needs_peer
 from benches.sizes import pick
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -42,10 +41,8 @@ def test_rewrite(bench: Any, kinds: tuple[str, ...], how: str) -> None:
         bench.at_most(f"{', '.join(kinds)}, {how}: peak / weights", peak / weights, LIMITS[how])
 
 
-@pytest.mark.parametrize("how", [*LIMITS, PEER])
+@pytest.mark.parametrize("how", [*LIMITS, pytest.param(PEER, marks=needs_peer)])
 def test_against_torch_pruning(bench: Any, how: str) -> None:
-    if how == PEER and importlib.util.find_spec("torch_pruning") is None:
-        pytest.skip("Torch-Pruning is not installed: pip install '.[bench]'")
     layers, width = pick(quick=(2, 512), cpu=(16, 4096))
     found = bench.run(apart.run, "benches.peaks:halving", "MLP", layers, width, how)
     weights, peak = found["weights"], found["peak"]

@@ -7,7 +7,6 @@ without, and against Torch-Pruning (the extra ``[bench]``), by depth.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from torch.export import Dim
 import fxprune
 from benches import apart
 from benches.models import MODELS, THIN, llama
-from benches.peer import OURS, PEER
+from benches.peer import OURS, PEER, needs_peer
 from benches.sizes import pick
 from fxprune.plan import Plan
 
@@ -89,10 +88,9 @@ def test_against_export(bench: Any, layers: int) -> None:
 
 @pytest.mark.parametrize("layers", DEPTHS)
 @pytest.mark.parametrize("name", MODELS)
+@needs_peer
 def test_against_torch_pruning(bench: Any, name: str, layers: int) -> None:
     """A model that it did not finish, or failed on, is not tried on it at more layers."""
-    if importlib.util.find_spec("torch_pruning") is None:
-        pytest.skip("Torch-Pruning is not installed: pip install '.[bench]'")
     given_up = name in GIVEN_UP
     found = None
     if not given_up:

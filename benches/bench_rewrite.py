@@ -8,9 +8,6 @@ as the first one of a process does. Peaks are in ``benches/bench_memory.py``.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +17,8 @@ import torch
 import fxprune
 from benches import apart
 from benches.models import GIGABYTE, SMOLLM2, THIN, filled, thinned
-from benches.peer import OURS, PEER
+from benches.peaks import settle
+from benches.peer import OURS, PEER, needs_peer
 from benches.sizes import pick
 from benches.slicing import sliced, slices
 
@@ -47,10 +45,9 @@ def threads(count: int) -> Iterator[None]:
 
 
 def without_spare_memory(_: str) -> tuple[()]:
-    """Give back what earlier calls have freed (with glibc)."""
-    gc.collect()
+    """Give back what earlier calls have freed; only glibc can be asked to."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        settle()
     return ()
 
 
@@ -86,10 +83,9 @@ def test_against_slicing(bench: Any, name: str, count: int) -> None:
         bench.at_most(f"rewrite / bare slicing, {name}, one thread", ratio, 2.0)
 
 
+@needs_peer
 @pytest.mark.parametrize(("name", "layers", "width"), PEERS)
 def test_against_torch_pruning(bench: Any, name: str, layers: int, width: int) -> None:
-    if importlib.util.find_spec("torch_pruning") is None:
-        pytest.skip("Torch-Pruning is not installed: pip install '.[bench]'")
     found = bench.run(apart.run, "benches.peer:rewriting", name, layers, width, ROUNDS)
     bench.row(
         "Half of the inner units of every layer, against Torch-Pruning (groups known)",

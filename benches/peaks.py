@@ -46,7 +46,7 @@ def rewriting(shape: str, kinds: list[str], how: str) -> dict[str, float]:
         "consume": lambda: fxprune.rewrite(traced, plan, consume=True),
         "slicing": lambda: sliced(planned),
     }
-    _settle()
+    settle()
     before = memory.resident()
     _, grown = memory.peak(torch.device("cpu"), calls[how], before)
     assert grown is not None
@@ -74,7 +74,7 @@ def halving(name: str, layers: int, width: int, how: str) -> dict[str, float]:
         "consume": lambda: fxprune.rewrite(traced, plan, consume=True),
         peer.PEER: lambda: peer.halve(found),
     }
-    _settle()
+    settle()
     before = memory.resident()
     small, grown = memory.peak(torch.device("cpu"), calls[how], before)
     assert grown is not None
@@ -111,7 +111,7 @@ def importance(shape: str, criterion: str, how: str, rows: int, length: int) -> 
         "activations": lambda data: _activations(model, data, naive.by_sample(criterion)),
     }
     calls[how](ids[:1, :8])
-    _settle()
+    settle()
     before = memory.resident()
     _, growth = memory.peak(torch.device("cpu"), lambda: calls[how](ids), before)
     assert growth is not None
@@ -149,7 +149,7 @@ def _bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def _settle() -> None:
+def settle() -> None:
     """Give freed memory back, as what is taken later would else go unseen."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

@@ -6,8 +6,10 @@ Torch-Pruning is the extra ``[bench]``.
 from __future__ import annotations
 
 import copy
+import importlib.util
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -17,6 +19,10 @@ from benches.turns import Turns, in_turns
 from fxprune.plan import Plan
 
 OURS, PEER = "fxprune", "Torch-Pruning"
+needs_peer = pytest.mark.skipif(
+    importlib.util.find_spec("torch_pruning") is None,
+    reason="Torch-Pruning is not installed: pip install '.[bench]'",
+)
 
 
 def discovery(name: str, layers: int, rounds: int, peer: bool) -> dict[str, Any]:

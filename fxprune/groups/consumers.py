@@ -78,11 +78,10 @@ def consumers(graph: DependencyGraph, group: Group) -> tuple[Consumer, ...]:
 def _by_group(graph: DependencyGraph) -> dict[str, tuple[Consumer, ...]]:
     groups = {find(group.dim): group for group in (*graph.groups, *graph.frozen)}
     found: dict[str, list[Consumer]] = {}
-    for node in graph.traced.graph_module.graph.nodes:
-        for consumer in _of_node(graph, node):
-            held = dict.fromkeys(dims.atoms(consumer.site.layout))
-            for group in (groups[dim] for dim in held if dim in groups):
-                found.setdefault(group.name, []).append(consumer)
+    for consumer in every_consumer(graph):
+        held = dict.fromkeys(dims.atoms(consumer.site.layout))
+        for group in (groups[dim] for dim in held if dim in groups):
+            found.setdefault(group.name, []).append(consumer)
     return {name: tuple(each) for name, each in found.items()}
 
 

@@ -62,7 +62,7 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
 def _skeleton(
     traced: Traced, resize: Resizer, affected: set[fx.Node]
 ) -> tuple[nn.Module, fx.Graph, dict[fx.Node, fx.Node]]:
-    """The patched graph, old nodes to new, and a module with what it reads beside the tensors.
+    """A module with what the graph reads beside tensors, the patched graph, and old nodes to new.
 
     The graph has no code yet: to generate it takes as long as much of the rest.
     """
