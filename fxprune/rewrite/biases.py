@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,23 +38,23 @@ def check(traced: Traced, names: Iterable[str]) -> None:
             )
 
 
-def add(root: nn.Module, names: Iterable[str]) -> None:
+def add(modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
     """Give restored Linears a bias of zeros, so that what they compute stays the same.
 
     Args:
-        root: holds the modules of a rewritten graph; changed in place.
+        modules: those of a rewritten graph by path; changed in place.
         names: canonical FQNs of the biases.
 
     Raises:
         RewriteError: the module was not restored as a Linear; the message names it.
     """
-    modules: dict[str, list[nn.Linear]] = {}
-    for path, module in root.named_modules():
+    linears: dict[str, list[nn.Linear]] = {}
+    for path, module in modules.items():
         if isinstance(module, nn.Linear):
             # The second call of a shared module stands under "path@1" and shares its tensors.
-            modules.setdefault(path.partition("@")[0], []).append(module)
+            linears.setdefault(path.partition("@")[0], []).append(module)
     for name in names:
-        found = modules.get(name.rpartition(".")[0])
+        found = linears.get(name.rpartition(".")[0])
         if not found:
             raise RewriteError(
                 f"the plan adds {name!r}, but that Linear did not come back as a module: "
@@ -63,8 +63,8 @@ def add(root: nn.Module, names: Iterable[str]) -> None:
         weight = found[0].weight
         zeros = weight.detach().new_zeros(weight.shape[0])
         bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
-        for module in found:
-            module.bias = bias
+        for linear in found:
+            linear.bias = bias
 
 
 def _adds_its_bias(module: nn.Linear) -> bool:

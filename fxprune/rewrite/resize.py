@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import fx
@@ -16,6 +17,22 @@ from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.plan import Plan
 from fxprune.trace.sizes import Sizes
 from fxprune.trace.traced import Traced
+
+
+class Axis(NamedTuple):
+    """An axis under a plan.
+
+    Attributes:
+        layout: of the original, held, so that its ``id`` stays its own.
+        changed: whether it loses units.
+        size: after pruning (of a symbolic axis: of its stand-in).
+        kind: the same for axes that have the same size, symbolic sizes included.
+    """
+
+    layout: Layout
+    changed: bool
+    size: int
+    kind: int | Layout
 
 
 class Resizer:
@@ -32,8 +49,8 @@ class Resizer:
         self.sizes = sizes
         self.kept = kept
         self._counts = {dim: len(units) for dim, units in kept.items()}
-        # By identity, for layers share layouts; held, so that an identity is of one layout.
-        self._known: dict[int, tuple[Layout, bool, int]] = {}
+        # By identity, for layers share layouts.
+        self._known: dict[int, Axis] = {}
 
     def axes(self, node: fx.Node) -> tuple[Layout, ...]:
         """Layouts of a single-valued node's axes."""
@@ -45,18 +62,24 @@ class Resizer:
         """The shape with stand-in numbers for symbolic sizes."""
         return tuple(map(self.sizes.value, value.shape))
 
+    def axis(self, layout: Layout) -> Axis:
+        """What becomes of an axis."""
+        return self._known.get(id(layout)) or self._found(layout)
+
     def changed(self, layout: Layout) -> bool:
         """Whether the axis loses units."""
-        return (self._known.get(id(layout)) or self._facts(layout))[1]
+        return self.axis(layout).changed
 
     def size(self, layout: Layout) -> int:
         """Size after pruning (of a symbolic axis: of its stand-in)."""
-        return (self._known.get(id(layout)) or self._facts(layout))[2]
+        return self.axis(layout).size
 
-    def _facts(self, layout: Layout) -> tuple[Layout, bool, int]:
-        changed = any(atom in self.kept for atom in dims.atoms(layout))
+    def _found(self, layout: Layout) -> Axis:
+        atoms = list(dims.atoms(layout))
+        changed = any(atom in self.kept for atom in atoms)
         size = dims.kept_size(layout, self._counts) if changed else layout.size
-        self._known[id(layout)] = found = (layout, changed, size)
+        kind = layout if any(atom.free for atom in atoms) else size
+        self._known[id(layout)] = found = Axis(layout, changed, size, kind)
         return found
 
     def index(self, layout: Layout) -> torch.Tensor:

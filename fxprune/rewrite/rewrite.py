@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
     biases.check(traced, plan.biases)
     # Everything that can fail runs on meta tensors, before any weight is touched.
     affected = _affected(resize, traced.graph_module.graph)
-    skeleton, graph, nodes = _skeleton(traced, resize, affected)
+    calls = leaves.ready(traced, affected)
+    skeleton, graph, nodes = _skeleton(traced, resize, affected, calls)
     read = _reader(traced, resize, skeleton)
     shapes.propagate(read, graph, nodes, resize, affected.__contains__)
     if consume and traced.original is not None:
@@ -56,30 +57,51 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
             gone = traced.original.tensors[name]
             gone.data = gone.new_empty(0)
     tensors = _slice_tensors(traced, groups, resize, consume)
-    return _assemble(traced, skeleton, graph, tensors, plan.biases)
+    modules = leaves.restore(traced, graph, tensors, calls.values())
+    if plan.biases:
+        biases.add(modules, plan.biases)
+    return _assemble(traced, skeleton, graph, tensors, modules)
 
 
 def _skeleton(
-    traced: Traced, resize: Resizer, affected: set[fx.Node]
+    traced: Traced, resize: Resizer, affected: set[fx.Node], calls: Mapping[fx.Node, leaves.Call]
 ) -> tuple[nn.Module, fx.Graph, dict[fx.Node, fx.Node]]:
     """A module with what the graph reads beside tensors, the patched graph, and old nodes to new.
 
     The graph has no code yet: to generate it takes as long as much of the rest.
     """
+    within = set(itertools.chain.from_iterable(call.nodes for call in calls.values()))
+    sources = {call.source for call in calls.values()}
     root = nn.Module()
     _share_regions(traced, root)
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
     for old in traced.graph_module.graph.nodes:
-        nodes[old] = graph.node_copy(old, nodes.__getitem__)
+        if old in calls:
+            nodes[old] = calls[old].place(graph, nodes[calls[old].source])
+        elif old in within or (
+            old.op == "get_attr" and old not in sources and within.issuperset(old.users)
+        ):
+            continue  # the modules hold it
+        else:
+            nodes[old] = _copied(graph, old, nodes)
     graph.set_codegen(copy.copy(traced.graph_module.graph._codegen))
     graph.owning_module = root  # type: ignore[assignment]
     for old, new in list(nodes.items()):
-        patch = find_patch(old.target) if old.op == "call_function" else None
-        if patch and old in affected:
+        if new.op == "call_function" and old in affected and (patch := find_patch(old.target)):
             nodes[old] = patch(resize, old, new) or new
     views.relax(graph)
     return root, graph, nodes
+
+
+def _copied(graph: fx.Graph, old: fx.Node, nodes: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """What ``graph.node_copy`` gives, which is slower: it looks for symbols in the arguments."""
+    new = graph.create_node(old.op, old.target, name=old.name, type_expr=old.type)
+    new.args = fx.node.map_arg(old.args, nodes.__getitem__)
+    if old.kwargs:
+        new.kwargs = fx.node.map_arg(old.kwargs, nodes.__getitem__)
+    new.meta.update(old.meta)
+    return new
 
 
 def _reader(traced: Traced, resize: Resizer, skeleton: nn.Module) -> Callable[[str], Any]:
@@ -138,22 +160,22 @@ def _assemble(
     traced: Traced,
     skeleton: nn.Module,
     graph: fx.Graph,
-    tensors: dict[str, torch.Tensor],
-    added: tuple[str, ...],
+    tensors: Mapping[str, torch.Tensor],
+    modules: Mapping[str, nn.Module],
 ) -> fx.GraphModule:
-    """Real tensors and real leaf modules in place of the skeleton's."""
-    root = nn.Module()
-    for name, buffer in skeleton.named_buffers(recurse=False):
-        if name not in tensors:
-            set_attribute(root, name, buffer)  # kept numbers of an arange
-    for name, tensor in tensors.items():
-        set_attribute(root, name, tensor)
-    _share_regions(traced, root)
-    leaves.restore(traced, graph, root, tensors)
-    biases.add(root, added)
-    graph.owning_module = root  # type: ignore[assignment]
+    """A GraphModule of what the graph uses, and nothing else."""
+    graph.owning_module = None
     graph.eliminate_dead_code(lambda node: bool(node.users) or node.is_impure())  # it lints first
-    # It takes over what the graph uses, and nothing else.
-    module = fx.GraphModule(root, graph, class_name=type(traced.module).__name__)
+    # Empty at first, for it would copy every attribute of a root.
+    module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=type(traced.module).__name__)
+    for node in graph.nodes:
+        name = str(node.target)
+        if node.op == "call_module":
+            set_attribute(module, name, modules[name])
+        elif node.op == "get_attr":
+            tensor = tensors.get(name)
+            value = get_attribute(skeleton, name) if tensor is None else tensor
+            set_attribute(module, name, value)
+    module.graph = graph
     module.train(traced.module.training)
     return module

@@ -6,7 +6,7 @@ stand-in numbers; the shape it gives must be the one its layouts predict.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
-from fxprune.rewrite.resize import Resizer
+from fxprune.rewrite.resize import Axis, Resizer
 from fxprune.trace.lockstep import mutates
 from fxprune.trace.source import location
 
-_SLICES = {torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default}
+_SLICES = (torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default)
 
 
 def propagate(
@@ -51,14 +51,13 @@ def propagate(
             return torch.device("meta")
         return resize.sizes.value(value) if isinstance(value, torch.SymInt) else value
 
-    run = _Run(stand_in)
+    run = _Run(read, nodes, stand_in)
     for node in graph.nodes:
         old = originals.get(node)
         if node.op == "output":
             continue
         if node.op == "get_attr":
-            value = read(str(node.target))
-            run.put(node, value.to("meta") if isinstance(value, torch.Tensor) else value)
+            run.value(node)
         elif old is not None and _sliced_to_symbol(old):
             # The stand-in of a length may be more than there is, such as 10007 of 512 positions.
             shape = [resize.size(layout) for layout in resize.axes(old)]
@@ -66,7 +65,8 @@ def propagate(
         elif node.op == "placeholder" or (old is not None and not affected(old)):
             continue
         else:
-            run.run(node)
+            # A call of a leaf module computes what one op of the original does.
+            run.run(node, old if node.op == "call_module" and old is not None else node)
         if old is None:
             continue
         _check(resize, old, node, run.value(node))
@@ -80,10 +80,21 @@ def _sliced_to_symbol(node: fx.Node) -> bool:
 
 
 class _Run:
-    """The values of a graph's nodes on ``meta``. Layers repeat ops and shapes: each is run once."""
+    """The values of a graph's nodes on ``meta``. Layers repeat ops and shapes: each is run once.
 
-    def __init__(self, stand_in: Callable[[Any], Any]) -> None:
-        self._stand_in = stand_in
+    Args:
+        read: gives what the graph reads by name.
+        nodes: nodes of another graph that stand for nodes of this one.
+        stand_in: gives the value to put for a recorded one.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[str], Any],
+        nodes: Mapping[fx.Node, fx.Node],
+        stand_in: Callable[[Any], Any],
+    ) -> None:
+        self._read, self._nodes, self._stand_in = read, nodes, stand_in
         self._values: dict[fx.Node, Any] = {}
         self._facts: dict[fx.Node, Any] = {}
         self._known: dict[Any, tuple[Any, Any]] = {}
@@ -94,24 +105,35 @@ class _Run:
 
     def value(self, node: fx.Node) -> Any:
         """What a node gives: of one that was neither said nor run, a stand-in for its value."""
+        node = self._nodes.get(node, node)
         if node not in self._values:
-            self.put(node, pytree.tree_map(self._stand_in, node.meta.get("val")))
+            self.put(node, self._initial(node))
         return self._values[node]
 
-    def run(self, node: fx.Node) -> None:
-        """Call a node's op.
+    def _initial(self, node: fx.Node) -> Any:
+        if node.op != "get_attr":
+            return pytree.tree_map(self._stand_in, node.meta.get("val"))
+        value = self._read(str(node.target))
+        return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+    def run(self, node: fx.Node, op: fx.Node) -> None:
+        """Call an op for the value of a node.
+
+        Args:
+            node: whose value it gives.
+            op: the node itself, or the original node that it stands for.
 
         Raises:
             RewriteError: it does not take the sizes.
         """
-        changes = mutates(node)
+        changes = mutates(op)
         if changes:  # maybe the shape of an input, whose value other nodes may share
             for each in node.all_input_nodes:
                 self.put(each, _other(self.value(each)))
-        key = None if changes else self._key(node)
-        found = None if key is None else self._known.get(key)
+        key = None if changes else self._key(op)
+        found = self._known.get(key)
         if found is None:
-            self.put(node, self._call(node))
+            self.put(node, self._call(op))
             if key is not None:
                 self._known[key] = self._values[node], self._facts[node]
         else:
@@ -124,7 +146,8 @@ class _Run:
         """What the shapes that an op gives depend on; None where that is not known."""
         if not isinstance(node.target, torch._ops.OpOverload):
             return None
-        key = (node.target, self._signature(node.args), self._signature(node.kwargs))
+        # An op is there for good, and its own hash is slow.
+        key = (id(node.target), self._signature(node.args), self._signature(node.kwargs))
         try:
             hash(key)
         except TypeError:
@@ -133,10 +156,11 @@ class _Run:
 
     def _signature(self, argument: Any) -> Any:
         if isinstance(argument, fx.Node):
+            argument = self._nodes.get(argument, argument)
             if argument not in self._facts:
                 self.value(argument)
             return self._facts[argument]
-        if isinstance(argument, list | tuple):
+        if isinstance(argument, (list, tuple)):
             return tuple([self._signature(each) for each in argument])
         if isinstance(argument, dict):
             return tuple([(name, self._signature(each)) for name, each in argument.items()])
@@ -165,7 +189,7 @@ def _facts(value: Any) -> Any:
     """What the shapes of results may depend on in a value."""
     if isinstance(value, torch.Tensor) and value.is_meta:
         return value.shape, value.stride(), value.dtype
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return tuple([_facts(each) for each in value])
     return type(value), value
 
@@ -187,7 +211,7 @@ def _check(resize: Resizer, old: fx.Node, new: fx.Node, value: Any) -> None:
 def _renewed(resize: Resizer, old: fx.Node, fakes: dict[Any, torch.Tensor]) -> Any:
     """The node's fake value in its new shape. Layers repeat shapes, so they are kept."""
     value, axes = old.meta.get("val"), resize.inferred.axes.get(old)
-    if isinstance(value, list | tuple) and isinstance(axes, list):
+    if isinstance(value, (list, tuple)) and isinstance(axes, list):
         pairs = zip(value, axes, strict=False)
         return type(value)(_renewed_tensor(resize, v, a, fakes) for v, a in pairs)
     if isinstance(value, torch.Tensor) and isinstance(axes, tuple):
@@ -198,21 +222,22 @@ def _renewed(resize: Resizer, old: fx.Node, fakes: dict[Any, torch.Tensor]) -> A
 def _renewed_tensor(resize: Resizer, value: Any, axes: Any, fakes: dict[Any, torch.Tensor]) -> Any:
     if not isinstance(value, FakeTensor):
         return value
-    changed = list(map(resize.changed, axes))
-    if True not in changed:
+    after = [resize.axis(layout) for layout in axes]
+    if not any(axis.changed for axis in after):
         return value
-    shape: list[Any] = list(value.shape)
-    for axis, (size, layout) in enumerate(zip(shape, axes, strict=True)):
-        if not changed[axis]:
-            continue
-        if isinstance(size, int):
-            shape[axis] = resize.size(layout)
-        else:
-            before, after = resize.static_factor(layout)
-            shape[axis] = size // before * after
-    sizes = [size if isinstance(size, int) else size.node.expr for size in shape]
-    key = (*sizes, value.dtype, value.device)
+    key = (*[axis.kind for axis in after], value.dtype, value.device)
     if key not in fakes:
-        with value.fake_mode:
-            fakes[key] = torch.empty(shape, dtype=value.dtype, device=value.device)
+        shape = [_size(resize, *each) for each in zip(value.shape, after, strict=True)]
+        # In the mode, `empty` would look for its like in a cache first: four times as long.
+        bare = torch.empty(shape, dtype=value.dtype, device="meta")
+        fakes[key] = FakeTensor(value.fake_mode, bare, value.device)
     return fakes[key]
+
+
+def _size(resize: Resizer, size: Any, axis: Axis) -> Any:
+    if not axis.changed:
+        return size
+    if isinstance(size, int):
+        return axis.size
+    before, after = resize.static_factor(axis.layout)
+    return size // before * after

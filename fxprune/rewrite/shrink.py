@@ -35,7 +35,7 @@ def smaller(
     """
     result = copy.copy(module)
     for name, value in vars(module).items():
-        if isinstance(value, dict | set) and name.startswith(("_", "forward")):
+        if isinstance(value, (dict, set)) and name.startswith(("_", "forward")):
             result.__dict__[name] = type(value)()  # hooks stay with the original
     result.__dict__["_modules"] = {}
     result.__dict__["_parameters"] = dict(module._parameters)
@@ -116,10 +116,8 @@ def equivalent(
         source: the tensor that enters.
         result: the node whose value leaves.
     """
-    for base in TORCH_LEAVES:
-        if isinstance(module, base) and type(module).forward in _forwards(base):
-            ops = [n for n in nodes if n.target is not torch.ops.aten.add_.Tensor]
-            return len(ops) == 1
+    if one_op(module):
+        return len([n for n in nodes if n.target is not torch.ops.aten.add_.Tensor]) == 1
     probe = _Probe(module, names, source)
     try:
         with torch.no_grad():
@@ -177,6 +175,14 @@ class _Probe:
             if isinstance(given, torch.device)
             else self._symbols[given.node.expr]
         )
+
+
+def one_op(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own whose forward is a single op."""
+    return any(
+        isinstance(module, base) and type(module).forward in _forwards(base)
+        for base in TORCH_LEAVES
+    )
 
 
 def _forwards(base: type[nn.Module]) -> set[Any]:

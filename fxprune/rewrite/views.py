@@ -15,22 +15,27 @@ from torch import fx
 from fxprune.trace.lockstep import mutates
 
 aten = torch.ops.aten
-_SHAPED = {aten.view.default, aten.reshape.default}
+_SHAPED = (aten.view.default, aten.reshape.default)
 
 
 def relax(graph: fx.Graph) -> None:
     """Make every view a reshape, which copies where it must, but for views of memory written to."""
-    memory: dict[fx.Node, fx.Node] = {}  # the first node of those that may share their memory
-    written: set[fx.Node] = set()
+    writing = [node for node in graph.nodes if mutates(node)]
+    memory = _memory(graph) if writing else {}
+    written = {memory[node] for node in writing}
+    for node in graph.nodes:
+        if node.target is aten.view.default and memory.get(node) not in written:
+            node.target = aten.reshape.default
+
+
+def _memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """To every node the first of those that may share its memory."""
+    memory: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         source = node.args[0] if node.args else None
-        shares = isinstance(source, fx.Node) and _shares(node)
-        memory[node] = memory[source] if shares else node  # type: ignore[index]
-        if mutates(node):
-            written.add(memory[node])
-    for node in graph.nodes:
-        if node.target is aten.view.default and memory[node] not in written:
-            node.target = aten.reshape.default
+        aliases = isinstance(source, fx.Node) and shares(node)
+        memory[node] = memory[source] if aliases else node  # type: ignore[index]
+    return memory
 
 
 def enters(source: fx.Node, nodes: Iterable[fx.Node]) -> bool:
@@ -38,7 +43,7 @@ def enters(source: fx.Node, nodes: Iterable[fx.Node]) -> bool:
     return any(node.target in _SHAPED and node.args[0] is source for node in nodes)
 
 
-def _shares(node: fx.Node) -> bool:
+def shares(node: fx.Node) -> bool:
     """Whether the result may be the memory of the first argument."""
     schema = getattr(node.target, "_schema", None)
     returns = schema.returns if schema is not None else ()
