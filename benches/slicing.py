@@ -1,4 +1,4 @@
-"""Bare slicing: what any rewrite must do at least, every kept weight read once and written once."""
+"""Bare slicing: what any rewrite must do at least, a smaller copy of every weight that shrinks."""
 
 from __future__ import annotations
 
@@ -26,6 +26,12 @@ def slices(traced: fxprune.Traced, plan: Plan) -> Slices:
             axes.sort(key=lambda each, t=tensor: len(each[1]) / t.shape[each[0]])
             found.append((tensor, axes))
     return found
+
+
+def without(traced: fxprune.Traced, found: Slices) -> list[torch.Tensor]:
+    """The tensors that lose nothing."""
+    cut = {id(tensor) for tensor, _ in found}
+    return [tensor for tensor in traced.tensors.values() if id(tensor) not in cut]
 
 
 @torch.no_grad()
