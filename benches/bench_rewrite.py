@@ -64,7 +64,7 @@ def test_against_slicing(bench: Any, name: str, count: int) -> None:
     calls = {
         REWRITE: lambda: fxprune.rewrite(traced, plan),
         SLICING: lambda: sliced(planned),
-        COPY: lambda: [*sliced(planned), *(tensor.clone() for tensor in whole)],
+        COPY: lambda: [*sliced(planned), *(tensor.detach().clone() for tensor in whole)],
     }
     with threads(count):
         times = bench.turns(calls, ROUNDS, prepare=without_spare_memory)

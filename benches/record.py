@@ -31,10 +31,6 @@ class Record:
         self._into["tables"].setdefault(table, []).append(dict(cells))
         print(f"{table}: " + ", ".join(f"{name} {shown(value)}" for name, value in cells.items()))
 
-    def forget(self, table: str) -> None:
-        """Drop the rows of a table, to tell them anew."""
-        self._into["tables"].pop(table, None)
-
     def note(self, text: str) -> None:
         """Add a sentence below the tables."""
         if text not in self._into["notes"]:

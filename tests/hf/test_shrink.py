@@ -472,6 +472,20 @@ def test_a_module_of_another_class() -> None:
         shrink(model, plan)
 
 
+@pytest.mark.parametrize(("factor", "fits"), [(1 + 2**-22, True), (1.001, False)])
+def test_a_buffer_that_is_computed_anew(factor: float, fits: bool) -> None:
+    """Of a model made on a GPU its last bits differ; what the model has is kept."""
+    model: Any = copy.deepcopy(deep_traced("llama")[0])
+    model.model.rotary_emb.inv_freq.mul_(factor)
+    plan = plan_for(deep_traced("llama")[1], "model.layers.1:block")
+    if fits:
+        small: Any = shrink(model, plan)
+        assert small.model.rotary_emb.inv_freq.equal(model.model.rotary_emb.inv_freq)
+    else:
+        with pytest.raises(ShrinkError, match="rotary_emb.inv_freq is not saved"):
+            shrink(model, plan)
+
+
 def test_a_tensor_that_has_no_place() -> None:
     model: Any = copy.deepcopy(deep_traced("llama")[0])
     model.model.layers[3].register_buffer("extra", torch.zeros(2))
