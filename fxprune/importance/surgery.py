@@ -22,24 +22,23 @@ def removal_costs(
         inputs: A, shape (inputs, inputs), float64.
         gradients: G, shape (outputs, outputs), float64.
         weight: W, shape (outputs, inputs), float.
-        columns: the columns of each unit, int64 of shape (units, columns per unit).
+        columns: the columns of each unit, int64 of shape (units, columns per unit); on the device
+            of the others.
         damping: added to A, relative to its diagonal.
         rounds: after how many steps all units are gone; several go in one step if there are more.
 
     Returns:
-        float64 of shape (units,), in nats per token. In the order of removal they never fall.
+        float64 of shape (units,) on the CPU, in nats per token. In the order of removal they never fall.
     """
     inverse = damped_inverse(inputs, damping).to(weight.dtype)
-    values, vectors = torch.linalg.eigh(gradients)
-    root = (values.clamp(min=0).sqrt()[:, None] * vectors.T).to(weight.dtype)
-    product = root @ weight
+    product = _root(gradients).to(weight.dtype) @ weight
     count = len(columns)
     at_once = max(1, -(-count // rounds))
     costs = torch.zeros(count, dtype=torch.float64)
     alive = torch.arange(count)
     highest = 0.0
     while len(alive):
-        each = _unit_costs(inverse, product, columns[alive])
+        each = _unit_costs(inverse, product, columns[alive]).cpu()
         lowest = torch.argsort(each, stable=True)[:at_once]
         for place in lowest.tolist():
             # A little more each time, so that the scores alone tell the order.
@@ -58,11 +57,26 @@ def damped_inverse(inputs: Tensor, damping: float) -> Tensor:
     diagonal = inputs.diagonal()
     scale = diagonal.clamp(min=1e-6 * float(diagonal.mean()) + torch.finfo(torch.float64).tiny)
     scale = scale.rsqrt()
-    values, vectors = torch.linalg.eigh(scale[:, None] * inputs * scale)
-    # Sums in float32 leave eigenvalues a little below zero.
-    inverse: Tensor = (vectors / (values.clamp(min=0) + max(damping, 1e-6))) @ vectors.T
-    inverse = scale[:, None] * inverse * scale
-    return inverse
+    damping = max(damping, 1e-6)
+    scaled = scale[:, None] * inputs * scale
+    one = torch.eye(len(scale)).to(scaled)
+    factor, failed = torch.linalg.cholesky_ex(scaled + damping * one)
+    if not failed:  # torch.cholesky_inverse takes seven times as long
+        half = torch.linalg.solve_triangular(factor, one, upper=False)
+        inverse = half.T @ half
+    else:  # sums in float32 leave eigenvalues below zero
+        values, vectors = torch.linalg.eigh(scaled)
+        inverse = (vectors / (values.clamp(min=0) + damping)) @ vectors.T
+    return scale[:, None] * inverse * scale
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """Some R with ``R^T R`` the matrix, which is positive but for rounding."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed:
+        return factor.T
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.clamp(min=0).sqrt()[:, None] * vectors.T
 
 
 def _unit_costs(inverse: Tensor, product: Tensor, columns: Tensor) -> Tensor:
@@ -72,7 +86,7 @@ def _unit_costs(inverse: Tensor, product: Tensor, columns: Tensor) -> Tensor:
         return product[:, places].square().sum(0) / inverse.diagonal()[places].clamp(min=1e-30)
     blocks = inverse[columns[:, :, None], columns[:, None, :]]
     jitter = 1e-6 * blocks.diagonal(dim1=1, dim2=2).mean(1)
-    blocks = blocks + jitter[:, None, None] * torch.eye(columns.shape[1], dtype=blocks.dtype)
+    blocks = blocks + jitter[:, None, None] * torch.eye(columns.shape[1]).to(blocks)
     right = product[:, columns].permute(1, 2, 0)
     solved = torch.linalg.solve_triangular(torch.linalg.cholesky(blocks), right, upper=False)
     costs: Tensor = solved.square().sum((1, 2))
@@ -83,7 +97,7 @@ def _without(inverse: Tensor, product: Tensor, gone: Tensor) -> tuple[Tensor, Te
     """The inverse and the product once some columns are removed and the others refitted."""
     rows = inverse[gone]
     block = rows[:, gone]
-    block = block + 1e-6 * block.diagonal().mean() * torch.eye(len(gone), dtype=block.dtype)
+    block = block + 1e-6 * block.diagonal().mean() * torch.eye(len(gone)).to(block)
     factor = torch.linalg.cholesky(block)
     left = torch.linalg.solve_triangular(factor, rows, upper=False)
     right = torch.linalg.solve_triangular(factor, product[:, gone].T, upper=False)
