@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--methods", nargs="+", default=["reference", "obs"])
+    parser.add_argument("--scope", choices=("pruned", "all"), default="pruned")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     loaded = load_model("smollm2", dtype=getattr(torch, options.dtype))
@@ -74,9 +75,9 @@ def main() -> None:
             graph, scores, budget=fxprune.Budget(params=PARAMETERS), ranking="global"
         )
         small = fxprune.rewrite(traced, plan)
-        done = fxprune.compensate(traced, small, plan, many, batch_size=None)
+        done = fxprune.compensate(traced, small, plan, many, scope=options.scope, batch_size=None)
         show(
-            "obs, least squares",
+            f"obs, least squares, scope {options.scope}",
             small,
             draw=seed,
             parameters=plan.parameters_after,

@@ -123,6 +123,12 @@ def prune(
             " auto: least-squares for a language model."
         ),
     ] = Recipe.compensate,
+    compensation_scope: Annotated[
+        str,
+        typer.Option(
+            help="pruned, or all: least squares for products that read no pruned unit too."
+        ),
+    ] = Recipe.compensation_scope,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -233,6 +239,7 @@ def prune(
         criterion=criterion,
         scores=None if scores is None else str(scores),
         compensate=compensate,
+        compensation_scope=compensation_scope,
         kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
         ranking=ranking,
         multiple_of=multiple_of,

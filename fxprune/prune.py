@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fxprune.branches import bypass
 from fxprune.compensate import CompensationReport
-from fxprune.compensate.compensate import Method, compensate
+from fxprune.compensate.compensate import Method, Scope, check_options, compensate
 from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.errors import CalibrationError, CriterionError, SelectionError
 from fxprune.groups.dependency import DependencyGraph, discover
@@ -75,6 +75,7 @@ def prune(
     batch_size: int | None = None,
     steps: int = 1,
     compensation: Method | None = None,
+    compensation_scope: Scope = "pruned",
     compensation_data: Calibration | None = None,
     verify: bool = True,
     consume: bool = False,
@@ -104,6 +105,7 @@ def prune(
         steps: reach the goal in so many steps, with new scores before each.
         compensation: ``bias`` or ``least-squares``, see :func:`fxprune.compensate.compensate`; it
             runs after the proof. For ``bias`` the consumers gain one.
+        compensation_scope: ``all`` to refit by least squares what reads no pruned unit too.
         compensation_data: data for compensation, if not that of the criterion.
         verify: run the oracle on the example inputs.
         consume: free the original weights while rewriting; ``model`` cannot be used afterwards.
@@ -126,7 +128,7 @@ def prune(
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # it may be read several times
     data = calibration if compensation_data is None else compensation_data
-    _check_compensation(compensation, data)
+    _check_compensation(compensation, compensation_scope, data)
     if compensation == "bias":
         selection = {"gain_bias": True, **selection}
     with step("tracing", progress):
@@ -175,7 +177,15 @@ def prune(
     if compensation is None:
         return result
     assert data is not None
-    mended = compensate(traced, small, plan, data, method=compensation, progress=progress)
+    mended = compensate(
+        traced,
+        small,
+        plan,
+        data,
+        method=compensation,
+        scope=compensation_scope,
+        progress=progress,
+    )
     return replace(result, compensation=mended)
 
 
@@ -302,16 +312,17 @@ def _check_scores(criterion: object, scores: object, steps: int) -> None:
         raise SelectionError(f"{steps} steps need new scores before each: leave out scores=")
 
 
-def _check_compensation(method: str | None, data: Any) -> None:
+def _check_compensation(method: str | None, scope: str, data: Any) -> None:
     """Refuse now what would be refused once the model is pruned.
 
     Raises:
-        CalibrationError: there is no such method, or no data for it.
+        CalibrationError: there is no such method or scope, or no data for it.
     """
     if method is None:
         return
     if method not in get_args(Method):
         names = ", ".join(get_args(Method))
         raise CalibrationError(f"compensation={method!r}: choose from {names}")
+    check_options(method, scope=scope)
     if data is None:
         raise CalibrationError(f"compensation={method!r} needs calibration data")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 RANKINGS = ("local", "global")
 SAVE_AS = ("auto", "transformers", "graph")
 COMPENSATIONS = ("auto", "none", "bias", "least-squares")
+SCOPES = ("pruned", "all")
 # Options that mean nothing where only blocks go.
 _OF_UNITS = ("scores", "kinds", "ranking", "multiple_of", "layer_ratios", "steps")
 
@@ -40,6 +41,7 @@ class Recipe:
         steps: reach the goal in so many steps.
         compensate: ``none``, ``bias``, ``least-squares``; ``auto`` is the latter for a language
             model and else none.
+        compensation_scope: ``pruned``, what reads pruned units, or ``all``.
         seed: of calibration crops and random scores.
         remove: how many blocks or branches to remove first; without another goal that is all.
         remove_ratio: instead, the fraction of all parameters that goes so at least.
@@ -75,6 +77,7 @@ class Recipe:
     layer_ratios: Mapping[str, float] = field(default_factory=dict)
     steps: int = 1
     compensate: str = "auto"
+    compensation_scope: str = "pruned"
     seed: int = 0
     remove: int | None = None
     remove_ratio: float | None = None
@@ -117,6 +120,7 @@ class Recipe:
         for name, value, choices in (
             ("ranking", self.ranking, RANKINGS),
             ("compensate", self.compensate, COMPENSATIONS),
+            ("compensation_scope", self.compensation_scope, SCOPES),
             ("save_as", self.save_as, SAVE_AS),
         ):
             if value not in choices:

@@ -247,6 +247,7 @@ def run(
         scores=scores,
         steps=recipe.steps,
         compensation=None if compensation == "none" else cast(Any, compensation),
+        compensation_scope=cast(Any, recipe.compensation_scope),
         compensation_data=more,
         verify=recipe.verify,
         consume=True,

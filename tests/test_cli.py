@@ -264,14 +264,18 @@ class TestPrune:
         assert "step 2 of 2" in ran.err
         assert "bound by: " in ran.out
 
-    @pytest.mark.parametrize("method", ["bias", "least-squares"])
+    @pytest.mark.parametrize(
+        ("method", "scope", "count"),
+        [("bias", "pruned", 4), ("least-squares", "pruned", 4), ("least-squares", "all", 14)],
+    )
     def test_units_and_compensation(
-        self, run: Any, folder: Path, tmp_path: Path, method: str
+        self, run: Any, folder: Path, tmp_path: Path, method: str, scope: str, count: int
     ) -> None:
         options = ("--units", "0.5", "--compensate", method, "--compensation-samples", "4")
+        options += ("--compensation-scope", scope)
         ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
         assert ran.status == 0, ran.err
-        assert f"{method} compensation of 4 consumers" in ran.out
+        assert f"{method} compensation of {count} consumers" in ran.out
         plan = fxprune.Plan.load(tmp_path / "s" / "plan.json")
         assert {len(kept) for kept in plan.kept.values()} == {20, 1}
         assert len(plan.biases) == (4 if method == "bias" else 0)

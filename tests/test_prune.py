@@ -232,6 +232,18 @@ def test_data_of_its_own_for_compensation() -> None:
     [
         ({"compensation": "best", "calibration": IDS}, "choose from bias, least-squares"),
         ({"compensation": "bias"}, "compensation='bias' needs calibration data"),
+        (
+            {"compensation": "bias", "compensation_scope": "all", "calibration": IDS},
+            "method='bias' is for units that go",
+        ),
+        (
+            {
+                "compensation": "least-squares",
+                "compensation_scope": "some",
+                "calibration": IDS,
+            },
+            "scope='some': choose from pruned, all",
+        ),
     ],
 )
 def test_compensation_is_refused_at_once(options: dict[str, Any], message: str) -> None:

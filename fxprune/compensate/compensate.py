@@ -97,7 +97,7 @@ def compensate(
         RewriteError: ``small`` is not what the plan makes of the model.
     """
     started = time.perf_counter()
-    _check_options(method, target, scope, damping)
+    check_options(method, target, scope, damping)
     traced = bypass(traced, plan.removed)
     _check_weights(traced)
     graph = discover(traced)
@@ -132,7 +132,14 @@ def compensate(
     return CompensationReport(method, target, done, time.perf_counter() - started)
 
 
-def _check_options(method: str, target: str, scope: str, damping: float) -> None:
+def check_options(
+    method: str, target: str = "residual", scope: str = "pruned", damping: float = 0.0
+) -> None:
+    """Refuse options that have no meaning, alone or together.
+
+    Raises:
+        CalibrationError: the message names the option.
+    """
     for name, value, known in (
         ("method", method, get_args(Method)),
         ("target", target, get_args(Target)),

@@ -28,7 +28,8 @@ def removal_costs(
         rounds: after how many steps all units are gone; several go in one step if there are more.
 
     Returns:
-        float64 of shape (units,) on the CPU, in nats per token. In the order of removal they never fall.
+        float64 of shape (units,) on the CPU, in nats per token. In the order of removal they never
+        fall.
     """
     inverse = damped_inverse(inputs, damping).to(weight.dtype)
     product = _root(gradients).to(weight.dtype) @ weight
@@ -61,6 +62,7 @@ def damped_inverse(inputs: Tensor, damping: float) -> Tensor:
     scaled = scale[:, None] * inputs * scale
     one = torch.eye(len(scale)).to(scaled)
     factor, failed = torch.linalg.cholesky_ex(scaled + damping * one)
+    inverse: Tensor
     if not failed:  # torch.cholesky_inverse takes seven times as long
         half = torch.linalg.solve_triangular(factor, one, upper=False)
         inverse = half.T @ half
@@ -74,9 +76,11 @@ def _root(matrix: Tensor) -> Tensor:
     """Some R with ``R^T R`` the matrix, which is positive but for rounding."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not failed:
-        return factor.T
-    values, vectors = torch.linalg.eigh(matrix)
-    return values.clamp(min=0).sqrt()[:, None] * vectors.T
+        root: Tensor = factor.T
+    else:
+        values, vectors = torch.linalg.eigh(matrix)
+        root = values.clamp(min=0).sqrt()[:, None] * vectors.T
+    return root
 
 
 def _unit_costs(inverse: Tensor, product: Tensor, columns: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 import fxprune
 from fxprune import OBS
 from fxprune.errors import CriterionError
-from fxprune.importance.surgery import removal_costs
+from fxprune.importance.surgery import damped_inverse, removal_costs
 from tests.llama import tiny_llama
 from tests.zoo import BY_NAME
 
@@ -155,3 +155,20 @@ def test_other_products(name: str) -> None:
 def test_options(options: dict[str, Any]) -> None:
     with pytest.raises(CriterionError, match="at least"):
         OBS(**options)
+
+
+@pytest.mark.parametrize("below", [0.0, 1e-4])
+def test_the_inverse_of_sums_that_are_a_little_off(below: float) -> None:
+    """With eigenvalues below zero, as sums in float32 have, it is that of what is above."""
+    draw = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(draw)[0]
+    values = torch.tensor([-below, 0.0, 0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+    inputs = basis * values @ basis.T
+    scale = inputs.diagonal().rsqrt()
+    scaled = scale[:, None] * inputs * scale
+    for damping in (1e-6, 0.05):
+        found = damped_inverse(inputs, damping) / scale[:, None] / scale
+        known, vectors = torch.linalg.eigh(scaled)
+        expected = vectors / (known.clamp(min=0) + damping) @ vectors.T
+        tolerance = 1e-6 if below == 0 or damping == 1e-6 else 0.02
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance / damping)
