@@ -62,13 +62,14 @@ class Call:
 
 
 class _Proofs:
-    """Whether calls are what their nodes compute. One proof serves all layers of such nodes."""
+    """Whether calls are what their nodes compute. One proof serves all layers of alike nodes."""
 
     def __init__(self) -> None:
         self._known: dict[Any, bool] = {}
 
     def hold(self, call: Call, tensors: Mapping[str, torch.Tensor]) -> bool:
-        signature = (type(call.module), *[n.target for n in call.nodes])
+        numbers = [repr(a) for n in call.nodes for a in n.args if not isinstance(a, fx.Node)]
+        signature = (type(call.module), *[n.target for n in call.nodes], *numbers)
         if signature not in self._known:
             small = call.smaller(tensors)
             self._known[signature] = small is not None and equivalent(
@@ -95,10 +96,14 @@ def ready(traced: Traced, affected: AbstractSet[fx.Node]) -> dict[fx.Node, Call]
         if affected.isdisjoint(call.nodes):
             if not proofs.hold(call, traced.tensors):
                 continue
-        elif not (isinstance(call.module, nn.Linear | nn.Embedding) and one_op(call.module)):
+        elif not (_sized_by_weight(call.module) and len(call.nodes) == 1):
             continue
         found[call.result] = call
     return found
+
+
+def _sized_by_weight(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Embedding) and one_op(module)
 
 
 def restore(

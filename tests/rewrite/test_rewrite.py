@@ -64,6 +64,20 @@ def test_a_hook_on_a_leaf_of_the_original_stays_there() -> None:
     assert not calls
 
 
+@pytest.mark.parametrize("name", ["mlp.up_proj", "input_layernorm"])
+def test_what_a_hook_on_a_leaf_adds_stays_in_the_graph(name: str) -> None:
+    """Also where the same hook changes nothing in another layer."""
+    model = tiny_llama()
+    for layer, factor in enumerate((1.0, 2.0)):
+        leaf = model.get_submodule(f"model.layers.{layer}.{name}")
+        leaf.register_forward_hook(lambda _, __, output, factor=factor: factor * output)
+    small, plan, traced = rewritten(model)
+    fxprune.verify(traced, small, plan)
+    called = {n.target for n in small.graph.nodes if n.op == "call_module"}
+    assert f"model.layers.1.{name}" not in called
+    assert "model.layers.1.post_attention_layernorm" in called
+
+
 def test_conv1d_comes_back_as_itself() -> None:
     model = tiny_gpt2()
     small, plan, traced = rewritten(model, "mlp", "attention", "head_dim", "channel")
