@@ -78,7 +78,7 @@ class Resizer:
         atoms = list(dims.atoms(layout))
         changed = any(atom in self.kept for atom in atoms)
         size = dims.kept_size(layout, self._counts) if changed else layout.size
-        kind = layout if any(atom.free for atom in atoms) else size
+        kind = size if all(atom.free is False for atom in atoms) else layout
         self._known[id(layout)] = found = Axis(layout, changed, size, kind)
         return found
 
