@@ -59,17 +59,20 @@ def damped_inverse(inputs: Tensor, damping: float) -> Tensor:
     scale = diagonal.clamp(min=1e-6 * float(diagonal.mean()) + torch.finfo(torch.float64).tiny)
     scale = scale.rsqrt()
     damping = max(damping, 1e-6)
-    scaled = scale[:, None] * inputs * scale
-    one = torch.eye(len(scale)).to(scaled)
-    factor, failed = torch.linalg.cholesky_ex(scaled + damping * one)
+    scaled = (scale[:, None] * inputs).mul_(scale)
+    scaled.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(scaled)
     inverse: Tensor
     if not failed:  # torch.cholesky_inverse takes seven times as long
+        del scaled
+        one = torch.eye(len(scale)).to(inputs)
         half = torch.linalg.solve_triangular(factor, one, upper=False)
+        del factor, one
         inverse = half.T @ half
     else:  # sums in float32 leave eigenvalues below zero
         values, vectors = torch.linalg.eigh(scaled)
-        inverse = (vectors / (values.clamp(min=0) + damping)) @ vectors.T
-    return scale[:, None] * inverse * scale
+        inverse = (vectors / values.clamp(min=damping)) @ vectors.T
+    return inverse.mul_(scale[:, None]).mul_(scale)
 
 
 def _root(matrix: Tensor) -> Tensor:
