@@ -68,8 +68,9 @@ class _Proofs:
         self._known: dict[Any, bool] = {}
 
     def hold(self, call: Call, tensors: Mapping[str, torch.Tensor]) -> bool:
-        numbers = [repr(a) for n in call.nodes for a in n.args if not isinstance(a, fx.Node)]
-        signature = (type(call.module), *[n.target for n in call.nodes], *numbers)
+        given = [a for n in call.nodes for a in (*n.args, *n.kwargs.values())]
+        constants = [repr(a) for a in given if not isinstance(a, fx.Node)]
+        signature = (type(call.module), *[n.target for n in call.nodes], *constants)
         if signature not in self._known:
             small = call.smaller(tensors)
             self._known[signature] = small is not None and equivalent(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -65,12 +66,15 @@ def test_a_hook_on_a_leaf_of_the_original_stays_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp.up_proj", "input_layernorm"])
-def test_what_a_hook_on_a_leaf_adds_stays_in_the_graph(name: str) -> None:
+@pytest.mark.parametrize(
+    "times", [lambda x, n: n * x, lambda x, n: torch.add(x, x, alpha=n - 1)], ids=["mul", "alpha"]
+)
+def test_what_a_hook_on_a_leaf_adds_stays_in_the_graph(name: str, times: Any) -> None:
     """Also where the same hook changes nothing in another layer."""
     model = tiny_llama()
     for layer, factor in enumerate((1.0, 2.0)):
         leaf = model.get_submodule(f"model.layers.{layer}.{name}")
-        leaf.register_forward_hook(lambda _, __, output, factor=factor: factor * output)
+        leaf.register_forward_hook(lambda _, __, output, factor=factor: times(output, factor))
     small, plan, traced = rewritten(model)
     fxprune.verify(traced, small, plan)
     called = {n.target for n in small.graph.nodes if n.op == "call_module"}
