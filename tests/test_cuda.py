@@ -1,6 +1,6 @@
-"""The same on a GPU as on the CPU. Skipped without one, or run on ``FXPRUNE_TEST_DEVICE``.
+"""The same on a GPU as on the CPU: ``pytest -n 0 tests/test_cuda.py``.
 
-``pytest -n 0 tests/test_cuda.py`` takes about two minutes on one GPU.
+Skipped without one, or run on ``FXPRUNE_TEST_DEVICE``.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ CRITERIA = (
 def drawn(graph: DependencyGraph) -> Plan:
     """Seven of ten units of every group, at random."""
     draw = torch.Generator().manual_seed(0)
-    kept = {
-        group.name: sorted(torch.randperm(group.size, generator=draw)[: group.size * 7 // 10])
+    orders = {
+        group.name: torch.randperm(group.size, generator=draw).tolist()
         for group in graph.groups
         if group.size > 1
     }
-    return Plan.of(graph, {name: [int(unit) for unit in units] for name, units in kept.items()})
+    return Plan.of(graph, {n: sorted(units[: len(units) * 7 // 10]) for n, units in orders.items()})
 
 
 @pytest.mark.parametrize(("name", "attention"), CASES)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.axes import dims
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
 from fxprune.rewrite import biases, leaves, shapes, views
@@ -58,8 +57,7 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
             gone.data = gone.new_empty(0)
     tensors = _slice_tensors(traced, groups, resize, consume)
     modules = leaves.restore(traced, graph, tensors, calls.values())
-    if plan.biases:
-        biases.add(modules, plan.biases)
+    biases.add(modules, plan.biases)
     return _assemble(traced, skeleton, graph, tensors, modules)
 
 
@@ -143,7 +141,7 @@ def _slice_tensors(
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in traced.tensors.items():
         layouts = graph.layouts[name]
-        if not any(dim in resize.kept for layout in layouts for dim in dims.atoms(layout)):
+        if not any(map(resize.changed, layouts)):
             tensors[name] = tensor
             continue
         with torch.no_grad():
