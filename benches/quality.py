@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--methods", nargs="+", default=["reference", "obs"])
-    parser.add_argument("--scope", choices=("pruned", "all"), default="pruned")
+    parser.add_argument("--scope", choices=("pruned", "all"), default="all")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     loaded = load_model("smollm2", dtype=getattr(torch, options.dtype))

@@ -124,9 +124,10 @@ def prune(
         ),
     ] = Recipe.compensate,
     compensation_scope: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="pruned, or all: least squares for products that read no pruned unit too."
+            help="pruned, or all: least squares for products that read no pruned unit too.",
+            show_default="all",
         ),
     ] = Recipe.compensation_scope,
     text: Annotated[

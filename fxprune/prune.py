@@ -75,7 +75,7 @@ def prune(
     batch_size: int | None = None,
     steps: int = 1,
     compensation: Method | None = None,
-    compensation_scope: Scope = "pruned",
+    compensation_scope: Scope | None = None,
     compensation_data: Calibration | None = None,
     verify: bool = True,
     consume: bool = False,
@@ -105,7 +105,7 @@ def prune(
         steps: reach the goal in so many steps, with new scores before each.
         compensation: ``bias`` or ``least-squares``, see :func:`fxprune.compensate.compensate`; it
             runs after the proof. For ``bias`` the consumers gain one.
-        compensation_scope: ``all`` to refit by least squares what reads no pruned unit too.
+        compensation_scope: ``pruned``, to refit by least squares only what reads pruned units.
         compensation_data: data for compensation, if not that of the criterion.
         verify: run the oracle on the example inputs.
         consume: free the original weights while rewriting; ``model`` cannot be used afterwards.
@@ -312,7 +312,7 @@ def _check_scores(criterion: object, scores: object, steps: int) -> None:
         raise SelectionError(f"{steps} steps need new scores before each: leave out scores=")
 
 
-def _check_compensation(method: str | None, scope: str, data: Any) -> None:
+def _check_compensation(method: str | None, scope: str | None, data: Any) -> None:
     """Refuse now what would be refused once the model is pruned.
 
     Raises:

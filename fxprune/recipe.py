@@ -41,7 +41,8 @@ class Recipe:
         steps: reach the goal in so many steps.
         compensate: ``none``, ``bias``, ``least-squares``; ``auto`` is the latter for a language
             model and else none.
-        compensation_scope: ``pruned``, what reads pruned units, or ``all``.
+        compensation_scope: ``pruned``, what reads pruned units, or ``all``; None is the latter for
+            least squares.
         seed: of calibration crops and random scores.
         remove: how many blocks or branches to remove first; without another goal that is all.
         remove_ratio: instead, the fraction of all parameters that goes so at least.
@@ -77,7 +78,7 @@ class Recipe:
     layer_ratios: Mapping[str, float] = field(default_factory=dict)
     steps: int = 1
     compensate: str = "auto"
-    compensation_scope: str = "pruned"
+    compensation_scope: str | None = None
     seed: int = 0
     remove: int | None = None
     remove_ratio: float | None = None
@@ -120,7 +121,7 @@ class Recipe:
         for name, value, choices in (
             ("ranking", self.ranking, RANKINGS),
             ("compensate", self.compensate, COMPENSATIONS),
-            ("compensation_scope", self.compensation_scope, SCOPES),
+            ("compensation_scope", self.compensation_scope or "all", SCOPES),
             ("save_as", self.save_as, SAVE_AS),
         ):
             if value not in choices:

@@ -198,7 +198,7 @@ def test_compensation_lowers_the_loss(trained: nn.Module, method: Any) -> None:
     assert plain.compensation is None
     assert mended.compensation is not None
     assert mended.compensation.method == method
-    assert loss(trained) < loss(mended.graph_module) < loss(plain.graph_module)
+    assert loss(mended.graph_module) < loss(plain.graph_module)
     assert all(torch.equal(before[n], p) for n, p in trained.state_dict().items())
     parameters = sum(p.numel() for p in mended.graph_module.parameters())
     assert parameters == mended.plan.parameters_after
@@ -440,7 +440,9 @@ def test_compensation_with_depth(trained: nn.Module) -> None:
         "calibration": IDS,
     }  # fmt: skip
     plain = fxprune.prune(trained, **options)
-    mended = fxprune.prune(trained, **options, compensation="least-squares")
+    mended = fxprune.prune(
+        trained, **options, compensation="least-squares", compensation_scope="pruned"
+    )
     assert mended.plan == plain.plan
     assert len(plain.plan.removed) == 1
     assert mended.compensation is not None

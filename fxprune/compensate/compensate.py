@@ -15,12 +15,13 @@ from fxprune.compensate.matching import Match, match
 from fxprune.compensate.refit import Refit
 from fxprune.compensate.report import Compensated, CompensationReport
 from fxprune.compensate.residual import ends
+from fxprune.compensate.temperature import Temperature
 from fxprune.errors import CalibrationError, PlanError
 from fxprune.groups.dependency import discover
 from fxprune.importance.calibrate import Calibration, batches
 from fxprune.importance.graph_inputs import graph_inputs, masks
 from fxprune.plan import Plan
-from fxprune.progress import track
+from fxprune.progress import step, track
 from fxprune.rewrite.resize import Resizer
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.modes import evaluation
@@ -39,8 +40,9 @@ def compensate(
     *,
     method: Method = "least-squares",
     target: Target = "residual",
-    scope: Scope = "pruned",
-    damping: float = 0.3,
+    scope: Scope | None = None,
+    damping: float = 0.5,
+    temperature: bool = True,
     batch_size: int | None = 8,
     progress: bool = False,
 ) -> CompensationReport:
@@ -57,9 +59,13 @@ def compensate(
       consumer has, of its own or gained by the plan, is fitted too (X and Y are then centred).
       Tokens that an attention mask hides do not count.
 
-    With ``scope="all"`` least squares refits every product with a weight, not only those that read
+    Least squares refits every product with a weight before the head, not only those that read
     pruned units: a ``q_proj`` or ``gate_proj`` then also gives, for what the pruned model feeds
     into it, what it gave in the dense model (as GPTAQ, 2504.02692, does for quantised layers).
+    After it, where the model gives logits and the data labels or ids of tokens, one number is
+    fitted for all: the temperature of least loss (temperature scaling, 1706.04599), by way of the
+    weight of the last norm or, if others read that, of the head. A refitted model is else too sure
+    of itself.
 
     Where the plan removes residual branches or blocks, the dense model is the original without
     those. A consumer whose weight is used in several places (tied or shared) is left alone, and a
@@ -80,15 +86,17 @@ def compensate(
             by then, so that the stream, not the branch alone, comes back to what it was; or
             ``propagated``, the output that the original weight gives for all units, computed from
             what the pruned model feeds into the layer (nothing of earlier layers is undone).
-        scope: ``pruned``, the consumers of pruned units, or ``all``, every product with a weight.
+        scope: ``pruned``, the consumers of pruned units, or ``all``, every product with a weight
+            but the head; None is ``all`` for least squares.
         damping: how much the weights of each input are held to what they are, relative to that
             input's own mean square. (Relative to the mean over inputs, the few massive
             activations of language models would hold all others fast.)
+        temperature: fit one after least squares.
         batch_size: sequences per forward pass.
         progress: show a progress bar.
 
     Returns:
-        The relative output error of each consumer before and after.
+        The relative output error of each consumer before and after, and the temperature.
 
     Raises:
         CalibrationError: the data does not fit the graph or gives values that are not finite (the
@@ -98,6 +106,8 @@ def compensate(
     """
     started = time.perf_counter()
     check_options(method, target, scope, damping)
+    if scope is None:
+        scope = "all" if method == "least-squares" else "pruned"
     traced = bypass(traced, plan.removed)
     _check_weights(traced)
     graph = discover(traced)
@@ -114,6 +124,9 @@ def compensate(
         own(each.owner, each.weight_name, traced.tensors[each.consumer.site.tensor])
         if each.holder is not None and each.fits_bias:
             own(each.holder, each.bias_name, traced.tensors.get(each.consumer.bias or ""))
+    scale = None
+    if temperature and method == "least-squares":
+        scale = Temperature(graph, small, calibration, batch_size)
     results: dict[fx.Node, Compensated] = {}
     with evaluation(traced.graph_module), evaluation(small), torch.no_grad(), revocable() as write:
         refit = Refit(
@@ -128,12 +141,23 @@ def compensate(
         mend = refit.bias if method == "bias" else refit.least_squares
         for each in track(matches, "compensating", progress):
             results[each.node] = mend(each)
+        fitted = None
+        if scale is not None and scale.reason is None:
+            with step("fitting the temperature", progress):
+                fitted = scale.fit(write)
     done = tuple(each if isinstance(each, Compensated) else results[each.node] for each in found)
-    return CompensationReport(method, target, done, time.perf_counter() - started)
+    return CompensationReport(
+        method,
+        target,
+        done,
+        time.perf_counter() - started,
+        fitted,
+        None if scale is None else scale.reason,
+    )
 
 
 def check_options(
-    method: str, target: str = "residual", scope: str = "pruned", damping: float = 0.0
+    method: str, target: str = "residual", scope: str | None = None, damping: float = 0.0
 ) -> None:
     """Refuse options that have no meaning, alone or together.
 
@@ -143,7 +167,7 @@ def check_options(
     for name, value, known in (
         ("method", method, get_args(Method)),
         ("target", target, get_args(Target)),
-        ("scope", scope, get_args(Scope)),
+        ("scope", scope or "pruned", get_args(Scope)),
     ):
         if value not in known:
             raise CalibrationError(f"{name}={value!r}: choose from {', '.join(known)}")

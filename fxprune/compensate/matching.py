@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.compensate.reasons import reason_against, turns, uses
+from fxprune.compensate.head import head
+from fxprune.compensate.places import place, readers
+from fxprune.compensate.reasons import reason_against, uses
 from fxprune.compensate.report import Compensated
 from fxprune.compensate.residual import skips
 from fxprune.errors import RewriteError
@@ -16,7 +18,6 @@ from fxprune.groups.consumers import Consumer, consumers, every_consumer
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
 from fxprune.rewrite.resize import Resizer
-from fxprune.trace.traced import Traced
 
 aten = torch.ops.aten
 _VIEWS = {aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.contiguous}
@@ -70,17 +71,21 @@ class Match:
 def match(
     graph: DependencyGraph, small: fx.GraphModule, plan: Plan, resize: Resizer, everywhere: bool
 ) -> tuple[Match | Compensated, ...]:
-    """The consumers of the plan's groups, or those of all units, in graph order.
+    """The consumers of the plan's groups, in graph order, or every product with a weight.
+
+    The head is left out of the latter unless it reads pruned units: its outputs are as many as the
+    vocabulary has tokens, and what they lack is a matter of loss, not of squares.
 
     Raises:
         RewriteError: ``small`` is not what the plan makes of the model.
     """
     places = {node: i for i, node in enumerate(graph.traced.graph_module.graph.nodes)}
+    found = {c.node: c for name in plan.kept for c in consumers(graph, graph[name])}
     if everywhere:
-        found = {c.node: c for c in every_consumer(graph)}
-    else:
-        found = {c.node: c for name in plan.kept for c in consumers(graph, graph[name])}
-    calls = _calls(graph.traced, small)
+        last = head(graph)
+        others = (c for c in every_consumer(graph) if last is None or c.node is not last.node)
+        found |= {c.node: c for c in others}
+    calls = readers(graph.traced, small)
     return tuple(
         _match(graph, small, plan, resize, found[node], calls)
         for node in sorted(found, key=places.__getitem__)
@@ -109,7 +114,7 @@ def _match(
     if source is None:
         return Compensated(name, skipped="its module does more than a product with its input")
     layouts = graph.layouts[weight_name]
-    owner, leaf = _place(graph.traced, small, node, weight_name)
+    owner, leaf = place(graph.traced, small, node, weight_name)
     weight: nn.Parameter = getattr(owner, leaf)
     if tuple(weight.shape) != tuple(resize.size(layout) for layout in layouts):
         raise RewriteError(
@@ -122,7 +127,7 @@ def _match(
     if bias is None and gained in plan.biases:
         bias, fits = gained, True
     outputs = layouts[consumer.output_axis]
-    holder, bias_leaf = _place(graph.traced, small, node, bias) if bias else (None, "")
+    holder, bias_leaf = place(graph.traced, small, node, bias) if bias else (None, "")
     return Match(
         name=name,
         consumer=consumer,
@@ -137,20 +142,6 @@ def _match(
         kept_outputs=resize.index(outputs).to(weight.device) if resize.changed(outputs) else None,
         skip=skips(consumer.node, node),
     )
-
-
-def _calls(traced: Traced, small: fx.GraphModule) -> dict[str, fx.Node]:
-    """Canonical name of a weight to the node that uses it in the smaller graph."""
-    found: dict[str, fx.Node] = {}
-    for node in small.graph.nodes:
-        if node.op == "call_module":
-            path = str(node.target).partition("@")[0]
-            for leaf in small.get_submodule(str(node.target))._parameters:
-                found[traced.canonical(f"{path}.{leaf}")] = node
-        elif node.op == "get_attr":
-            for user in node.users:
-                found[str(node.target)] = next(iter(user.users)) if turns(user) else user
-    return found
 
 
 def _source(consumer: Consumer, node: fx.Node) -> fx.Node | None:
@@ -173,17 +164,3 @@ def _call(node: fx.Node) -> str | None:
     """Key of the innermost module call that a node belongs to."""
     stack: Sequence[str] = list(node.meta.get("nn_module_stack") or ())
     return stack[-1] if stack and node.op == "call_function" else None
-
-
-def _place(
-    traced: Traced, small: fx.GraphModule, node: fx.Node, name: str
-) -> tuple[nn.Module, str]:
-    """The module, and the name in it, of a tensor that a node of the smaller graph reads."""
-    if node.op == "call_module":
-        module = small.get_submodule(str(node.target))
-        path = str(node.target).partition("@")[0]
-        for leaf in module._parameters:
-            if traced.canonical(f"{path}.{leaf}") == name:
-                return module, leaf
-    path, _, leaf = name.rpartition(".")
-    return small.get_submodule(path), leaf

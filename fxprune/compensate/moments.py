@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -50,17 +51,25 @@ class Products:
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device, centred: bool) -> None:
-        self._unset = centred
+        self._unset, self._shared = centred, False
         self.offset = torch.zeros(inputs, dtype=torch.float64, device=device)
         self.x = torch.zeros_like(self.offset)
         self.xx = self.offset.new_zeros(inputs, inputs)
         self.ex = self.offset.new_zeros(outputs, inputs)
+
+    def beside(self, outputs: int) -> Products:
+        """Sums for another product that reads the very same rows: those of the inputs are there."""
+        other = copy.copy(self)
+        other._unset, other._shared = False, True
+        other.ex = self.ex.new_zeros(outputs, len(self.x))
+        return other
 
     def add(self, x: Tensor, e: Tensor) -> None:
         """Add a batch: inputs (rows, inputs) and residuals (rows, outputs)."""
         if self._unset and len(x):
             self.offset, self._unset = x.mean(0).double(), False
         x = x - self.offset.to(x.dtype) if self.offset.any() else x
-        self.x += x.sum(0)
-        self.xx += x.T @ x
+        if not self._shared:
+            self.x += x.sum(0)
+            self.xx += x.T @ x
         self.ex += e.T @ x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Refit:
     target: str
     damping: float
     write: Write
+    _last: dict[Any, Products] = field(default_factory=dict, init=False)
 
     def least_squares(self, match: Match) -> Compensated:
         """Refit the weight and, where it may change, the bias.
@@ -53,7 +54,7 @@ class Refit:
         """
         before = _matrix(match, match.weight)
         residuals = Residuals(len(before), before.device)
-        products = Products(before.shape[1], len(before), before.device, match.fits_bias)
+        products = self._products(match, before)
         for _, kept, target in self._rows(match):
             lacking = _lacking(match, before, kept, target)
             residuals.add(lacking, target)
@@ -69,6 +70,19 @@ class Refit:
             bias = self._shift(match, solve.bias_change(products, residuals, change))
         after = solve.squares_after(products, residuals, change, bias)
         return self._done(match, residuals, after)
+
+    def _products(self, match: Match, matrix: Tensor) -> Products:
+        """Empty sums; those of the inputs are taken over where the last consumer read the same."""
+        key = None if matrices.convolves(match.consumer) else (match.source, match.fits_bias)
+        known = self._last.get(key)
+        products = (
+            Products(matrix.shape[1], len(matrix), matrix.device, match.fits_bias)
+            if key is None or known is None
+            else known.beside(len(matrix))
+        )
+        self._last.clear()
+        self._last[key] = products
+        return products
 
     def bias(self, match: Match) -> Compensated:
         """Add to the bias what the removed inputs give on average (FLAP).

@@ -33,12 +33,16 @@ class CompensationReport:
         target: ``residual``, ``dense`` or ``propagated``.
         consumers: each consumer of the pruned units, or each of all units, in graph order.
         seconds: wall-clock time.
+        temperature: what the logits are divided by, None if it was not fitted.
+        no_temperature: why it was not fitted though it was asked for, or None.
     """
 
     method: str
     target: str
     consumers: tuple[Compensated, ...]
     seconds: float
+    temperature: float | None = None
+    no_temperature: str | None = None
 
     @property
     def skipped(self) -> tuple[Compensated, ...]:
@@ -53,4 +57,5 @@ class CompensationReport:
             before = sum(b or 0.0 for b, _ in pairs) / count
             after = sum(a or 0.0 for _, a in pairs) / count
             text += f": mean relative output error {before:.3f} -> {after:.3f}"
-        return text + (f", {len(self.skipped)} skipped" if self.skipped else "")
+        text += f", {len(self.skipped)} skipped" if self.skipped else ""
+        return text + (f", temperature {self.temperature:.3f}" if self.temperature else "")

@@ -83,7 +83,7 @@ def output_loss(model: nn.Module, batch: Batch, output: Any) -> tuple[Tensor, in
     labels = batch.get("labels")
     if labels is None:
         labels = _default_labels(model, batch)
-    logits = _logits(model, output)
+    logits = logits_of(model, output)
     if labels.is_floating_point() or logits.shape[:-1] != labels.shape:
         raise _unfit(model, logits, labels)
     if labels.ndim > 1 and _shifts(model):
@@ -91,6 +91,24 @@ def output_loss(model: nn.Module, batch: Batch, output: Any) -> tuple[Tensor, in
     flat, labels = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1)
     total = functional.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="sum")
     return total, int((labels != IGNORED).sum())
+
+
+def logits_of(model: nn.Module, output: Any) -> Tensor:
+    """The logits in what a model gave: its first value, or the one of that name.
+
+    Raises:
+        CalibrationError: there are none.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif isinstance(output, tuple | list) and output:
+        output = output[0]
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise CalibrationError(
+            f"{type(model).__name__} gives neither a loss nor logits: pass loss_fn=..."
+        )
+    return output
 
 
 def run_forward(
@@ -159,7 +177,7 @@ def _default_loss(model: nn.Module, batch: Batch) -> Tensor:
     loss = getattr(output, "loss", None) if own else None
     if isinstance(loss, Tensor):
         return loss
-    return _cross_entropy(model, _logits(model, output), labels)
+    return _cross_entropy(model, logits_of(model, output), labels)
 
 
 def _check_inputs(model: nn.Module, inputs: Batch) -> tuple[str, ...]:
@@ -210,19 +228,6 @@ def _shifts(model: nn.Module) -> bool:
 def _generates(model: nn.Module) -> bool:
     can_generate = getattr(model, "can_generate", None)
     return callable(can_generate) and bool(can_generate())
-
-
-def _logits(model: nn.Module, output: Any) -> Tensor:
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif isinstance(output, tuple | list) and output:
-        output = output[0]
-    output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor):
-        raise CalibrationError(
-            f"{type(model).__name__} gives neither a loss nor logits: pass loss_fn=..."
-        )
-    return output
 
 
 def _cross_entropy(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:

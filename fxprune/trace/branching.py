@@ -36,6 +36,10 @@ class BranchingRun:
         # Continuations must not change what the run itself goes on with.
         self._in_place = any(mutates(node) for node in self._order)
 
+    def before(self, node: fx.Node) -> fx.Node:
+        """Behind which node to stop so that :meth:`finish` runs this one first."""
+        return self._order[self._order.index(node) - 1]
+
     def stops(
         self, inputs: Sequence[Any], at: Iterable[fx.Node], keep: Iterable[fx.Node] = ()
     ) -> Iterator[tuple[fx.Node, Values, Values]]:
