@@ -119,14 +119,15 @@ def compensate(
     if target == "propagated":
         _check_propagated(found)
     matches = [each for each in found if isinstance(each, Match)]
-    inputs = [graph_inputs(traced, b) for b in batches(traced.module, calibration, batch_size)]
+    data = batches(traced.module, calibration, batch_size)
+    inputs = [graph_inputs(traced, batch) for batch in data]
     for each in matches:
         own(each.owner, each.weight_name, traced.tensors[each.consumer.site.tensor])
         if each.holder is not None and each.fits_bias:
             own(each.holder, each.bias_name, traced.tensors.get(each.consumer.bias or ""))
     scale = None
     if temperature and method == "least-squares":
-        scale = Temperature(graph, small, calibration, batch_size)
+        scale = Temperature(graph, small, data)
     results: dict[fx.Node, Compensated] = {}
     with evaluation(traced.graph_module), evaluation(small), torch.no_grad(), revocable() as write:
         refit = Refit(

@@ -44,7 +44,7 @@ class Refit:
     target: str
     damping: float
     write: Write
-    _last: dict[Any, Products] = field(default_factory=dict, init=False)
+    _last: dict[tuple[fx.Node, bool], Products] = field(default_factory=dict, init=False)
 
     def least_squares(self, match: Match) -> Compensated:
         """Refit the weight and, where it may change, the bias.
@@ -73,15 +73,14 @@ class Refit:
 
     def _products(self, match: Match, matrix: Tensor) -> Products:
         """Empty sums; those of the inputs are taken over where the last consumer read the same."""
-        key = None if matrices.convolves(match.consumer) else (match.source, match.fits_bias)
-        known = self._last.get(key)
-        products = (
-            Products(matrix.shape[1], len(matrix), matrix.device, match.fits_bias)
-            if key is None or known is None
-            else known.beside(len(matrix))
-        )
-        self._last.clear()
-        self._last[key] = products
+        known = self._last.get((match.source, match.fits_bias))
+        self._last.clear()  # before the next is made: one normal matrix at a time
+        if known is not None:
+            products = known.beside(len(matrix))
+        else:
+            products = Products(matrix.shape[1], len(matrix), matrix.device, match.fits_bias)
+        if not matrices.convolves(match.consumer):  # its rows depend on its kernel
+            self._last[match.source, match.fits_bias] = products
         return products
 
     def bias(self, match: Match) -> Compensated:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -14,7 +14,7 @@ from fxprune.compensate.head import factors
 from fxprune.compensate.places import place, readers
 from fxprune.errors import CalibrationError
 from fxprune.groups.dependency import DependencyGraph
-from fxprune.importance.calibrate import Batch, Calibration, batches
+from fxprune.importance.calibrate import Batch, batches
 from fxprune.importance.graph_inputs import graph_inputs
 from fxprune.importance.loss import output_loss, predictions
 from fxprune.trace.branching import BranchingRun
@@ -34,19 +34,14 @@ class Temperature:
         graph: of the original.
         small: the pruned model. A tensor that it shares with the original and that is to change
             becomes its own.
-        calibration: as for :func:`fxprune.compensate.compensate`.
-        batch_size: sequences per forward pass where the graph does not take one alone.
+        data: the calibration batches.
 
     Attributes:
         reason: why it cannot be found, or None.
     """
 
     def __init__(
-        self,
-        graph: DependencyGraph,
-        small: fx.GraphModule,
-        calibration: Calibration,
-        batch_size: int | None,
+        self, graph: DependencyGraph, small: fx.GraphModule, data: Sequence[Batch]
     ) -> None:
         self._traced, self._small = graph.traced, small
         self._tensors: list[tuple[Tensor, float]] = []
@@ -60,7 +55,7 @@ class Temperature:
             self.reason = "what scales its logits is computed once, not held"
             return
         try:
-            self._data = _few(graph.traced, calibration, batch_size)
+            self._data = _few(graph.traced, data)
         except CalibrationError as error:
             self.reason = str(error)
             return
@@ -127,14 +122,12 @@ def least(loss: Callable[[float], float]) -> float:
     return max(0.0, (place + vertex) * _STEP)
 
 
-def _few(
-    traced: Traced, calibration: Calibration, batch_size: int | None
-) -> list[tuple[Batch, list[Any]]]:
+def _few(traced: Traced, data: Sequence[Batch]) -> list[tuple[Batch, list[Any]]]:
     """Some of the data, spread over it: single sequences if the graph takes them."""
-    data = batches(traced.module, calibration, 1)
+    single = batches(traced.module, data, 1)
     try:
-        graph_inputs(traced, data[0])
+        graph_inputs(traced, single[0])
     except CalibrationError:
-        data = batches(traced.module, calibration, batch_size)
-    total = sum(predictions(traced.module, data))
-    return [(each, graph_inputs(traced, each)) for each in data[:: max(1, total // ENOUGH)]]
+        single = list(data)
+    total = sum(predictions(traced.module, single))
+    return [(each, graph_inputs(traced, each)) for each in single[:: max(1, total // ENOUGH)]]

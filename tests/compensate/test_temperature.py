@@ -16,7 +16,7 @@ import fxprune
 from fxprune.compensate import CompensationReport, compensate
 from fxprune.compensate.head import Factor, factors
 from fxprune.compensate.temperature import least
-from fxprune.errors import CalibrationError
+from fxprune.errors import CalibrationError, FxpruneWarning
 from fxprune.importance.loss import batch_loss
 from fxprune.plan import Plan
 from tests.zoo import BY_NAME, ZOO, disturb
@@ -110,6 +110,15 @@ def test_logits_are_divided_by_the_temperature_of_least_loss(name: str) -> None:
     assert 1 <= report.temperature <= math.exp(0.4) * (1 + 1e-9)
     assert abs(math.log(report.temperature / best)) < 0.01
     assert loss(logits(scaled)) <= loss(logits(plain)) + 1e-9
+
+
+def test_data_that_can_be_read_once() -> None:
+    original = traced("llama")
+    plan, one, other = pruned(original)
+    first = compensate(original, one, plan, IDS, batch_size=4)
+    second = compensate(original, other, plan, iter(IDS.split(4)), batch_size=None)
+    assert first.temperature is not None
+    assert first.temperature == pytest.approx(second.temperature, rel=1e-6)
 
 
 def test_masked_tokens_do_not_count() -> None:
@@ -213,6 +222,22 @@ def test_a_norm_with_other_readers_stays() -> None:
     (there, other), (here, same) = plain(IDS), scaled(IDS)
     torch.testing.assert_close(here * report.temperature, there, atol=1e-4, rtol=1e-4)
     assert torch.equal(other, same)
+
+
+class Fixed(Doubled):
+    """It takes twelve sequences and no other number."""
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(input_ids.view(12, 13))
+
+
+def test_a_graph_that_takes_no_single_sequence() -> None:
+    with pytest.warns(FxpruneWarning, match="is fixed at 12"):
+        original = fxprune.trace(Fixed(own=True), (IDS,))
+    plan, small, _ = pruned(original)
+    report = compensate(original, small, plan, IDS, batch_size=None)
+    assert report.no_temperature is None
+    assert report.temperature is not None
 
 
 def test_a_loss_that_is_not_finite_takes_everything_back() -> None:
