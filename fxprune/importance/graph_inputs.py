@@ -12,6 +12,7 @@ from torch import Tensor
 from fxprune.errors import CalibrationError
 from fxprune.importance.calibrate import Batch
 from fxprune.trace.lockstep import flatten, input_names
+from fxprune.trace.sizes import is_symbolic
 from fxprune.trace.traced import Traced
 
 # A mask that the batch lacks is one of ones like these.
@@ -103,7 +104,7 @@ def _check_shapes(traced: Traced, values: Sequence[Any]) -> None:
         if not isinstance(expected, Tensor) or not isinstance(value, Tensor):
             continue
         fits = expected.dim() == value.dim() and all(
-            not isinstance(size, int) or size == actual
+            is_symbolic(size) or int(size) == actual
             for size, actual in zip(expected.shape, value.shape, strict=True)
         )
         if not fits:

@@ -235,6 +235,8 @@ def test_a_graph_that_takes_no_single_sequence() -> None:
     with pytest.warns(FxpruneWarning, match="is fixed at 12"):
         original = fxprune.trace(Fixed(own=True), (IDS,))
     plan, small, _ = pruned(original)
+    with pytest.raises(CalibrationError, match=r"has shape \(6, 13\), and the graph takes"):
+        compensate(original, small, plan, IDS[:6])
     report = compensate(original, small, plan, IDS, batch_size=None)
     assert report.no_temperature is None
     assert report.temperature is not None
