@@ -87,7 +87,7 @@ def compensate(
             ``propagated``, the output that the original weight gives for all units, computed from
             what the pruned model feeds into the layer (nothing of earlier layers is undone).
         scope: ``pruned``, the consumers of pruned units, or ``all``, every product with a weight
-            but the head; None is ``all`` for least squares.
+            but the head; None is ``all`` for least squares that aim at the dense model.
         damping: how much the weights of each input are held to what they are, relative to that
             input's own mean square. (Relative to the mean over inputs, the few massive
             activations of language models would hold all others fast.)
@@ -107,7 +107,7 @@ def compensate(
     started = time.perf_counter()
     check_options(method, target, scope, damping)
     if scope is None:
-        scope = "all" if method == "least-squares" else "pruned"
+        scope = "pruned" if method == "bias" or target == "propagated" else "all"
     traced = bypass(traced, plan.removed)
     _check_weights(traced)
     graph = discover(traced)

@@ -58,4 +58,5 @@ class CompensationReport:
             after = sum(a or 0.0 for _, a in pairs) / count
             text += f": mean relative output error {before:.3f} -> {after:.3f}"
         text += f", {len(self.skipped)} skipped" if self.skipped else ""
-        return text + (f", temperature {self.temperature:.3f}" if self.temperature else "")
+        text += f", temperature {self.temperature:.3f}" if self.temperature else ""
+        return text + (f", no temperature: {self.no_temperature}" if self.no_temperature else "")

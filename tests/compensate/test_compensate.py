@@ -282,7 +282,7 @@ def test_bias_needs_one() -> None:
 def test_propagated_target() -> None:
     """Here the pruned model is the original with the removed inputs' columns at zero."""
     case = Case("llama", "mlp", "attention")
-    case.run(target="propagated")
+    case.run(target="propagated", scope=None)
     full = copy.deepcopy(case.model)
     for name in [n for n, _ in full.named_modules() if n.endswith(("o_proj", "down_proj"))]:
         layer = full.get_submodule(name)

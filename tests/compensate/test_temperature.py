@@ -164,6 +164,7 @@ def test_without_labels_it_is_left_alone() -> None:
     report = compensate(original, scaled, plan, args[0])
     assert report.temperature is None
     assert "needs 'labels'" in str(report.no_temperature)
+    assert f", no temperature: {report.no_temperature}" in str(report)
     assert torch.equal(plain(*args), scaled(*args))
 
 
