@@ -118,10 +118,11 @@ class Recipe:
             raise SelectionError(f"{self.steps} steps need new scores before each: no saved ones")
         for pattern, share in self.layer_ratios.items():
             check_ratio(f"layer-ratio {pattern}", share)
+        scope = self.compensation_scope
         for name, value, choices in (
             ("ranking", self.ranking, RANKINGS),
             ("compensate", self.compensate, COMPENSATIONS),
-            ("compensation_scope", self.compensation_scope or "all", SCOPES),
+            ("compensation_scope", "all" if scope is None else scope, SCOPES),
             ("save_as", self.save_as, SAVE_AS),
         ):
             if value not in choices:

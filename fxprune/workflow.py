@@ -373,8 +373,10 @@ def room_for(size: int) -> bool:
 
 def is_static(graph_module: fx.GraphModule) -> bool:
     """Whether the graph takes only inputs of the example's sizes."""
+    from fxprune.trace.sizes import is_symbolic
+
     values = [n.meta.get("val") for n in graph_module.graph.nodes if n.op == "placeholder"]
-    return all(isinstance(size, int) for v in values for size in getattr(v, "shape", ()))
+    return not any(is_symbolic(size) for v in values for size in getattr(v, "shape", ()))
 
 
 def _caption(

@@ -40,6 +40,7 @@ def test_defaults_are_fine() -> None:
         ({"steps": 2, "macs": 1e9}, "macs=1e\\+09 is absolute"),
         ({"steps": 2, "criterion": None, "scores": "s"}, "2 steps need new scores"),
         ({"compensate": "best"}, "no compensate 'best': take auto, none, bias, least-squares"),
+        ({"compensation_scope": ""}, "no compensation-scope '': take pruned, all"),
         ({"compensation_scope": "some"}, "no compensation-scope 'some': take pruned, all"),
         ({"multiple_of": 0}, "multiple-of is 0: at least 1"),
         ({"layer_ratios": {"*.3.*": 1.0}}, r"layer-ratio \*\.3\.\*=1.0 is outside"),

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 import fxprune
 from fxprune import workflow
-from fxprune.errors import CalibrationError, ModelError
+from fxprune.errors import CalibrationError, FxpruneWarning, ModelError
 from fxprune.hf import checkpoint
 from fxprune.hf.models import load_model
 from fxprune.hf.text import builtin, crops, read
@@ -66,6 +66,16 @@ def test_static_graph_is_recognised() -> None:
         graph = exported.module(check_guards=False)
         assert isinstance(graph, fx.GraphModule)
         assert workflow.is_static(graph) == static
+
+
+def test_sizes_that_a_model_fixes_itself_are_static() -> None:
+    class Three(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.view(3, 4) * 2
+
+    with pytest.warns(FxpruneWarning, match="is fixed at 3"):
+        traced = fxprune.trace(Three(), (torch.ones(3, 4),))
+    assert workflow.is_static(traced.graph_module)
 
 
 def test_what_needs_data() -> None:
