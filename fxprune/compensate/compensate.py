@@ -15,13 +15,13 @@ from fxprune.compensate.matching import Match, match
 from fxprune.compensate.refit import Refit
 from fxprune.compensate.report import Compensated, CompensationReport
 from fxprune.compensate.residual import ends
-from fxprune.compensate.temperature import Temperature
+from fxprune.compensate.temperature import fit_temperature
 from fxprune.errors import CalibrationError, PlanError
 from fxprune.groups.dependency import discover
 from fxprune.importance.calibrate import Calibration, batches
 from fxprune.importance.graph_inputs import graph_inputs, masks
 from fxprune.plan import Plan
-from fxprune.progress import step, track
+from fxprune.progress import track
 from fxprune.rewrite.resize import Resizer
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.modes import evaluation
@@ -125,9 +125,6 @@ def compensate(
         own(each.owner, each.weight_name, traced.tensors[each.consumer.site.tensor])
         if each.holder is not None and each.fits_bias:
             own(each.holder, each.bias_name, traced.tensors.get(each.consumer.bias or ""))
-    scale = None
-    if temperature and method == "least-squares":
-        scale = Temperature(graph, small, data)
     results: dict[fx.Node, Compensated] = {}
     with evaluation(traced.graph_module), evaluation(small), torch.no_grad(), revocable() as write:
         refit = Refit(
@@ -143,17 +140,16 @@ def compensate(
         for each in track(matches, "compensating", progress):
             results[each.node] = mend(each)
         fitted = None
-        if scale is not None and scale.reason is None:
-            with step("fitting the temperature", progress):
-                fitted = scale.fit(write)
+        if temperature and method == "least-squares":
+            fitted = fit_temperature(graph, small, data, write, progress=progress)
     done = tuple(each if isinstance(each, Compensated) else results[each.node] for each in found)
     return CompensationReport(
         method,
         target,
         done,
         time.perf_counter() - started,
-        fitted,
-        None if scale is None else scale.reason,
+        temperature=fitted if isinstance(fitted, float) else None,
+        no_temperature=fitted if isinstance(fitted, str) else None,
     )
 
 
@@ -168,7 +164,7 @@ def check_options(
     for name, value, known in (
         ("method", method, get_args(Method)),
         ("target", target, get_args(Target)),
-        ("scope", scope or "pruned", get_args(Scope)),
+        ("scope", "all" if scope is None else scope, get_args(Scope)),
     ):
         if value not in known:
             raise CalibrationError(f"{name}={value!r}: choose from {', '.join(known)}")

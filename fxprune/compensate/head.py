@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.compensate.reasons import uses
+from fxprune.branches.ops import packet
+from fxprune.compensate.reasons import computes_bias, uses
+from fxprune.compensate.residual import SAME_ROWS
 from fxprune.errors import CalibrationError
 from fxprune.groups.consumers import Consumer, every_consumer
 from fxprune.groups.dependency import DependencyGraph
@@ -21,10 +23,9 @@ aten = torch.ops.aten
 _NORMS = {aten.layer_norm, aten.rms_norm}
 _CASTS = {aten.to, aten._to_copy, aten.alias, aten.detach}
 # Between the norm and the head only values may be chosen, moved or multiplied by a number.
-_PASSES = _CASTS | {
-    aten.clone, aten.contiguous, aten.dropout, aten.view, aten.reshape, aten._unsafe_view,
-    aten.flatten, aten.permute, aten.transpose, aten.squeeze, aten.unsqueeze, aten.expand,
-    aten.select, aten.slice, aten.mul, aten.div,
+_PASSES = SAME_ROWS | {
+    aten.detach, aten.flatten, aten.permute, aten.transpose, aten.squeeze, aten.unsqueeze,
+    aten.expand, aten.select, aten.slice, aten.mul, aten.div,
 }  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def factors(graph: DependencyGraph) -> tuple[Factor, ...] | str:
     if product is None:
         return "its output is no product with a weight"
     found = _norm(traced, product.source)
-    if not found and not (product.bias is None and _adds(product.node)):
+    if not found and not computes_bias(product):
         own = [Factor(name) for name in (product.site.tensor, product.bias) if name is not None]
         found = own if all(uses(traced, each.tensor) == 1 for each in own) else []
     return tuple(found) or "the weight of its head has other uses, and no norm stands before it"
@@ -76,29 +77,28 @@ def _logits(traced: Traced) -> fx.Node | None:
         logits = logits_of(traced.module, graph.process_outputs(values))
     except CalibrationError:
         return None
-    found: fx.Node = next(n for n, v in zip(leaves, values, strict=True) if v is logits)
-    return found
+    return next((n for n, v in zip(leaves, values, strict=True) if v is logits), None)
 
 
 def _norm(traced: Traced, node: fx.Node) -> list[Factor]:
     """Weight and bias of the norm that a value comes from, if it has them to itself."""
     found: list[Factor] = []
     while len(node.users) == 1:
-        packet = getattr(node.target, "overloadpacket", None)
-        if packet in _NORMS:
+        op = packet(node)
+        if op in _NORMS:
             read = [_factor(traced, argument(node, name)) for name in ("weight", "bias")]
             return [each for each in read if each is not None] if read[0] is not None else []
         activations = _activations(node)
         if len(activations) != 1:
             return []
-        if len(node.all_input_nodes) == 2 and packet in (aten.mul, aten.add):
+        if len(node.all_input_nodes) == 2 and op in (aten.mul, aten.add):
             factor = next(filter(None, (_factor(traced, x) for x in node.all_input_nodes)), None)
             if factor is None:
                 return []
             found.append(factor)
-            if packet is aten.mul:
+            if op is aten.mul:
                 return found
-        elif packet not in _PASSES:
+        elif op not in _PASSES:
             return []
         (node,) = activations
     return []
@@ -120,21 +120,13 @@ def _factor(traced: Traced, value: Any) -> Factor | None:
     """The parameter that a value is, but for its dtype and a number that is added."""
     offset = 0.0
     while isinstance(value, fx.Node) and value.op == "call_function":
-        packet = getattr(value.target, "overloadpacket", None)
-        if packet is aten.add and len(value.all_input_nodes) == 1:
-            (added,) = (x for x in value.args if not isinstance(x, fx.Node))
-            offset += float(added)  # type: ignore[arg-type]
-        elif packet not in _CASTS:
+        if packet(value) is aten.add and len(value.all_input_nodes) == 1:
+            offset += float(argument(value, "other"))
+        elif packet(value) not in _CASTS:
             return None
-        (value,) = value.all_input_nodes
+        value = value.args[0]
     if not isinstance(value, fx.Node) or value.op != "get_attr":
         return None
     name = str(value.target)
     known = isinstance(traced.tensors.get(name), nn.Parameter) and uses(traced, name) == 1
     return Factor(name, offset) if known else None
-
-
-def _adds(node: fx.Node) -> bool:
-    """Whether a product adds something that is no tensor of the model."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return argument(node, "self" if packet is aten.addmm else "bias") is not None

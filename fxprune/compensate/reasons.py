@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from fxprune.branches.ops import packet
 from fxprune.compensate.matrices import CONVOLUTIONS, convolves
 from fxprune.groups.consumers import Consumer
 from fxprune.trace.arguments import argument
@@ -20,12 +21,10 @@ def reason_against(traced: Traced, consumer: Consumer) -> str | None:
         return f"its weight is used in {count} places, and a new value would change them all"
     if any(argument(node, scale) not in (None, 1) for scale in ("alpha", "beta")):
         return "its product is scaled"
-    packet = getattr(node.target, "overloadpacket", None)
-    added = argument(node, "self" if packet is aten.addmm else "bias")
-    if added is not None and consumer.bias is None:
+    if computes_bias(consumer):
         return "its bias is computed"
     if convolves(consumer):
-        if packet not in CONVOLUTIONS:
+        if packet(node) not in CONVOLUTIONS:
             return "only convolutions in one and two dimensions are supported"
         if isinstance(argument(node, "padding"), str):
             return "its padding is given as a word"
@@ -34,6 +33,13 @@ def reason_against(traced: Traced, consumer: Consumer) -> str | None:
         ):
             return "it convolves without a batch axis"
     return None
+
+
+def computes_bias(consumer: Consumer) -> bool:
+    """Whether the product adds something that is no tensor of the model."""
+    node = consumer.node
+    added = argument(node, "self" if packet(node) is aten.addmm else "bias")
+    return added is not None and consumer.bias is None
 
 
 def uses(traced: Traced, name: str) -> int:
@@ -46,8 +52,7 @@ def uses(traced: Traced, name: str) -> int:
 
 def turns(node: fx.Node) -> bool:
     """Whether a reader of a matrix only turns it."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return packet in {aten.t, aten.numpy_T, aten.transpose, aten.permute}
+    return packet(node) in {aten.t, aten.numpy_T, aten.transpose, aten.permute}
 
 
 def _read(graph: fx.Graph, name: str) -> fx.Node | None:

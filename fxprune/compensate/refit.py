@@ -73,14 +73,15 @@ class Refit:
 
     def _products(self, match: Match, matrix: Tensor) -> Products:
         """Empty sums; those of the inputs are taken over where the last consumer read the same."""
-        known = self._last.get((match.source, match.fits_bias))
+        key = match.source, match.fits_bias
+        known = self._last.get(key)
         self._last.clear()  # before the next is made: one normal matrix at a time
         if known is not None:
             products = known.beside(len(matrix))
         else:
             products = Products(matrix.shape[1], len(matrix), matrix.device, match.fits_bias)
         if not matrices.convolves(match.consumer):  # its rows depend on its kernel
-            self._last[match.source, match.fits_bias] = products
+            self._last[key] = products
         return products
 
     def bias(self, match: Match) -> Compensated:

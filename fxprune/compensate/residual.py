@@ -10,7 +10,7 @@ from torch import fx
 
 aten = torch.ops.aten
 
-_SAME_ROWS = {
+SAME_ROWS = {
     aten.view, aten.reshape, aten._unsafe_view, aten.contiguous, aten.clone, aten.dropout,
     aten.alias, aten.to, aten._to_copy,
 }  # fmt: skip
@@ -48,7 +48,7 @@ def addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         packet = getattr(user.target, "overloadpacket", None)
         if packet in _ADDS or user.target in (operator.add, operator.iadd):
             return _operands(node, value, user)
-        if packet not in _SAME_ROWS or user.args[0] is not value:
+        if packet not in SAME_ROWS or user.args[0] is not value:
             return None
         value = user
     return None

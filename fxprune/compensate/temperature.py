@@ -17,6 +17,7 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.importance.calibrate import Batch, batches
 from fxprune.importance.graph_inputs import graph_inputs
 from fxprune.importance.loss import output_loss, predictions
+from fxprune.progress import step
 from fxprune.trace.branching import BranchingRun
 from fxprune.trace.traced import Traced
 
@@ -24,88 +25,79 @@ ENOUGH = 4096  # predictions; of one number they leave an error well below a hun
 _STEP, _MOST = 0.05, 8  # of the logarithm
 
 
-class Temperature:
-    """Finds the temperature of least loss, as in temperature scaling (Guo et al., 1706.04599).
+def fit_temperature(
+    graph: DependencyGraph,
+    small: fx.GraphModule,
+    data: Sequence[Batch],
+    write: Write,
+    *,
+    progress: bool = False,
+) -> float | str:
+    """Find the temperature of least loss and divide the logits by it (Guo et al., 1706.04599).
 
-    The logits are divided by it, by way of the tensors that scale them (the last norm's weight). It
-    is 1 at least, for a model is always surer of the data that it is fitted to than of other data.
+    By way of the tensors that scale them (the last norm's weight). It is 1 at least, for a model is
+    always surer of the data that it is fitted to than of other data. Call it under
+    ``torch.no_grad`` once all else has changed.
 
     Args:
         graph: of the original.
         small: the pruned model. A tensor that it shares with the original and that is to change
             becomes its own.
         data: the calibration batches.
+        write: puts a value into a tensor.
+        progress: show that it runs.
 
-    Attributes:
-        reason: why it cannot be found, or None.
+    Returns:
+        The temperature, 1.0 if no higher one is better, and 1.5 at most; or why none can be found.
+
+    Raises:
+        CalibrationError: the loss is not finite.
     """
+    traced = graph.traced
+    found = factors(graph)
+    if isinstance(found, str):
+        return found
+    at = readers(traced, small)
+    if any(each.tensor not in at for each in found):
+        return "what scales its logits is computed once, not held"
+    try:
+        few = _few(traced, data)
+    except CalibrationError as error:
+        return str(error)
+    scaled = []
+    for each in found:
+        holder, leaf = place(traced, small, at[each.tensor], each.tensor)
+        own(holder, leaf, traced.tensors[each.tensor])
+        tensor: Tensor = getattr(holder, leaf)
+        value = tensor.detach().clone()
+        write(tensor, value)  # on an error later on it comes back
+        scaled.append((tensor, value, each.offset))
+    run = BranchingRun(small)
+    first = {at[each.tensor] for each in found}
+    before = run.before(next(node for node in small.graph.nodes if node in first))
 
-    def __init__(
-        self, graph: DependencyGraph, small: fx.GraphModule, data: Sequence[Batch]
-    ) -> None:
-        self._traced, self._small = graph.traced, small
-        self._tensors: list[tuple[Tensor, float]] = []
-        self._data: list[tuple[Batch, list[Any]]] = []
-        found = factors(graph)
-        if isinstance(found, str):
-            self.reason: str | None = found
-            return
-        at = readers(graph.traced, small)
-        if any(each.tensor not in at for each in found):
-            self.reason = "what scales its logits is computed once, not held"
-            return
-        try:
-            self._data = _few(graph.traced, data)
-        except CalibrationError as error:
-            self.reason = str(error)
-            return
-        self.reason = None
-        nodes = {at[each.tensor] for each in found}
-        self._first = next(node for node in small.graph.nodes if node in nodes)
-        for each in found:
-            holder, leaf = place(graph.traced, small, at[each.tensor], each.tensor)
-            own(holder, leaf, graph.traced.tensors[each.tensor])
-            self._tensors.append((getattr(holder, leaf), each.offset))
+    def divide(logarithm: float) -> None:
+        for tensor, value, offset in scaled:
+            tensor.copy_((value.double() + offset) * math.exp(-logarithm) - offset)
 
-    def fit(self, write: Write) -> float:
-        """Scale the logits; call it under ``torch.no_grad`` once all else has changed.
+    def loss(logarithm: float) -> float:
+        divide(logarithm)
+        total, count = 0.0, 0
+        for batch, values in stops:
+            output = run.finish(before, values, {})
+            lost, labels = output_loss(traced.module, batch, output)
+            total, count = total + float(lost), count + labels
+        if not math.isfinite(total):
+            raise CalibrationError(
+                f"the loss of the pruned model on the calibration data is {total}"
+            )
+        return total / count
 
-        Args:
-            write: puts a value into a tensor.
-
-        Returns:
-            The temperature, 1.0 if no higher one is better, and 1.5 at most.
-
-        Raises:
-            CalibrationError: the loss is not finite.
-        """
-        run = BranchingRun(self._small)
-        before = run.before(self._first)
-        stops = []
-        for batch, inputs in self._data:
-            _, values, _ = next(run.stops(inputs, [before]))
-            stops.append((batch, values))
-        old = [(tensor, tensor.detach().clone(), offset) for tensor, offset in self._tensors]
-        for tensor, value, _ in old:
-            write(tensor, value)  # on an error later on it comes back
-
-        def scaled(logarithm: float) -> float:
-            for tensor, value, offset in old:
-                tensor.copy_((value.double() + offset) * math.exp(-logarithm) - offset)
-            total, count = 0.0, 0
-            for batch, values in stops:
-                output = run.finish(before, values, {})
-                loss, labels = output_loss(self._traced.module, batch, output)
-                total, count = total + float(loss), count + labels
-            if not math.isfinite(total):
-                raise CalibrationError(
-                    f"the loss of the pruned model on the calibration data is {total}"
-                )
-            return total / count
-
-        best = least(scaled)
-        scaled(best)
-        return math.exp(best)
+    with step("fitting the temperature", progress):
+        stops = [(batch, next(run.stops(inputs, [before]))[1]) for batch, inputs in few]
+        best = least(loss)
+    divide(best)
+    return math.exp(best)
 
 
 def least(loss: Callable[[float], float]) -> float:

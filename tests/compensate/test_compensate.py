@@ -481,6 +481,7 @@ def test_an_image_of_another_size() -> None:
         ({"damping": -1.0}, "damping=-1.0"),
         ({"damping": float("nan")}, "damping=nan"),
         ({"method": "bias", "target": "propagated"}, "dense model"),
+        ({"scope": ""}, "scope='': choose from pruned, all"),
         ({"scope": "some"}, "scope='some': choose from pruned, all"),
         ({"method": "bias", "scope": "all"}, "use scope='pruned'"),
     ],
