@@ -9,6 +9,10 @@ class TraceError(FxpruneError):
     """The model cannot be captured by ``torch.export`` with these inputs."""
 
 
+class InputError(FxpruneError):
+    """Inputs of a size, rank, dtype or value that a graph was not captured for."""
+
+
 class RuleError(FxpruneError):
     """A rule for an op is registered twice or returns axes that do not fit the value."""
 

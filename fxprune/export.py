@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import CheckpointError, FxpruneWarning, TraceError
 from fxprune.files import replacing
 from fxprune.hf.tensors import tensors_of
-from fxprune.trace import inputs
+from fxprune.trace import inputs, loss, symbols
 from fxprune.trace.export import captured
 
 
@@ -61,7 +61,10 @@ def export(
         raise CheckpointError(f"{blank[0]!r} is on meta: a graph without weights cannot be saved")
     if not args and not kwargs:
         args, kwargs = inputs.from_placeholders(graph_module)
-    with captured(_plain(graph_module), args, dict(kwargs or {})) as (program, lost, _):
+    with captured(_plain(graph_module), args, dict(kwargs or {})) as capture:
+        program = capture.program
+        symbols.forget_ones(program)
+        lost = loss.lost(graph_module, capture)
         try:
             with replacing(path) as temporary, temporary.open("wb") as stream:
                 torch.export.save(program, stream)

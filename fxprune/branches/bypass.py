@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.branches import storage
 from fxprune.branches.find import Branches, find_branches
 from fxprune.branches.reach import dying
 from fxprune.branches.sums import is_sum, operands, same_value
 from fxprune.branches.unit import Unit
+from fxprune.trace import storage
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.traced import Traced
 
@@ -90,6 +90,7 @@ def _shorter(original: Traced, removed: tuple[str, ...], units: list[Unit]) -> T
         {name: tensor for name, tensor in original.tensors.items() if name in read},
         original.aliases,
         original.sizes,
+        original.guards,
         original=original,
         removed=removed,
         dropped=frozenset(gone),

@@ -23,7 +23,8 @@ from fxprune.importance.statistics import measure, merge
 from fxprune.importance.targets import Reader
 from fxprune.propagate.stops import Stage
 from fxprune.rewrite.resize import Resizer
-from fxprune.trace.lockstep import Lockstep, mutates
+from fxprune.trace.lockstep import Lockstep
+from fxprune.trace.storage import mutates
 
 
 class Run:

@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from fxprune.rewrite import views
 from fxprune.rewrite.shrink import TORCH_LEAVES, equivalent, one_op, smaller
-from fxprune.trace.lockstep import mutates
+from fxprune.trace.storage import mutates
 from fxprune.trace.traced import Traced
 
 

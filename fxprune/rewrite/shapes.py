@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
 from fxprune.rewrite.resize import Axis, Resizer
-from fxprune.trace.lockstep import mutates
 from fxprune.trace.source import location
+from fxprune.trace.storage import mutates
 
 _SLICES = (torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from fxprune.trace.lockstep import mutates
+from fxprune.trace.storage import Memory
 
 aten = torch.ops.aten
 _SHAPED = (aten.view.default, aten.reshape.default)
@@ -20,22 +20,10 @@ _SHAPED = (aten.view.default, aten.reshape.default)
 
 def relax(graph: fx.Graph) -> None:
     """Make every view a reshape, which copies where it must, but for views of memory written to."""
-    writing = [node for node in graph.nodes if mutates(node)]
-    memory = _memory(graph) if writing else {}
-    written = {memory[node] for node in writing}
+    memory = Memory(graph)
     for node in graph.nodes:
-        if node.target is aten.view.default and memory.get(node) not in written:
+        if node.target is aten.view.default and not memory.written(node):
             node.target = aten.reshape.default
-
-
-def _memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """To every node the first of those that may share its memory."""
-    memory: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        source = node.args[0] if node.args else None
-        aliases = isinstance(source, fx.Node) and shares(node)
-        memory[node] = memory[source] if aliases else node  # type: ignore[index]
-    return memory
 
 
 def enters(source: fx.Node, nodes: Iterable[fx.Node]) -> bool:

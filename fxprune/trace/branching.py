@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.trace.lockstep import mutates, needed
+from fxprune.trace.guards import check
+from fxprune.trace.lockstep import needed
+from fxprune.trace.storage import mutates
 
 Values = dict[fx.Node, Any]
 
@@ -86,7 +88,9 @@ class BranchingRun:
         if node.op == "output":
             return
         self._interpreter.env = environment
-        environment[node] = self._interpreter.run_node(node)
+        value = self._interpreter.run_node(node)
+        if node.target is not check:
+            environment[node] = value
         for source in self._last.get(node, ()):
             environment.pop(source, None)
 

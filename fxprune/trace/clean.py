@@ -17,6 +17,7 @@ from torch import fx, nn
 from fxprune.trace.arguments import END, argument
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.source import module_path
+from fxprune.trace.storage import Memory
 
 aten = torch.ops.aten
 _CHECKS = {
@@ -49,12 +50,13 @@ def clean(
     for node in list(graph.nodes):
         if node.target in _CHECKS or (node.op == "call_module" and "_guards" in str(node.target)):
             graph.erase_node(node)
+    memory = Memory(graph)
     for node in list(graph.nodes):
         if node.op == "call_function":
-            _drop_no_op(node)
+            _drop_no_op(node, memory)
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is aten.index.Tensor:
-            _index_to_slice(graph_module, node)
+            _index_to_slice(graph_module, node, memory)
     graph.eliminate_dead_code()
     _follow_input_device(graph)
     return _canonical_tensors(graph_module, model)
@@ -132,10 +134,16 @@ def _detached(graph: fx.Graph, value: Any) -> Any:
     return detached
 
 
-def _drop_no_op(node: fx.Node) -> None:
+def _copies(node: fx.Node, source: fx.Node, memory: Memory) -> bool:
+    """Whether a result that is equal to its source must be a copy: one of the two is written to."""
+    apart = memory.root(node) is not memory.root(source)
+    return apart and (memory.written(node) or memory.written(source))
+
+
+def _drop_no_op(node: fx.Node, memory: Memory) -> None:
     given: Any = node.args
     source = given[0] if given else None
-    if not isinstance(source, fx.Node):
+    if not isinstance(source, fx.Node) or _copies(node, source, memory):
         return
     if node.target is aten.slice.Tensor:
         start, end, step = (argument(node, name) for name in ("start", "end", "step"))
@@ -145,6 +153,9 @@ def _drop_no_op(node: fx.Node) -> None:
             node.replace_all_uses_with(source)
     elif node.target in (aten.alias.default, aten.lift_fresh_copy.default):
         node.replace_all_uses_with(source)
+    elif node.target is aten.detach_.default and not source.meta["val"].requires_grad:
+        node.replace_all_uses_with(source)
+        node.graph.erase_node(node)  # dead code elimination spares what works in place
     elif node.target is aten.dropout.default and not node.args[2]:
         # nn.Dropout stays, to come back as a module that works in training.
         stack = node.meta.get("nn_module_stack") or {"": ("", "")}
@@ -152,21 +163,28 @@ def _drop_no_op(node: fx.Node) -> None:
             node.replace_all_uses_with(source)
             node.graph.erase_node(node)  # dead code elimination spares what draws random numbers
     elif node.target in _CASTS:
-        before, after = source.meta["val"], node.meta["val"]
-        if before.dtype == after.dtype and before.device == after.device:
-            # Inside its own module a cast stays: it matters again when the model changes dtype.
-            own = module_path(node)
-            node.replace_all_uses_with(source, delete_user_cb=lambda user: module_path(user) != own)
+        _drop_cast(node, source)
+
+
+def _drop_cast(node: fx.Node, source: fx.Node) -> None:
+    before, after = source.meta["val"], node.meta["val"]
+    ordered = argument(node, "memory_format") not in (None, torch.preserve_format)
+    if before.dtype == after.dtype and before.device == after.device and not ordered:
+        # Inside its own module a cast stays: it matters again when the model changes dtype.
+        own = module_path(node)
+        node.replace_all_uses_with(source, delete_user_cb=lambda user: module_path(user) != own)
 
 
 def _at_least(end: Any, size: int) -> bool:
     return isinstance(end, int) and end >= size
 
 
-def _index_to_slice(graph_module: fx.GraphModule, node: fx.Node) -> None:
+def _index_to_slice(graph_module: fx.GraphModule, node: fx.Node, memory: Memory) -> None:
     """``x[..., [i, i + 1]]`` with a constant run of positions is a slice."""
     given: Any = node.args
     source, indices = given
+    if any(memory.written(index) for index in indices if index is not None):
+        return
     places = [i for i, index in enumerate(indices) if index is not None]
     if len(places) != 1 or indices[places[0]].op != "get_attr":
         return
@@ -177,13 +195,16 @@ def _index_to_slice(graph_module: fx.GraphModule, node: fx.Node) -> None:
     if constant.dtype == torch.bool or not isinstance(size, int):
         return
     positions = [p % size for p in constant.tolist()]
-    if positions != list(range(positions[0], positions[0] + len(positions))):
+    if not positions or positions != list(range(positions[0], positions[0] + len(positions))):
         return
     with graph_module.graph.inserting_before(node):
         end = positions[-1] + 1
         args = (source, places[0], positions[0], END if end == size else end)
         sliced = graph_module.graph.call_function(aten.slice.Tensor, args)
-    sliced.meta = dict(node.meta)
+        sliced.meta = dict(node.meta)
+        if _copies(node, source, memory):
+            sliced = graph_module.graph.call_function(aten.clone.default, (sliced,))
+            sliced.meta = dict(node.meta)
     node.replace_all_uses_with(sliced)
 
 

@@ -1,30 +1,60 @@
-"""Capture by ``torch.export`` with symbolic batch and sequence."""
+"""Capture by ``torch.export`` with every size symbolic that can be."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneWarning, TraceError
-from fxprune.trace import inputs
+from fxprune.trace import dynamic, inputs, symbols
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.clean import clean
+from fxprune.trace.dynamic import Axes
+from fxprune.trace.guards import Guards, guard
+from fxprune.trace.guards import symbols as symbols_of
+from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
 from fxprune.trace.modes import evaluation
-from fxprune.trace.sizes import Sizes, is_symbolic
+from fxprune.trace.ones import with_ones
+from fxprune.trace.sizes import Sizes, stand_ins
+from fxprune.trace.state import preserved
+from fxprune.trace.symbols import Asked
 from fxprune.trace.traced import Traced
 
-_AXES = {0: "batch", 1: "sequence"}
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A model as ``torch.export`` gives it.
+
+    Attributes:
+        program: the program.
+        guards: the inputs for which it is the model.
+        asked: the questions about sizes that the guards come from.
+        args: the positional inputs it was captured with.
+        kwargs: the keyword inputs.
+        originals: of a model on ``meta``, the original tensors by the ``id`` of their stand-ins.
+        fixed: axes that could have been symbols but for a question, by leaf and axis.
+        refused: why not all sizes could be symbols at once, in torch's words ("" if they could).
+    """
+
+    program: ExportedProgram
+    guards: Guards
+    asked: tuple[Asked, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    originals: Tensors = field(default_factory=dict)
+    fixed: Mapping[tuple[int, int], Asked] = field(default_factory=dict)
+    refused: str = ""
 
 
 def trace(
@@ -32,8 +62,10 @@ def trace(
 ) -> Traced:
     """Capture a model as a clean FX graph, in evaluation mode, without changing the model.
 
-    ``torch.export`` runs with ``strict=False``; batch and sequence stay symbolic where the model
-    allows it. Works on ``meta`` models: no weights are needed.
+    ``torch.export`` runs with ``strict=False``. Every size of the inputs stays symbolic where the
+    model allows it: batch, sequence, height and width. What the model's Python asked of sizes on
+    the way is kept as :attr:`Traced.guards`, and the graph refuses inputs that would have got
+    another answer. Works on ``meta`` models: no weights are needed.
 
     Args:
         model: any module, a transformers model, or a ``torch.fx.GraphModule``.
@@ -49,7 +81,8 @@ def trace(
             names the line.
 
     Warns:
-        FxpruneWarning: a batch or sequence size could not be kept symbolic.
+        FxpruneWarning: the graph takes fewer sizes than one would expect; the message says which,
+            and the line of the model that decided it.
     """
     given = dict(kwargs or {})
     if not args and not given:
@@ -57,63 +90,94 @@ def trace(
             args, given = inputs.from_placeholders(model)
         else:
             given = dict(inputs.from_config(model))
-    sizes = Sizes()
-    with captured(model, args, given) as (program, lost, originals):
-        graph_module, tensors, aliases = clean(_unlifted(model, program), model)
+    with captured(model, args, given) as capture:
+        graph_module, tensors, aliases = clean(_unlifted(model, capture.program), model)
+        guards = with_ones(model, graph_module, capture)
+        said = lost(model, replace(capture, guards=guards))
     for name, tensor in tensors.items():
-        if id(tensor) in originals:
-            tensors[name] = originals[id(tensor)]
+        if id(tensor) in capture.originals:
+            tensors[name] = capture.originals[id(tensor)]
             set_attribute(graph_module, name, tensors[name])
-    if lost:
-        warnings.warn(f"{type(model).__name__}: {lost}", FxpruneWarning, stacklevel=2)
-    return Traced(graph_module, model, args, given, tensors, aliases, sizes)
+    guard(graph_module, guards)
+    if said:
+        warnings.warn(f"{type(model).__name__}: {said}", FxpruneWarning, stacklevel=2)
+    sizes = Sizes(stand_ins(guards)[0])
+    return Traced(graph_module, model, args, given, tensors, aliases, sizes, guards)
 
 
 @contextlib.contextmanager
-def captured(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[tuple[ExportedProgram, str, Tensors]]:
+def captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Captured]:
     """A model as ``torch.export`` gives it, in evaluation mode until the block ends.
+
+    The model is left exactly as it was found.
 
     Args:
         model: any module.
         args: example positional inputs.
         kwargs: example keyword inputs.
 
-    Yields:
-        The program, with batch and sequence symbolic where possible; what was lost of that, in
-        words; and of a model on ``meta`` the original tensors by the ``id`` of their stand-ins.
-
     Raises:
         TraceError: the inputs do not fit the model, or it cannot be exported.
     """
     inputs.check(model, args, kwargs)
-    # A symbolic size must be at least 2 in the example; rows are repeated where it is 1.
+    # Where the example has a batch of one, rows are repeated: one row may be broadcast.
     wide = _widen(args), _widen(kwargs)
     with _quiet_evaluation(model), as_on_cpu(model, wide) as (examples, originals):
-        program, lost = _export(model, *examples)
-        yield program, lost or _static_axes(program, *examples), originals
+        yield replace(_captured(model, *examples), originals=originals)
 
 
-def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[ExportedProgram, str]:
-    """The exported program, and what was lost if symbolic sizes had to be given up."""
-    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    shapes = {name: _dynamic_shapes(value) for name, value in bound.items()}
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+    leaves = pytree.tree_leaves((args, kwargs))
+    symbolic = dynamic.every_axis(leaves)
     try:
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        return program, ""
-    except Exception as symbolic:
+        found = _exported(model, args, kwargs, symbolic)
+    except Exception as error:
+        # Without symbols next: if even that fails, no axis is to blame.
+        found = _exported_static(model, args, kwargs)
+        for symbolic in dynamic.fewer(leaves):
+            with contextlib.suppress(Exception):
+                found = _exported(model, args, kwargs, symbolic)
+                break
+        found = replace(found, refused=_first_line(error))
+    while fixed := _unsayable(found, leaves):
+        symbolic -= {(id(leaves[leaf]), axis) for leaf, axis in fixed}
         try:
-            with _transformers_patches(model):
-                program = torch.export.export(model, args, kwargs, strict=False)
-        except Exception as error:
-            raise TraceError(_explain(model, error)) from error
-        return program, (
-            "it can only be captured with static sizes, so the rewritten graph takes inputs of "
-            f"the example's shapes only ({_first_line(symbolic)})"
-        )
+            again = _exported(model, args, kwargs, symbolic)
+        except Exception:
+            again = _exported_static(model, args, kwargs)
+        found = replace(again, refused=found.refused, fixed={**found.fixed, **fixed})
+    return found
+
+
+def _unsayable(found: Captured, leaves: list[Any]) -> dict[tuple[int, int], Asked]:
+    """Axes whose symbols allow hardly a size but the example's, and a question that says so."""
+    chosen, names = stand_ins(found.guards)
+    names |= symbols.unclear(found.guards, found.asked)
+    unknown = Asked(None, None, frozenset(names), "", "")
+    return {
+        (leaf, axis): next((q for q in found.asked if q.names & own and q.fails(chosen)), unknown)
+        for leaf, guard_ in enumerate(found.guards.inputs)
+        for axis, size in enumerate(guard_.shape)
+        if (own := symbols_of(size) & names)
+    }
+
+
+def _exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], symbolic: Axes
+) -> Captured:
+    shapes = dynamic.dynamic_shapes(model, args, kwargs, symbolic)
+    with preserved(model), symbols.recording():
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    return Captured(program, *symbols.read(program, args, kwargs), args, kwargs)
+
+
+def _exported_static(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+    try:
+        with preserved(model), symbols.recording(), _transformers_patches(model):
+            program = torch.export.export(model, args, kwargs, strict=False)
+    except Exception as error:
+        raise TraceError(_explain(model, error)) from error
+    return Captured(program, *symbols.read(program, args, kwargs), args, kwargs)
 
 
 def _unlifted(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
@@ -129,22 +193,6 @@ def _unlifted(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
         ) from error
 
 
-def _dynamic_shapes(value: Any) -> Any:
-    """``Dim.AUTO`` for batch (axis 0) and, on tokens and sequences of vectors, length (axis 1)."""
-    if isinstance(value, torch.Tensor):
-        dims = {}
-        if value.dim() >= 2 or (value.dim() == 1 and not value.is_floating_point()):
-            dims[0] = Dim.AUTO
-        if value.dim() == 3 or (value.dim() == 2 and not value.is_floating_point()):
-            dims[1] = Dim.AUTO
-        return dims
-    if isinstance(value, Mapping):
-        return {key: _dynamic_shapes(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_dynamic_shapes(item) for item in value)
-    return None
-
-
 def _widen(value: Any) -> Any:
     def widen(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor) and leaf.dim() >= 2 and leaf.shape[0] == 1:
@@ -154,23 +202,6 @@ def _widen(value: Any) -> Any:
     leaves = [x for x in pytree.tree_leaves(value) if isinstance(x, torch.Tensor)]
     alone = all(x.dim() >= 2 and x.shape[0] == 1 for x in leaves)
     return pytree.tree_map(widen, value) if alone else value
-
-
-def _static_axes(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Which batch and sequence sizes the model itself fixed, in words ("" for none)."""
-    examples = list(inputs.named(args, kwargs))
-    user = set(program.graph_signature.user_inputs)
-    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
-    values = [n.meta["val"] for n in nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-    fixed = [
-        f"axis {axis} ({_AXES[axis]}) of {name} is fixed at {value.shape[axis]}"
-        for (name, tensor), value in zip(examples, values, strict=False)
-        for axis in _dynamic_shapes(tensor)
-        if not is_symbolic(value.shape[axis])
-    ]
-    if not fixed:
-        return ""
-    return "; ".join(fixed) + ": the rewritten graph takes only these sizes there"
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import TraceError
+from fxprune.trace.guards import Guards
+from fxprune.trace.traced import Traced
 
 # Two sequences of eleven tokens: larger than 1, so that torch.export keeps both sizes symbolic.
 BATCH, LENGTH = 2, 11
@@ -83,6 +86,56 @@ def from_placeholders(module: fx.GraphModule) -> tuple[tuple[Any, ...], dict[str
         return tuple(leaves), {}
     args, kwargs = pytree.tree_unflatten(leaves, info.in_spec)
     return tuple(args), dict(kwargs)
+
+
+def resized(inputs: Any, guards: Guards, sizes: Mapping[str, int]) -> Any:
+    """Nested inputs at other sizes: entries repeat along an axis that grows, the last ones go.
+
+    Args:
+        inputs: (args, kwargs) with which a graph was captured.
+        guards: its guards.
+        sizes: a size for each of their symbols.
+    """
+    leaves, spec = pytree.tree_flatten(inputs)
+    made = []
+    for leaf, shape in zip(leaves, guards.shapes(sizes), strict=True):
+        if isinstance(leaf, torch.Tensor) and shape is not None:
+            for axis, size in enumerate(shape):
+                if leaf.shape[axis] != size:
+                    places = torch.arange(size, device=leaf.device) % leaf.shape[axis]
+                    leaf = leaf.index_select(axis, places)
+        made.append(leaf.clone() if isinstance(leaf, torch.Tensor) else leaf)
+    return pytree.tree_unflatten(made, spec)
+
+
+def at_other_size(traced: Traced) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The example inputs with another size along every axis that is free.
+
+    Returns:
+        Positional and keyword inputs; None where no axis is free or no other size is allowed.
+    """
+    guards = traced.guards
+    near = {
+        name: [
+            n
+            for n in (size - 1, size - 2, size + 1, size + 2, *range(3, 2 * size), *_more(size))
+            if n >= 1 and n != size
+        ]
+        for name, size in guards.example.items()
+    }
+    together = zip(*near.values(), strict=False)
+    every = itertools.chain(together, itertools.product(*near.values()))
+    for numbers in itertools.islice(every, 5000):
+        sizes = dict(zip(near, numbers, strict=True))
+        if sizes and guards.allow(sizes):
+            made: tuple[tuple[Any, ...], dict[str, Any]]
+            made = resized((tuple(traced.args), dict(traced.kwargs)), guards, sizes)
+            return made
+    return None
+
+
+def _more(size: int) -> list[int]:
+    return [size * factor for factor in (2, 3, 4)]
 
 
 def tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:

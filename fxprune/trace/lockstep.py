@@ -8,6 +8,9 @@ from typing import Any
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fxprune.trace.guards import check
+from fxprune.trace.storage import mutates
+
 
 class Lockstep:
     """Runs of one graph on several batches that all stop at the same node.
@@ -73,7 +76,9 @@ class Lockstep:
     def _run(self, environment: dict[fx.Node, Any], nodes: list[fx.Node]) -> None:
         self._interpreter.env = environment
         for node in nodes:
-            environment[node] = self._interpreter.run_node(node)
+            value = self._interpreter.run_node(node)
+            if node.target is not check:
+                environment[node] = value
             self._free(environment, node)
 
     def _free(self, environment: dict[fx.Node, Any], node: fx.Node) -> None:
@@ -87,17 +92,11 @@ def needed(graph: fx.Graph, ends: Iterable[fx.Node]) -> list[fx.Node]:
     seen_end = False
     for node in reversed(graph.nodes):
         seen_end = seen_end or node in wanted
-        # What changes a tensor in place may be read through that tensor.
-        if node in wanted or (seen_end and mutates(node)):
+        # What changes a tensor in place may be read through that tensor; guards are always asked.
+        if node in wanted or (seen_end and mutates(node)) or node.target is check:
             wanted.add(node)
             wanted.update(node.all_input_nodes)
     return [node for node in graph.nodes if node in wanted]
-
-
-def mutates(node: fx.Node) -> bool:
-    """Whether the op writes into one of its arguments."""
-    schema = getattr(node.target, "_schema", None)
-    return bool(schema and schema.is_mutable)
 
 
 def input_names(module: fx.GraphModule) -> tuple[str, ...]:

@@ -1,21 +1,30 @@
 """Symbolic sizes as plain integers.
 
-Every symbol of ``torch.export`` (batch, sequence) gets a large prime of its own as stand-in. An
-expression over symbols then has an integer value that no feature size has by accident, so the axis
-algebra can compare, divide and factor sizes without symbolic mathematics.
+Every symbol of ``torch.export`` (batch, sequence, height) gets a number of its own as stand-in: a
+large prime, or a multiple of one where the graph asks for multiples. An expression over symbols
+then has an integer value that no feature size has by accident, so the axis algebra can compare,
+divide and factor sizes without symbolic mathematics.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
 import torch
 from sympy import Integer
 
+from fxprune.trace.guards import Guards, evaluate, symbols
+
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 6, 12, 24, 48, 96, 5, 7, 14, 28, 56, 112)
+_OFFSETS = (0, 1, -1, 2, 3)
+_TRIES = 20_000
+
 
 def _is_prime(n: int) -> bool:
-    return n % 2 == 1 and all(n % k for k in range(3, int(n**0.5) + 1, 2))
+    return n > 1 and (n == 2 or n % 2 == 1) and all(n % k for k in range(3, int(n**0.5) + 1, 2))
 
 
 def is_symbolic(size: int | torch.SymInt) -> bool:
@@ -24,12 +33,17 @@ def is_symbolic(size: int | torch.SymInt) -> bool:
 
 
 class Sizes:
-    """Stand-ins for the symbols of one traced graph."""
+    """Stand-ins for the symbols of one traced graph.
 
-    def __init__(self) -> None:
-        self._symbols: dict[Any, int] = {}
+    Args:
+        chosen: stand-ins that a graph's guards allow, see :func:`stand_ins`.
+    """
+
+    def __init__(self, chosen: Mapping[str, int] | None = None) -> None:
+        self._chosen = dict(chosen or {})
+        self._symbols: dict[Any, Any] = {}
         self._expressions: dict[Any, int] = {}
-        self._primes = (n for n in count(10_007, 2) if _is_prime(n))
+        self._primes = (n for n in count(20_011, 2) if _is_prime(n))
 
     def value(self, size: int | torch.SymInt) -> int:
         """The size, or the stand-in of a symbolic one."""
@@ -40,7 +54,8 @@ class Sizes:
         if known is None:
             for symbol in sorted(expression.free_symbols, key=str):
                 if symbol not in self._symbols:
-                    self._symbols[symbol] = Integer(next(self._primes))
+                    chosen = self._chosen.get(str(symbol))
+                    self._symbols[symbol] = Integer(chosen or next(self._primes))
             substituted = expression.xreplace(self._symbols)
             known = int(substituted) if substituted.is_number else next(self._primes)
             self._expressions[expression] = known
@@ -49,3 +64,47 @@ class Sizes:
     def shape(self, value: torch.Tensor) -> tuple[tuple[int, bool], ...]:
         """Each axis of the tensor as (size or stand-in, whether it is symbolic)."""
         return tuple((self.value(s), is_symbolic(s)) for s in value.shape)
+
+
+def stand_ins(guards: Guards) -> tuple[dict[str, int], set[str]]:
+    """A number for every symbol, such as the graph takes.
+
+    Returns:
+        The numbers; and the symbols that have none, for which only sizes near the example's do.
+    """
+    primes = (n for n in count(10_007, 2) if _is_prime(n))
+    chosen = {name: next(primes) for name in guards.ranges}
+    if guards.allow(chosen):
+        return chosen, set()
+    bounded = {name: _candidates(guards, name, prime) for name, prime in chosen.items()}
+    for sizes in _combinations(guards, bounded):
+        if guards.allow(sizes):
+            return sizes, set()
+    lost = {name for name, found in bounded.items() if not found}
+    for condition in guards.conditions:
+        if not evaluate(condition, chosen):
+            lost |= symbols(condition)
+    return chosen, lost or set(chosen)
+
+
+def _candidates(guards: Guards, name: str, prime: int) -> list[int]:
+    """Numbers for one symbol, alone in the conditions that are about nothing else."""
+    low, high = guards.ranges[name]
+    own = [c for c in guards.conditions if symbols(c) == {name}]
+    numbers: Iterable[int] = (prime * m + k for m in _MULTIPLES for k in _OFFSETS)
+    if high is not None and high < 2 * prime:
+        inside = range(high, max(low, high - 4096) - 1, -1)
+        numbers = sorted(inside, key=lambda n: not _is_prime(n))
+    fits = (n for n in numbers if low <= n and all(evaluate(c, {name: n}) for c in own))
+    return list(itertools.islice(fits, len(_MULTIPLES)))
+
+
+def _combinations(guards: Guards, candidates: Mapping[str, list[int]]) -> Iterator[dict[str, int]]:
+    """Numbers for all symbols: first each at the same place of its list, then any."""
+    lists = list(candidates.values())
+    if not all(lists):
+        return
+    together = zip(*lists, strict=False)
+    every = itertools.product(*lists)
+    for numbers in itertools.islice(itertools.chain(together, every), _TRIES):
+        yield dict(zip(candidates, numbers, strict=True))

@@ -115,8 +115,7 @@ class _Snapshot:
 
 def _restore_dict(container: dict[Any, Any], held: dict[Any, Any]) -> None:
     same = len(container) == len(held) and all(
-        a is b and x is y
-        for (a, x), (b, y) in zip(container.items(), held.items(), strict=True)
+        a is b and x is y for (a, x), (b, y) in zip(container.items(), held.items(), strict=True)
     )
     if not same:
         container.clear()

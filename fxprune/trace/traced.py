@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.trace.guards import Guards
 from fxprune.trace.sizes import Sizes
 
 
@@ -25,6 +26,7 @@ class Traced:
             tensor appears once.
         aliases: every other FQN of a tied tensor to its canonical one.
         sizes: the integer stand-ins of symbolic sizes.
+        guards: the inputs for which the graph is the model. The graph refuses all others.
         original: the whole model, if this is one without some residual branches, see
             :func:`fxprune.bypass`.
         removed: names of those, in graph order.
@@ -38,6 +40,7 @@ class Traced:
     tensors: dict[str, torch.Tensor]
     aliases: dict[str, str]
     sizes: Sizes
+    guards: Guards = field(default_factory=Guards)
     original: Traced | None = None
     removed: tuple[str, ...] = ()
     dropped: frozenset[str] = frozenset()

@@ -1,0 +1,156 @@
+"""What a capture lost of a model's freedom in sizes, in words."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fxprune.trace.dynamic import role
+from fxprune.trace.guards import Expression, Guards, symbols
+from fxprune.trace.state import preserved
+from fxprune.trace.symbols import Asked
+
+# torch's functions for ops in which an axis meets a weight: it is a feature, fixed by nature. So is
+# most of what a graph checks that was captured before.
+_WEIGHTED = re.compile(r"mm|linear|conv|norm|embedding|lstm|gru|rnn|bias|_check_shape")
+
+
+class _Capture(Protocol):
+    @property
+    def guards(self) -> Guards: ...
+    @property
+    def asked(self) -> tuple[Asked, ...]: ...
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+    @property
+    def kwargs(self) -> dict[str, Any]: ...
+    @property
+    def fixed(self) -> Mapping[tuple[int, int], Asked]: ...
+    @property
+    def refused(self) -> str: ...
+
+
+def lost(model: nn.Module, capture: _Capture) -> str:
+    """Which sizes the graph refuses though the model takes them, and why ("" for none).
+
+    Sizes that the model itself refuses are no loss, and nor are axes that meet a weight.
+
+    Args:
+        model: the model, in evaluation mode.
+        capture: how it was captured.
+    """
+    if capture.refused and not capture.guards.ranges:
+        return (
+            "it can only be captured with static sizes, so the rewritten graph takes inputs of "
+            f"the example's shapes only ({capture.refused})"
+        )
+    said = dict.fromkeys((*_fixed(model, capture), *_limited(model, capture)))
+    if not said:
+        return ""
+    return "; ".join(said) + ": the rewritten graph takes only these sizes there"
+
+
+def _fixed(model: nn.Module, capture: _Capture) -> Iterator[str]:
+    """Axes with one size."""
+    guards = capture.guards
+    leaves = pytree.tree_leaves((capture.args, capture.kwargs))
+    for place, (leaf, guard) in enumerate(zip(leaves, guards.inputs, strict=True)):
+        for axis, size in enumerate(guard.shape):
+            if not isinstance(size, int):
+                continue
+            question = capture.fixed.get((place, axis)) or _decided(capture.asked, axis, size)
+            if _is_loss(model, capture, place, axis, question):
+                why = question.place if question is not None else capture.refused
+                yield (
+                    f"axis {axis} ({role(leaf, axis)}) of {guard.name} is fixed at {size}"
+                    + (f" ({why})" if why else "")
+                )
+
+
+def _decided(asked: tuple[Asked, ...], axis: int, size: int) -> Asked | None:
+    """The question that gave an axis its number."""
+    return next(
+        (
+            each
+            for each in asked
+            if each.axis == axis
+            and isinstance(each.condition, tuple)
+            and each.condition[0] == "eq"
+            and size in each.condition
+        ),
+        None,
+    )
+
+
+def _is_loss(
+    model: nn.Module, capture: _Capture, place: int, axis: int, question: Asked | None
+) -> bool:
+    if question is None:
+        return bool(capture.refused)
+    if question.by and not question.by.startswith(("_assert", "_check_with")):
+        return axis == 0 or not _WEIGHTED.search(question.by)
+    leaves = pytree.tree_leaves((capture.args, capture.kwargs))
+    shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+    shape = shapes[place]
+    assert shape is not None
+    shapes[place] = (*shape[:axis], shape[axis] + 1, *shape[axis + 1 :])
+    return _takes(model, capture, shapes)
+
+
+def _limited(model: nn.Module, capture: _Capture) -> Iterator[str]:
+    """Ranges and conditions that hold for some sizes only."""
+    guards = capture.guards
+    conditions: list[tuple[Expression, str]] = []
+    for name, (low, high) in guards.ranges.items():
+        if high is not None:
+            conditions.append((("le", name, high), f"{guards.word(name)} is {low} to {high}"))
+        elif low > 2:
+            conditions.append((("ge", name, low), f"{guards.word(name)} is {low} or more"))
+    conditions += [(each, guards.describe(each)) for each in guards.conditions]
+    for condition, words in conditions:
+        sizes = _violation(guards, condition)
+        if sizes is not None and _takes(model, capture, guards.shapes(sizes)):
+            question = next((q for q in capture.asked if q.names and q.fails(sizes)), None)
+            place = f" ({question.place})" if question is not None and question.place else ""
+            yield words + place
+
+
+def _violation(guards: Guards, condition: Expression) -> dict[str, int] | None:
+    """Sizes near the example's, 2 or more, of which the condition alone does not hold."""
+    names = sorted(symbols(condition))
+    near = [
+        dict.fromkeys((*range(guards.example[n] + 1, 3 * guards.example[n] + 40), *range(2, 9)))
+        for n in names
+    ]
+    together = zip(*near, strict=False)
+    for numbers in itertools.islice(itertools.chain(together, itertools.product(*near)), 2000):
+        sizes = {**guards.example, **dict(zip(names, numbers, strict=True))}
+        if not Guards(conditions=(condition,)).allow(sizes):
+            return sizes
+    return None
+
+
+def _takes(model: nn.Module, capture: _Capture, shapes: list[Any]) -> bool:
+    """Whether the model itself runs on inputs of these shapes; on tensors without values."""
+    mode: Any = detect_fake_mode([*model.parameters(), *model.buffers()])
+    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+    leaves, spec = pytree.tree_flatten((capture.args, capture.kwargs))
+    try:
+        with preserved(model), mode, torch.no_grad():
+            made = [
+                leaf if shape is None else torch.empty(shape, dtype=leaf.dtype, device=leaf.device)
+                for leaf, shape in zip(leaves, shapes, strict=True)
+            ]
+            args, kwargs = pytree.tree_unflatten(made, spec)
+            model(*args, **kwargs)
+    except Exception:
+        return False
+    return True

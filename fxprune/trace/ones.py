@@ -1,0 +1,98 @@
+"""Sizes of one: whether a graph that was captured for more is right there, found by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.trace.guards import Guards, evaluate, symbols
+from fxprune.trace.inputs import resized
+from fxprune.trace.state import preserved
+
+_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+class _Capture(Protocol):
+    @property
+    def guards(self) -> Guards: ...
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+    @property
+    def kwargs(self) -> dict[str, Any]: ...
+
+
+def with_ones(model: nn.Module, graph: fx.GraphModule, capture: _Capture) -> Guards:
+    """The guards, allowing a size of one wherever the graph computes there what the model does.
+
+    Models and torch often ask whether a size is 1, and in most of them nothing hangs on it: a
+    single row is broadcast, attention to a single position needs no causal mask.
+
+    Args:
+        model: the model, in evaluation mode. On ``meta`` nothing can be run.
+        graph: its clean graph, which checks nothing yet.
+        capture: the guards, and the inputs that they were found with.
+    """
+    guards = capture.guards
+    if any(t.is_meta or _is_fake(t) for t in (*model.parameters(), *model.buffers())):
+        return guards
+    for name, (low, _) in guards.ranges.items():
+        sizes = {**guards.example, name: 1}
+        if low > 2 or guards.allow(sizes) or guards.example[name] == 1:
+            continue
+        if _agree(model, graph, guards, capture.args, capture.kwargs, sizes):
+            guards = _admitting(guards, name)
+    return guards
+
+
+def _is_fake(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "fake_mode")
+
+
+def _admitting(guards: Guards, name: str) -> Guards:
+    """The guards for a size of one too."""
+    _, high = guards.ranges[name]
+    at = {**guards.example, name: 1}
+    conditions = tuple(
+        ("or", ("eq", name, 1), each) if name in symbols(each) and not evaluate(each, at) else each
+        for each in guards.conditions
+    )
+    ranges: Mapping[str, tuple[int, int | None]] = {**guards.ranges, name: (1, high)}
+    return replace(guards, ranges=ranges, conditions=conditions)
+
+
+@torch.no_grad()
+def _agree(
+    model: nn.Module,
+    graph: fx.GraphModule,
+    guards: Guards,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sizes: Mapping[str, int],
+) -> bool:
+    """Whether both give the same at these sizes."""
+    results = []
+    for run in (model, graph):
+        inputs = resized((args, kwargs), guards, sizes)
+        try:
+            with preserved(model), torch.random.fork_rng():
+                torch.manual_seed(0)
+                results.append(pytree.tree_leaves(run(*inputs[0], **inputs[1])))
+        except Exception:
+            return False
+    first, second = ([x for x in each if isinstance(x, torch.Tensor)] for each in results)
+    return len(first) == len(second) and all(map(_close, first, second))
+
+
+def _close(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if not first.is_floating_point():
+        return torch.equal(first, second)
+    scale = float(first.abs().nan_to_num(posinf=0.0).max()) if first.numel() else 0.0
+    allowed = _TOLERANCE.get(first.dtype, 1e-4) * scale
+    return torch.allclose(first, second, rtol=0.0, atol=allowed, equal_nan=True)
