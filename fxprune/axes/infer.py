@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.axes import dims, rules
 from fxprune.axes.context import Context, Link
+from fxprune.axes.decompose import decompose
 from fxprune.axes.dims import Layout
 from fxprune.axes.registry import Axes, find_rule
 from fxprune.trace.traced import Traced
@@ -54,6 +55,7 @@ def infer(traced: Traced) -> Inferred:
     Returns:
         The axes of every value. What could not be followed is frozen with a reason.
     """
+    decompose(traced)
     ctx = Context(traced.sizes)
     tensors: dict[str, Axes] = {}
     origin: dict[fx.Node, fx.Node] = {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from fxprune.axes.decompose import decompose
 from fxprune.branches import hierarchy
 from fxprune.branches.ops import ATTENTION, CONVOLUTIONS, PRODUCTS, SOFTMAX, WEIGHTED, packet
 from fxprune.branches.reach import Reach, dying, is_size
@@ -79,6 +80,7 @@ def find_branches(traced: Traced) -> Branches:
     """
     known = traced.cache.get("branches")
     if not isinstance(known, Branches):
+        decompose(traced)  # units hold nodes of the graph, which is then as it stays
         known = traced.cache["branches"] = _find(traced)
     return known
 

@@ -25,7 +25,7 @@ def reason_against(traced: Traced, consumer: Consumer) -> str | None:
         return "its bias is computed"
     if convolves(consumer):
         if packet(node) not in CONVOLUTIONS:
-            return "only convolutions in one and two dimensions are supported"
+            return "only plain convolutions in one and two dimensions are supported"
         if isinstance(argument(node, "padding"), str):
             return "its padding is given as a word"
         if consumer.source.meta["val"].dim() != consumer.node.meta["val"].dim() or (

@@ -27,6 +27,9 @@ _PRODUCTS = {
     aten.conv2d: ("input", "weight", 1, 0, 1),
     aten.conv3d: ("input", "weight", 1, 0, 1),
     aten.convolution: ("input", "weight", 1, 0, 1),
+    aten.conv_transpose1d: ("input", "weight", 0, 1, 1),
+    aten.conv_transpose2d: ("input", "weight", 0, 1, 1),
+    aten.conv_transpose3d: ("input", "weight", 0, 1, 1),
 }
 
 _TRANSPOSES = {aten.t, aten.numpy_T, aten.transpose, aten.permute}
@@ -91,6 +94,8 @@ def _of_node(graph: DependencyGraph, node: fx.Node) -> Iterator[Consumer]:
         return
     first, second, inner, outer, source_axis = _PRODUCTS[packet]
     source, weight = argument(node, first), argument(node, second)
+    if argument(node, "transposed"):
+        inner, outer = outer, inner
     if _transposes(weight):
         weight, inner, outer = weight.args[0], outer, inner
     if not _is_tensor(graph, weight) or not isinstance(source, fx.Node):

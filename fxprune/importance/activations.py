@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from fxprune.importance.calibrate import Batch, rows
@@ -109,7 +110,7 @@ def tokens(module: nn.Module, values: Tensor, mask: Tensor | None) -> Tensor:
 
 def can_observe(module: nn.Module) -> bool:
     """Whether the first input of a module is what its ``weight`` is applied to."""
-    if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, nn.Linear | _ConvNd):
         return True
     # Not imported, which takes seconds: where it is not loaded no module is of its class.
     library = sys.modules.get("transformers.pytorch_utils")

@@ -152,7 +152,7 @@ def _reader(
         raise CriterionError(
             f"{criterion!r} cannot score group {group.name!r} ({group.kind}): the weight "
             f"{consumer.site.tensor!r} belongs to {types}, and only the inputs of nn.Linear, "
-            f"nn.Conv1d to Conv3d and transformers' Conv1D are observed; {_OTHERS}"
+            f"convolutions and transformers' Conv1D are observed; {_OTHERS}"
         )
     return Reader(consumer.site, consumer.output_axis, modules)
 

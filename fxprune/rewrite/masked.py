@@ -21,13 +21,14 @@ aten = torch.ops.aten
 _REDUCTIONS = {
     aten.layer_norm, aten.rms_norm, aten.native_layer_norm, aten.instance_norm,
     aten.mean, aten.nanmean, aten.sum, aten.nansum, aten.var, aten.std, aten.var_mean,
-    aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm,
+    aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm, aten._weight_norm,
 }  # fmt: skip
 
 # Products of activations. A removed unit need not be zero there: ``elu(0) + 1`` is not.
 _CONTRACTIONS = {
     aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot, aten.inner,
-    aten.tensordot, aten.einsum, aten.scaled_dot_product_attention,
+    aten.tensordot, aten.einsum, aten.scaled_dot_product_attention, aten.vdot, aten.addmv,
+    aten.addbmm, aten.bilinear, aten.cdist, aten._cdist_forward, aten.pdist, aten._pdist_forward,
 }  # fmt: skip
 
 

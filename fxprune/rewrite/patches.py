@@ -220,14 +220,20 @@ def group_norm(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     new.update_arg(1, resize.size(resize.inferred.notes[old, "groups"]))
 
 
-@register_patch(aten.conv1d, aten.conv2d, aten.conv3d)
-def convolution(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+@register_patch(
+    aten.conv1d, aten.conv2d, aten.conv3d,
+    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.convolution,
+    aten.channel_shuffle, aten.native_channel_shuffle,
+)  # fmt: skip
+def groups(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """The number of groups."""
     blocks = resize.inferred.notes.get((old, "groups"))
     if blocks is None:
         return
-    if len(new.args) > 6:
-        new.update_arg(6, resize.size(blocks))
+    names = [parameter.name for parameter in new.target._schema.arguments]  # type: ignore[union-attr]
+    place = names.index("groups")
+    if len(new.args) > place:
+        new.update_arg(place, resize.size(blocks))
     else:
         new.update_kwarg("groups", resize.size(blocks))
 
@@ -241,14 +247,15 @@ def attention(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
         new.update_kwarg("scale", float(layout.size) ** -0.5)
 
 
-@register_patch(aten.squeeze)
+@register_patch(aten.squeeze, aten.squeeze_)
 def squeeze(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """Name the axes that go: one pruned down to a single unit must stay."""
     source: Any = old.args[0]
     axes = resize.axes(source)
     named: Any = old.args[1] if len(old.args) > 1 else range(len(axes))
     gone = {a % len(axes) for a in ([named] if isinstance(named, int) else named)}
-    new.target = aten.squeeze.dims
+    packet = old.target.overloadpacket  # type: ignore[union-attr]
+    new.target = packet.dims
     new.args = (new.args[0], sorted(a for a in gone if axes[a].size == 1))
 
 

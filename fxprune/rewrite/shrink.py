@@ -61,10 +61,10 @@ def _mend_sizes(module: nn.Module, result: Any, nodes: list[fx.Node]) -> bool:
     elif isinstance(module, nn.GroupNorm):
         result.num_groups = _argument(nodes, "num_groups", module.num_groups)
         result.num_channels = len(result.weight) if result.affine else module.num_channels
-    elif isinstance(module, _ConvNd) and not module.transposed:
+    elif isinstance(module, _ConvNd):
         result.groups = _argument(nodes, "groups", module.groups)
-        result.out_channels = result.weight.shape[0]
-        result.in_channels = result.weight.shape[1] * result.groups
+        channels = result.weight.shape[0], result.weight.shape[1] * result.groups
+        result.in_channels, result.out_channels = channels if module.transposed else channels[::-1]
     elif {"nx", "nf"} <= vars(module).keys():  # transformers' Conv1D: a transposed Linear
         result.nx, result.nf = result.weight.shape
     else:

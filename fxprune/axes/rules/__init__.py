@@ -12,6 +12,8 @@ from fxprune.axes.rules import (
     reduction,
     reshape,
     slicing,
+    vision,
+    writing,
 )
 
 __all__ = [
@@ -26,4 +28,6 @@ __all__ = [
     "reduction",
     "reshape",
     "slicing",
+    "vision",
+    "writing",
 ]

@@ -44,14 +44,14 @@ def linear(ctx: Context, node: fx.Node) -> Axes:
     return (*ctx.of(x)[:-1], out)
 
 
-@register_rule(aten.mm, aten.bmm, aten.matmul, aten.mv, aten.dot)
+@register_rule(aten.mm, aten.bmm, aten.matmul, aten.mv, aten.dot, aten.vdot)
 def matmul(ctx: Context, node: fx.Node) -> Axes:
     """``a @ b`` with any ranks."""
     a, b = node.args
     return _product(ctx, node, a, b)
 
 
-@register_rule(aten.addmm, aten.baddbmm)
+@register_rule(aten.addmm, aten.baddbmm, aten.addmv)
 def addmm(ctx: Context, node: fx.Node) -> Axes:
     """``beta * c + alpha * (a @ b)``."""
     given: Any = node.args
@@ -62,6 +62,65 @@ def addmm(ctx: Context, node: fx.Node) -> Axes:
             ctx.unify(mine, theirs, node)
             ctx.flow(c, theirs, node, to=mine)
     return out
+
+
+@register_rule(aten.addbmm)
+def addbmm(ctx: Context, node: fx.Node) -> Axes:
+    """``beta * c + alpha * sum_i a[i] @ b[i]``: the batch is contracted too."""
+    given: Any = node.args
+    c, a, b = given[:3]
+    (batch, rows, inner), (same, other, columns) = ctx.of(a), ctx.of(b)
+    kept = columns if ctx.activation(a) else rows
+    contract(ctx, node, a, batch, b, same, (kept,))
+    contract(ctx, node, a, inner, b, other, (kept,))
+    ctx.flow(a, rows, node)
+    ctx.flow(b, columns, node)
+    for mine, theirs in zip((columns, rows), reversed(ctx.of(c)), strict=False):
+        if theirs.size > 1:
+            ctx.unify(mine, theirs, node)
+            ctx.flow(c, theirs, node, to=mine)
+    return (rows, columns)
+
+
+@register_rule(aten.bilinear)
+def bilinear(ctx: Context, node: fx.Node) -> Axes:
+    """``a W b`` for each output: W (out, in of a, in of b)."""
+    given: Any = node.args
+    a, b, weight, *bias = given
+    out, left, right = ctx.of(weight)
+    contract(ctx, node, a, ctx.of(a)[-1], weight, left, (out,))
+    contract(ctx, node, b, ctx.of(b)[-1], weight, right, (out,))
+    ctx.flow(weight, out, node)
+    if bias and bias[0] is not None:
+        ctx.unify(out, ctx.of(bias[0])[0], node)
+        ctx.flow(bias[0], out, node)
+    for mine, theirs in zip(ctx.of(a)[:-1], ctx.of(b)[:-1], strict=True):
+        ctx.unify(mine, theirs, node)
+        ctx.flow(a, mine, node)
+        ctx.flow(b, theirs, node)
+    return (*ctx.of(a)[:-1], out)
+
+
+@register_rule(aten.cdist, aten._cdist_forward)
+def cdist(ctx: Context, node: fx.Node) -> Axes:
+    """Distances of the rows of a to those of b, over the last axis of both."""
+    given: Any = node.args
+    a, b = given[:2]
+    (*_, rows, left), (*_, columns, right) = ctx.of(a), ctx.of(b)
+    both = ctx.activation(a) and ctx.activation(b)
+    batch = _batch(ctx, node, (a, ctx.of(a)), (b, ctx.of(b)), both)
+    contract(ctx, node, a, left, b, right, (columns,) if ctx.activation(a) else (rows,))
+    ctx.flow(a, rows, node)
+    ctx.flow(b, columns, node)
+    return (*batch, rows, columns)
+
+
+@register_rule(aten.pdist, aten._pdist_forward)
+def pdist(ctx: Context, node: fx.Node) -> Axes:
+    """Distances of every pair of rows."""
+    source: Any = node.args[0]
+    ctx.freeze(ctx.of(source)[0], "pairs of units of this axis", node)
+    return ctx.fresh(node, ctx.why("pairs of units of an axis", node))
 
 
 def _product(ctx: Context, node: fx.Node, a: Any, b: Any) -> Axes:

@@ -8,41 +8,49 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxprune.axes import dims
 from fxprune.axes.context import Context
 from fxprune.axes.dims import Dim, Layout, Product
 from fxprune.axes.registry import Axes, register_rule
+from fxprune.axes.rules.contraction import contract
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
 _RANK = re.compile(r"(\d)d")
 
 
-@register_rule(aten.conv1d, aten.conv2d, aten.conv3d)
+_SLIDES = "a convolution window slides over this axis"
+
+
+@register_rule(
+    aten.conv1d, aten.conv2d, aten.conv3d,
+    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.convolution,
+)  # fmt: skip
 def convolution(ctx: Context, node: fx.Node) -> Axes:
-    """Input (batch, in, ...), weight (out, in / groups, ...), bias (out)."""
+    """Input (batch, in, ...), weight (out, in / groups, ...) or, transposed, the other way."""
     x: Any = node.args[0]
     weight: Any = node.args[1]
     bias: Any = argument(node, "bias")
     groups = int(argument(node, "groups"))
     spatial = len(ctx.of(weight)) - 2
-    lead = ctx.of(x)[: -spatial - 1]
-    channels, (out, inner) = ctx.of(x)[-spatial - 1], ctx.of(weight)[:2]
+    lead, channels = ctx.of(x)[: -spatial - 1], ctx.of(x)[-spatial - 1]
     for layout in (*ctx.of(x)[-spatial:], *ctx.of(weight)[2:]):
-        ctx.freeze(layout, "a convolution window slides over this axis", node)
-    if groups == 1:
-        ctx.unify(channels, inner, node)
-        ctx.align(x, channels, weight, inner)
-        ctx.flow(x, channels, node, "all", out)
-    else:
-        blocks = Dim(groups)
-        ctx.unify(channels, Product((blocks, inner)), node)
-        per_block: Layout = Dim(out.size // groups)
-        ctx.unify(out, Product((blocks, per_block)), node)
+        ctx.freeze(layout, _SLIDES, node)
+    # The weight's first axis has the channels of all groups, its second those of one.
+    whole, part = ctx.of(weight)[:2]
+    blocks: Layout = dims.ONE
+    inner = whole
+    if groups > 1:
+        blocks, inner = Dim(groups), Dim(whole.size // groups)
+        ctx.unify(whole, Product((blocks, inner)), node)
         ctx.notes[node, "groups"] = blocks
-        if inner.size > 1:
-            ctx.align(x, inner, weight, inner)
-            ctx.flow(x, inner, node, "all", per_block)
         ctx.flow(x, blocks, node)
+    incoming, outgoing = (inner, part) if transposes(node) else (part, inner)
+    ctx.unify(channels, Product((blocks, incoming)), node)
+    if incoming.size > 1 or groups == 1:
+        ctx.align(x, incoming, weight, incoming)
+        ctx.flow(x, incoming, node, "all", outgoing)
+    out = dims.resolve(Product((blocks, outgoing)))
     ctx.flow(weight, out, node)
     if isinstance(bias, fx.Node):
         ctx.unify(out, ctx.of(bias)[0], node)
@@ -51,8 +59,28 @@ def convolution(ctx: Context, node: fx.Node) -> Axes:
         ctx.flow(x, layout, node)
     ctx.tag(channels, "convolution")
     ctx.tag(out, "convolution")
-    reason = ctx.why("a convolution window slides over this axis", node)
-    return (*lead, out, *ctx.fresh(node, reason)[-spatial:])
+    return (*lead, out, *ctx.fresh(node, ctx.why(_SLIDES, node))[-spatial:])
+
+
+def transposes(node: fx.Node) -> bool:
+    """Whether a convolution is a transposed one."""
+    return "transpose" in str(node.target) or bool(argument(node, "transposed"))
+
+
+@register_rule(aten.conv_tbc)
+def convolution_last(ctx: Context, node: fx.Node) -> Axes:
+    """Input (time, batch, in), weight (window, in, out), bias (out)."""
+    x, weight, bias = node.args[:3]
+    for layout in (ctx.of(x)[0], ctx.of(weight)[0]):
+        ctx.freeze(layout, _SLIDES, node)
+    out = ctx.of(weight)[2]
+    contract(ctx, node, x, ctx.of(x)[2], weight, ctx.of(weight)[1], (out,))
+    ctx.unify(out, ctx.of(bias)[0], node)
+    for value, layout in ((weight, out), (bias, out), (x, ctx.of(x)[1])):
+        ctx.flow(value, layout, node)  # type: ignore[arg-type]
+    ctx.tag(out, "convolution")
+    (time, free), *_ = ctx.shape(node)
+    return (Dim(time, free, ctx.why(_SLIDES, node)), ctx.of(x)[1], out)
 
 
 @register_rule(
@@ -63,6 +91,8 @@ def convolution(ctx: Context, node: fx.Node) -> Axes:
     aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d,
     aten._upsample_nearest_exact3d, aten.upsample_linear1d, aten.upsample_bilinear2d,
     aten.upsample_bicubic2d, aten.upsample_trilinear3d,
+    aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa,
+    aten.max_unpool2d, aten.max_unpool3d,
 )  # fmt: skip
 def pooling(ctx: Context, node: fx.Node) -> Axes:
     """Windows over the last axes; channels pass."""
@@ -72,10 +102,15 @@ def pooling(ctx: Context, node: fx.Node) -> Axes:
 @register_rule(
     aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices,
     aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d,
+    aten.fractional_max_pool2d, aten.fractional_max_pool3d,
 )  # fmt: skip
 def pooling_with_indices(ctx: Context, node: fx.Node) -> list[Axes]:
     """As pooling, with the winners' places as a second output."""
     out = _windows(ctx, node, node.meta["val"][0])
+    samples = argument(node, "random_samples")
+    if isinstance(samples, fx.Node):
+        for mine, theirs in zip(out, ctx.of(samples)[:2], strict=False):
+            ctx.unify(mine, theirs, node)
     return [out, out]
 
 

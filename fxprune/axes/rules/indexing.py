@@ -9,6 +9,7 @@ from torch import fx
 
 from fxprune.axes import dims
 from fxprune.axes.context import Context
+from fxprune.axes.dims import Dim
 from fxprune.axes.registry import Axes, register_rule
 from fxprune.trace.arguments import argument
 
@@ -22,6 +23,26 @@ def embedding(ctx: Context, node: fx.Node) -> Axes:
     rows, features = ctx.of(weight)
     ctx.freeze(rows, "embedding rows are looked up by index", node)
     return (*ctx.of(indices), features)
+
+
+@register_rule(aten.embedding_bag)
+def embedding_bag(ctx: Context, node: fx.Node) -> list[Axes]:
+    """As embedding, rows being added, averaged or compared by bag; the rest is for gradients."""
+    weight: Any = node.args[0]
+    rows, features = ctx.of(weight)
+    ctx.freeze(rows, "embedding rows are looked up by index", node)
+    for operand in node.all_input_nodes:
+        for layout in ctx.of(operand) if operand is not weight else ():
+            ctx.freeze(layout, "the rows of a bag", node)
+    (bags, free), _ = ctx.shape(node.meta["val"][0])
+    return [(Dim(bags, free, ctx.why("the rows of a bag", node)), features)]
+
+
+@register_rule(aten.one_hot)
+def one_hot(ctx: Context, node: fx.Node) -> Axes:
+    """A new last axis with a place for each class."""
+    source: Any = node.args[0]
+    return (*ctx.of(source), ctx.fresh(node, ctx.why("a place for each class", node))[-1])
 
 
 @register_rule(aten.index.Tensor)

@@ -69,6 +69,16 @@ def group_norm(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(x)
 
 
+@register_rule(aten._weight_norm)
+def weight_norm(ctx: Context, node: fx.Node) -> Axes:
+    """``v * g / norm(v)``: over all axes but one, of which g has a factor each, or over all."""
+    v, g = node.args[:2]
+    for mine, theirs in zip(ctx.of(v), ctx.of(g), strict=False):
+        if theirs.size > 1:
+            ctx.unify(mine, theirs, node)
+    return ctx.of(v)
+
+
 def _averaged(ctx: Context, x: Any) -> None:
     """The axes after the channels are averaged too."""
     for layout in ctx.of(x)[2:]:

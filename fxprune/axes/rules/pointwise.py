@@ -30,6 +30,8 @@ def _named(names: str) -> list[Any]:
     aten.dropout,
     aten.alpha_dropout,
     aten.feature_dropout,
+    aten.feature_alpha_dropout,
+    aten.randint_like,
     aten.zeros_like,
     aten.ones_like,
     aten.full_like,
@@ -41,7 +43,7 @@ def _named(names: str) -> list[Any]:
     aten.copy,
     # Element by element without torch's tag.
     *_named("complex polar real imag conj resolve_conj resolve_neg hardswish log_sigmoid"),
-    *_named("floor_divide isclose bernoulli __and__ __or__ __xor__"),
+    *_named("floor_divide isclose bernoulli rrelu _conj __and__ __or__ __xor__"),
     aten.where.Scalar,
     aten.where.ScalarSelf,
     aten.where.ScalarOther,
@@ -52,12 +54,25 @@ def _named(names: str) -> list[Any]:
     *_named("special_expit special_erf special_erfc special_exp2 special_expm1 special_log1p"),
     # In place.
     *_named("fill_ zero_ copy_ detach_ masked_fill_ abs_ gelu_ mish_ relu6_ hardswish_ threshold_"),
+    *_named("dropout_ alpha_dropout_ feature_dropout_ feature_alpha_dropout_ rrelu_"),
+    *_named("normal_ uniform_ bernoulli_ exponential_ random_ geometric_ log_normal_ cauchy_"),
     *_named("subtract_ multiply_ divide_ true_divide_ floor_divide_ eq_ ne_ lt_ le_ gt_ ge_"),
 )
 def pointwise(ctx: Context, node: fx.Node) -> Axes:
     """Every operand's axes unify with the output's, sizes of 1 excepted."""
     operands = [n for n in node.all_input_nodes if n in ctx.axes]
     return ctx.broadcast(node, operands, len(ctx.shape(node)))
+
+
+@register_rule(aten.bucketize.Tensor, aten.searchsorted.Tensor, aten.isin.Tensor_Tensor)
+def sought(ctx: Context, node: fx.Node) -> Axes:
+    """Each element is looked for in a vector that is the same for all."""
+    first, second = node.args[:2]
+    x, vector = (second, first) if node.target is aten.searchsorted.Tensor else (first, second)
+    if len(ctx.of(vector)) != 1:
+        return ctx.opaque(node, "looked for in rows")
+    ctx.freeze(ctx.of(vector)[0], "looked through for each element", node)
+    return ctx.of(x)
 
 
 @register_rule(aten.prelu)

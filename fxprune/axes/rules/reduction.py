@@ -62,7 +62,9 @@ def norm(ctx: Context, node: fx.Node) -> Axes:
 
 @register_rule(
     aten.max.dim, aten.min.dim, aten.amax, aten.amin, aten.argmax, aten.argmin, aten.logsumexp,
-    aten.prod.dim_int, aten.any.dim, aten.all.dim, aten.median.dim,
+    aten.prod, aten.any, aten.all, aten.max.default, aten.min.default, aten.aminmax,
+    aten.median, aten.nanmedian, aten.mode, aten.kthvalue, aten.quantile.scalar,
+    aten.nanquantile.scalar,
 )  # fmt: skip
 def extreme(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     """The result depends on which units are there: the axis is frozen."""
@@ -75,7 +77,7 @@ def extreme(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     return [out] * len(value) if isinstance(value, list | tuple) else out
 
 
-@register_rule(aten.softmax, aten._softmax, aten.log_softmax, aten._log_softmax)
+@register_rule(aten.softmax, aten._softmax, aten._safe_softmax, aten.log_softmax, aten._log_softmax)
 def softmax(ctx: Context, node: fx.Node) -> Axes:
     """Freezes its axis; the others are what an attention head is found by."""
     source: Any = node.args[0]
@@ -88,14 +90,35 @@ def softmax(ctx: Context, node: fx.Node) -> Axes:
     return axes
 
 
-@register_rule(aten.cumsum, aten.cumprod, aten.flip, aten.roll)
-def ordered(ctx: Context, node: fx.Node) -> Axes:
+@register_rule(
+    aten.cumsum, aten.cumprod, aten.cumsum_, aten.cumprod_, aten.cummax, aten.cummin, aten.flip,
+    aten.roll,
+)  # fmt: skip
+def ordered(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     """Order along the axis matters: frozen, and passed on."""
     source: Any = node.args[0]
     axes = ctx.of(source)
     for axis in axes_of(node, len(axes)):
         ctx.freeze(axes[axis], "the order of this axis matters", node)
-    return axes
+    values = node.meta["val"]
+    return [axes] * len(values) if isinstance(values, list | tuple) else axes
+
+
+@register_rule(
+    aten._fft_r2c, aten._fft_c2r, aten._fft_c2c,
+    *(getattr(aten, f"fft_{inverse}{real}fft{axes}")
+      for inverse in ("", "i") for real in ("", "r", "h") for axes in ("", "2", "n")
+      if real != "h" or not axes),
+)  # fmt: skip
+def fourier(ctx: Context, node: fx.Node) -> Axes:
+    """The transformed axes are frozen and come out with units of their own."""
+    source: Any = node.args[0]
+    axes, what = list(ctx.of(source)), "a Fourier transform along this axis"
+    fresh = ctx.fresh(node, ctx.why(what, node))
+    for axis in axes_of(node, len(axes)):
+        ctx.freeze(axes[axis], what, node)
+        axes[axis] = fresh[axis]
+    return tuple(axes)
 
 
 @register_rule(aten.sort, aten.argsort, aten.topk, aten.diff)
@@ -114,7 +137,7 @@ def reordered(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     return [out] * len(values) if several else out
 
 
-@register_rule(aten.triu, aten.tril)
+@register_rule(aten.triu, aten.tril, aten.triu_, aten.tril_)
 def triangle(ctx: Context, node: fx.Node) -> Axes:
     """Positions matter on the last two axes."""
     source: Any = node.args[0]

@@ -88,7 +88,8 @@ def view_as_real(ctx: Context, node: fx.Node) -> Axes:
 
 @register_rule(
     aten.transpose, aten.swapaxes, aten.swapdims, aten.t, aten.numpy_T, aten.mT, aten.mH,
-    aten.adjoint, aten.permute, aten.movedim, aten.moveaxis,
+    aten.adjoint, aten.permute, aten.movedim, aten.moveaxis, aten.transpose_, aten.swapaxes_,
+    aten.swapdims_, aten.t_,
 )  # fmt: skip
 def reorder(ctx: Context, node: fx.Node) -> Axes:
     """Axes change places."""
@@ -96,7 +97,7 @@ def reorder(ctx: Context, node: fx.Node) -> Axes:
     axes = ctx.of(source)
     rank = len(axes)
     order = list(range(rank))
-    name = str(node.target).split(".")[1]
+    name = str(node.target).split(".")[1].removesuffix("_")
     if name in ("transpose", "swapaxes", "swapdims", "mT", "mH", "adjoint"):
         given: Any = node.args[1:] or (-1, -2)
         a, b = given[0] % rank, given[1] % rank
@@ -115,7 +116,7 @@ def _moved(node: fx.Node, rank: int) -> list[int]:
     return [size - 2 for size in numbered.shape]
 
 
-@register_rule(aten.unsqueeze)
+@register_rule(aten.unsqueeze, aten.unsqueeze_)
 def unsqueeze(ctx: Context, node: fx.Node) -> Axes:
     """A new axis of size 1."""
     source: Any = node.args[0]
@@ -124,7 +125,7 @@ def unsqueeze(ctx: Context, node: fx.Node) -> Axes:
     return (*axes[:place], dims.ONE, *axes[place:])
 
 
-@register_rule(aten.squeeze)
+@register_rule(aten.squeeze, aten.squeeze_)
 def squeeze(ctx: Context, node: fx.Node) -> Axes:
     """Axes of size 1 go (all, or those named)."""
     source: Any = node.args[0]

@@ -10,6 +10,8 @@ from tests.axes.cases import (
     sharing,
     slices,
     views,
+    vision,
+    writing,
 )
 
 CASES = [
@@ -22,4 +24,6 @@ CASES = [
     *sharing.CASES,
     *slices.CASES,
     *views.CASES,
+    *vision.CASES,
+    *writing.CASES,
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.axes.single import Case
+from tests.axes.single import Case, parameter
 
 IMAGE = ((2, 3, 9, 9),)
 
@@ -72,7 +72,14 @@ POOLS = {
     "crop": lambda x: x[:, :, 1:-1, ::2],
     "pixels-as-tokens": lambda x: x.flatten(2).mT.softmax(1).mT.unflatten(2, (9, 9)),
     "instance-norm": lambda x: F.instance_norm(x),
+    "bilinear-antialias": lambda x: F.interpolate(x, (5, 7), mode="bilinear", antialias=True),
+    "area": lambda x: F.interpolate(x, (3, 3), mode="area"),
+    "fractional-pool": lambda x: F.fractional_max_pool2d(
+        x, 2, output_size=4, _random_samples=torch.full((x.shape[0], 12, 2), 0.5)
+    ),
+    "unpool": lambda x: F.max_unpool2d(*F.max_pool2d(x, 3, return_indices=True), 3),
     "dropout": nn.Dropout2d(0.1).eval(),
+    "dropout-in-place": nn.Dropout2d(0.1, inplace=True).eval(),
 }
 
 CASES = [
@@ -107,10 +114,41 @@ CASES = [
     ),
     layer(
         "conv-transposed",
-        lambda: nn.ConvTranspose2d(12, 8, 3),
-        {"weight[0]": "12!", "weight[1]": "8!"},
-        "12!",
-        why={"up.weight[0]": "unknown op aten.conv_transpose2d"},
+        lambda: nn.ConvTranspose2d(12, 8, 3, 2, 1, 1),
+        {"weight[0]": "12", "weight[1]": "8", "bias[0]": "8", "weight[2]": "3!"},
+    ),
+    layer(
+        "conv-transposed-grouped",
+        lambda: nn.ConvTranspose2d(12, 8, 3, groups=4),
+        {"weight[0]": "(4 x 3)", "weight[1]": "2", "bias[0]": "(4 x 2)"},
+        "(4 x 3)",
+    ),
+    layer(
+        "conv-transposed-depthwise",
+        lambda: nn.ConvTranspose2d(12, 12, 3, groups=12, bias=False),
+        {"weight[0]": "12"},
+        out=12,
+    ),
+    layer(
+        "conv-transposed-depthwise-multiplier",
+        lambda: nn.ConvTranspose2d(12, 24, 3, groups=12),
+        {"weight[0]": "12", "weight[1]": "2", "bias[0]": "(12 x 2)"},
+        out=24,
+    ),
+    conv(
+        "convolution",
+        lambda m, x: torch.convolution(x, m.w, m.b, [1, 1], [1, 1], [1, 1], False, [0, 0], 3),
+        "(3 x 4)",
+        out=6,
+        extra=lambda: {"w": parameter(6, 4, 3, 3), "b": parameter(6)},
+        axes={"w[0]": "(3 x 2)", "w[1]": "4", "b[0]": "(3 x 2)"},
+    ),
+    conv(
+        "convolution-transposed",
+        lambda m, x: torch.convolution(x, m.w, None, [2, 2], [1, 1], [1, 1], True, [1, 1], 1),
+        out=6,
+        extra=lambda: {"w": parameter(12, 6, 3, 3)},
+        axes={"w[0]": "12", "w[1]": "6"},
     ),
     layer(
         "conv-batch-norm",
@@ -165,20 +203,6 @@ CASES = [
         out=17,
         extra=lambda: {"c": nn.Conv2d(12, 17, 1)},
         axes={"c.weight[0]": "(2 + 12 + 3)"},
-    ),
-    conv(
-        "pixel-shuffle",
-        lambda m, x: F.pixel_shuffle(x, 2),
-        "12!",
-        out=3,
-        why={"up.weight[0]": "unknown op aten.pixel_shuffle"},
-    ),
-    conv(
-        "im2col",
-        lambda m, x: F.unfold(x, 3).unflatten(2, (7, 7)),
-        "12!",
-        out=108,
-        why={"up.weight[0]": "unknown op aten.im2col"},
     ),
     conv(
         "excite",
@@ -243,6 +267,42 @@ CASES = [
         ),
         {"up.weight[0]": "12", "norm.running_mean[0]": "12"},
         inputs=((2, 3, 5, 5, 5),),
+    ),
+    Case(
+        "conv1d-transposed",
+        lambda: {
+            "up": nn.Conv1d(6, 12, 1),
+            "mid": nn.ConvTranspose1d(12, 8, 3, 2, groups=2),
+            "down": nn.ConvTranspose1d(8, 5, 2),
+        },
+        lambda m, x: m.down(m.mid(m.up(x)).relu()),
+        {"up.weight[0]": "(2 x 6)", "mid.weight[0]": "(2 x 6)", "mid.weight[1]": "4"},
+        inputs=((2, 6, 8),),
+        alone=True,
+    ),
+    Case(
+        "conv3d-transposed",
+        lambda: {
+            "up": nn.ConvTranspose3d(3, 12, 2, 2),
+            "norm": nn.BatchNorm3d(12),
+            "down": nn.ConvTranspose3d(12, 5, 1, bias=False),
+        },
+        lambda m, x: m.down(m.norm(m.up(x)).relu()),
+        {"up.weight[0]": "3!", "up.weight[1]": "12", "down.weight[0]": "12"},
+        inputs=((2, 3, 3, 3, 3),),
+    ),
+    Case(
+        "conv-tbc",
+        lambda: {
+            "up": nn.Linear(6, 12),
+            "w": parameter(3, 12, 8),
+            "b": parameter(8),
+            "down": nn.Linear(8, 5),
+        },
+        lambda m, x: m.down(torch.conv_tbc(m.up(x), m.w, m.b, 1).relu()),
+        {"up.weight[0]": "12", "w[1]": "12", "w[2]": "8", "b[0]": "8", "w[0]": "3!"},
+        inputs=((7, 2, 6),),
+        batches=False,
     ),
     Case(
         "conv1d-over-features",  # features are the pixels here

@@ -139,7 +139,7 @@ CASES = [
         "fft",
         lambda m, x: torch.fft.fft(x).real,
         "12!",
-        why={"up.weight[0]": "unknown op aten.fft_fft"},
+        why={"up.weight[0]": "Fourier transform"},
     ),
     mid("one-unit-broadcast", lambda m, x: x * x.mean((0, 1), keepdim=True), "12", exact=True),
 ]
