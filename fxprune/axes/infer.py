@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxprune.axes import dims, rules
+from fxprune.axes import dims, outputs, rules
 from fxprune.axes.context import Context, Link
 from fxprune.axes.decompose import decompose
 from fxprune.axes.dims import Layout
@@ -132,24 +132,15 @@ def _unknown(ctx: Context, node: fx.Node, what: str | None = None) -> None:
 
 
 def _output(ctx: Context, traced: Traced, node: fx.Node) -> frozenset[int]:
-    """Freeze what the graph returns.
-
-    In a dict-like output (a transformers ModelOutput) a later entry that the graph itself goes on
-    to use, such as encoder states or a key/value cache, is an intermediate value: it may shrink.
-    """
-    info = getattr(traced.graph_module.graph._codegen, "pytree_info", None)
-    structured = info is not None and issubclass(info.out_spec.type or object, dict)
-    leaves = pytree.tree_leaves(node.args[0])
-    intermediate: set[int] = set()
-    for place, leaf in enumerate(leaves):
-        if not isinstance(leaf, fx.Node) or leaf not in ctx.axes:
-            continue
-        if structured and place > 0 and len(leaf.users) > 1:
-            intermediate.add(place)
-            continue
-        for layout in ctx.of(leaf):
-            dims.freeze(layout, "graph output")
-    return frozenset(intermediate)
+    """Freeze what the graph returns, save for intermediate values."""
+    leaves = dict(enumerate(pytree.tree_leaves(node.args[0])))
+    known = {place: leaf for place, leaf in leaves.items() if leaf in ctx.axes}
+    free = outputs.intermediate(traced.graph_module.graph) & known.keys()
+    for place, leaf in known.items():
+        if place not in free:
+            for layout in ctx.of(leaf):
+                dims.freeze(layout, "graph output")
+    return free
 
 
 def _mark_residual(ctx: Context, node: fx.Node, origin: dict[fx.Node, fx.Node]) -> None:
