@@ -76,13 +76,16 @@ class ApplyPlan(_Pass):
 
     Args:
         plan: what stays.
+        share: share tensors that lose nothing with the module that is given.
     """
 
     plan: Plan = field(kw_only=True)
+    share: bool = field(default=False, kw_only=True)
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Trace and rewrite."""
-        small = rewrite(trace(graph_module, self.args, self.kwargs), self.plan)
+        traced = trace(graph_module, self.args, self.kwargs)
+        small = rewrite(traced, self.plan, share=self.share)
         small.meta[META] = self.plan
         return PassResult(small, bool(self.plan.kept or self.plan.removed))
 
@@ -110,6 +113,7 @@ class Prune(_Pass):
     compensation_data: Calibration | None = field(default=None, kw_only=True)
     depth: Depth | None = field(default=None, kw_only=True)
     depth_criterion: Criterion | DepthCriterion | None = field(default=None, kw_only=True)
+    share: bool = field(default=False, kw_only=True)
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """There are modules to watch, if the criterion looks at their inputs.
@@ -146,6 +150,7 @@ class Prune(_Pass):
             depth=self.depth,
             depth_criterion=self.depth_criterion,
             verify=self.verify,
+            share=self.share,
             **self.selection,
         )
         result.graph_module.meta[META] = result.plan

@@ -78,6 +78,7 @@ def prune(
     compensation_scope: Scope | None = None,
     compensation_data: Calibration | None = None,
     verify: bool = True,
+    share: bool = False,
     consume: bool = False,
     progress: bool = False,
     **selection: Any,
@@ -108,6 +109,8 @@ def prune(
         compensation_scope: ``pruned``, to refit by least squares only what reads pruned units.
         compensation_data: data for compensation, if not that of the criterion.
         verify: run the oracle on the example inputs.
+        share: share tensors that lose nothing with ``model``, which saves their memory. Training
+            the result then changes ``model`` too. By default it has tensors of its own.
         consume: free the original weights while rewriting; ``model`` cannot be used afterwards.
             Compensation needs them, so with it they are kept.
         progress: show the stages.
@@ -166,12 +169,13 @@ def prune(
         with step("running the original with the removed units zeroed", progress):
             expected = oracle.reference(traced, plan)
     with step("rewriting", progress):
-        small = rewrite(traced, plan, consume=consume and compensation is None)
+        free = consume and compensation is None
+        small = rewrite(traced, plan, share=share or consume, consume=free)
     report = None
     if expected is not None:
         with step("verifying", progress):
             report = oracle.compare(expected, small, traced)
-    there = None if consume and compensation is None else small
+    there = None if free else small
     latency = _latency(selection.get("latency"), budget, plan, traced, there)
     result = PruneResult(small, plan, report, traced, graph, scores, None, removal, latency)
     if compensation is None:

@@ -308,7 +308,7 @@ def check_shrinks(model: nn.Module, recipe: Recipe) -> None:
         for group in graph.groups
         if group.kind in recipe.kinds and group.size > 1
     }
-    shrink(blank, Plan.of(graph, kept), traced=graph.traced)
+    shrink(blank, Plan.of(graph, kept), traced=graph.traced, share=True)
 
 
 def store(
@@ -337,7 +337,7 @@ def store(
     opened, why = f"open it with fxprune.load({str(folder)!r})", ""
     if save_as != "graph" and hasattr(model, "config"):
         try:
-            small = shrink(cast(Any, model), plan, graph_module)
+            small = shrink(cast(Any, model), plan, graph_module, share=True)
             checkpoint.save(small, folder, plan=plan, tokenizer=tokenizer)
         except (ShrinkError, CheckpointError) as error:
             why = f" (not for transformers: {error})"

@@ -135,10 +135,10 @@ class _Cut:
         names = Names(shortened(blank, plan.removed))
         plan.check_model(blank)
         if not plan.kept:
-            return cls(acceptable(shrink(blank, plan)), None, None, names)
+            return cls(acceptable(shrink(blank, plan, share=True)), None, None, names)
         traced = trace(blank)
         graph, resize = planned(traced, plan)
-        return cls(acceptable(shrink(blank, plan, traced=traced)), graph, resize, names)
+        return cls(acceptable(shrink(blank, plan, traced=traced, share=True)), graph, resize, names)
 
     def stays(self, held: list[str]) -> dict[str, str]:
         """Names in the smaller model of some tensors, to those in the whole one."""

@@ -41,4 +41,6 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> P
         architecture=checkpoint.facts_of(source)["model"]["class"],
     )
     tokenizer = load_tokenizer(source)
-    return checkpoint.save(shrink(model, plan, small), target, plan=plan, tokenizer=tokenizer)
+    return checkpoint.save(
+        shrink(model, plan, small, share=True), target, plan=plan, tokenizer=tokenizer
+    )

@@ -16,6 +16,7 @@ from fxprune.hf.fill import check_attributes, check_buffers, fill, lost, misfit,
 from fxprune.hf.stacks import Names, shortened
 from fxprune.hf.tensors import tensors_of
 from fxprune.plan import Plan
+from fxprune.rewrite.apart import set_apart
 from fxprune.rewrite.oracle import TOLERANCE
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
@@ -33,6 +34,7 @@ def shrink(
     graph_module: fx.GraphModule | None = None,
     *,
     traced: Traced | None = None,
+    share: bool = False,
 ) -> PreTrainedModel:
     """What a plan leaves of a model, as the same transformers class.
 
@@ -52,12 +54,13 @@ def shrink(
         model: the model. Its weights are not needed if ``graph_module`` is given.
         plan: a plan for it.
         graph_module: what :func:`fxprune.rewrite` made of the model by that plan, compensated or
-            trained since, perhaps: its tensors are used, and shared. Made here if left out.
+            trained since, perhaps: its tensors are used. Made here if left out.
         traced: the model as :func:`fxprune.trace` gives it, which saves tracing it again.
+        share: share the tensors that lose nothing with ``model``, and all with ``graph_module``,
+            which saves their memory. By default the result has tensors of its own.
 
     Returns:
-        The smaller model, in the training or evaluation mode of ``model``; what loses nothing is
-        shared with it.
+        The smaller model, in the training or evaluation mode of ``model``.
 
     Raises:
         ShrinkError: no config of the class can say what the plan leaves (the message says what
@@ -68,9 +71,10 @@ def shrink(
     stacks = shortened(model, plan.removed)
     changed = fields.changes(plan)
     if not stacks and not changed:
-        return model
+        return model if share else copy.deepcopy(model)
     names = Names(stacks)
     tensors: dict[str, torch.Tensor] = named_tensors(model)
+    given = [] if graph_module is None else [graph_module]
     if changed and graph_module is None:
         traced = traced or trace(model)
         graph_module = rewrite(traced, plan)
@@ -92,6 +96,8 @@ def shrink(
     small.train(model.training)
     if graph_module is not None:
         _check_outputs(small, graph_module)
+    if not share:
+        set_apart(small, model, *given)
     return small
 
 

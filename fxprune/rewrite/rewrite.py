@@ -12,14 +12,17 @@ from torch import fx, nn
 
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
-from fxprune.rewrite import biases, leaves, shapes, views
+from fxprune.rewrite import biases, dropout, leaves, shapes, views
+from fxprune.rewrite.apart import set_apart
 from fxprune.rewrite.patches import find_patch
 from fxprune.rewrite.resize import Resizer, planned
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.traced import Traced
 
 
-def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphModule:
+def rewrite(
+    traced: Traced, plan: Plan, *, share: bool = True, consume: bool = False
+) -> fx.GraphModule:
     """Apply a plan: a smaller GraphModule that computes what the original does without the units.
 
     Leaf modules (``nn.Linear``, norms, embeddings, convolutions) are restored as ``call_module``
@@ -28,8 +31,10 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
     Residual branches and blocks that the plan removes are bypassed first.
 
     Args:
-        traced: the original. It is not changed, and tensors that lose nothing are shared with it.
+        traced: the original. It is not changed.
         plan: what stays.
+        share: share the tensors that lose nothing with the original, which saves their memory;
+            training one of the two then changes the other. False copies them, one by one.
         consume: free every original tensor as soon as its smaller copy exists. Peak memory is then
             the weights and the largest tensor, and the original model cannot be used afterwards.
 
@@ -58,7 +63,11 @@ def rewrite(traced: Traced, plan: Plan, *, consume: bool = False) -> fx.GraphMod
     tensors = _slice_tensors(traced, groups, resize, consume)
     modules = leaves.restore(traced, graph, tensors, calls.values())
     biases.add(modules, plan.biases)
-    return _assemble(traced, skeleton, graph, tensors, modules)
+    modules |= dropout.restore(traced, graph)
+    small = _assemble(traced, skeleton, graph, tensors, modules)
+    if not share and not consume:
+        set_apart(small, traced.module, traced.tensors.values())
+    return small
 
 
 def _skeleton(
@@ -71,7 +80,7 @@ def _skeleton(
     within = set(itertools.chain.from_iterable(call.nodes for call in calls.values()))
     sources = {call.source for call in calls.values()}
     root = nn.Module()
-    _share_regions(traced, root)
+    _copy_regions(traced, root)
     graph = fx.Graph()
     nodes: dict[fx.Node, fx.Node] = {}
     for old in traced.graph_module.graph.nodes:
@@ -115,11 +124,11 @@ def _reader(traced: Traced, resize: Resizer, skeleton: nn.Module) -> Callable[[s
     return read
 
 
-def _share_regions(traced: Traced, root: nn.Module) -> None:
+def _copy_regions(traced: Traced, root: nn.Module) -> None:
     """Sub-graphs of control flow (``torch.cond``): frozen, so they stay as they are."""
     for node in traced.graph_module.graph.nodes:
         if node.op == "get_attr" and node.target not in traced.tensors:
-            value = get_attribute(traced.graph_module, str(node.target))
+            value = copy.deepcopy(get_attribute(traced.graph_module, str(node.target)))
             set_attribute(root, str(node.target), value)
 
 
@@ -163,7 +172,7 @@ def _assemble(
 ) -> fx.GraphModule:
     """A GraphModule of what the graph uses, and nothing else."""
     graph.owning_module = None
-    graph.eliminate_dead_code(lambda node: bool(node.users) or node.is_impure())  # it lints first
+    graph.eliminate_dead_code(lambda node: bool(node.users) or _acts(node, modules))  # lints first
     # Empty at first, for it would copy every attribute of a root.
     module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=type(traced.module).__name__)
     for node in graph.nodes:
@@ -177,3 +186,10 @@ def _assemble(
     module.graph = graph
     module.train(traced.module.training)
     return module
+
+
+def _acts(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node does something beside giving a value."""
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    return node.is_impure()

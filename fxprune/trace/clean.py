@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.trace import dropout
 from fxprune.trace.arguments import END, argument
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.source import module_path
@@ -156,10 +157,9 @@ def _drop_no_op(node: fx.Node, memory: Memory) -> None:
     elif node.target is aten.detach_.default and not source.meta["val"].requires_grad:
         node.replace_all_uses_with(source)
         node.graph.erase_node(node)  # dead code elimination spares what works in place
-    elif node.target is aten.dropout.default and not node.args[2]:
-        # nn.Dropout stays, to come back as a module that works in training.
-        stack = node.meta.get("nn_module_stack") or {"": ("", "")}
-        if "dropout" not in str(list(stack.values())[-1][1]).lower():
+    elif node.target in dropout.DROPOUTS and dropout.silent(node):
+        # What drops in training stays, to come back as a module that does.
+        if dropout.META not in node.meta and not dropout.of_module(node):
             node.replace_all_uses_with(source)
             node.graph.erase_node(node)  # dead code elimination spares what draws random numbers
     elif node.target in _CASTS:

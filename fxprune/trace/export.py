@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneWarning, TraceError
-from fxprune.trace import dynamic, inputs, symbols
+from fxprune.trace import dropout, dynamic, inputs, symbols
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.clean import clean
 from fxprune.trace.dynamic import Axes
@@ -81,8 +81,9 @@ def trace(
             names the line.
 
     Warns:
-        FxpruneWarning: the graph takes fewer sizes than one would expect; the message says which,
-            and the line of the model that decided it.
+        FxpruneWarning: the graph takes fewer sizes than one would expect, and the message says
+            which, and the line of the model that decided it; or there is dropout in training mode
+            that the graph has not.
     """
     given = dict(kwargs or {})
     if not args and not given:
@@ -91,7 +92,9 @@ def trace(
         else:
             given = dict(inputs.from_config(model))
     with captured(model, args, given) as capture:
-        graph_module, tensors, aliases = clean(_unlifted(model, capture.program), model)
+        exported = _unlifted(model, capture.program)
+        unmarked = dropout.mark(exported, model, capture.args, capture.kwargs)
+        graph_module, tensors, aliases = clean(exported, model)
         guards = with_ones(model, graph_module, capture)
         said = lost(model, replace(capture, guards=guards))
     for name, tensor in tensors.items():
@@ -99,8 +102,8 @@ def trace(
             tensors[name] = capture.originals[id(tensor)]
             set_attribute(graph_module, name, tensors[name])
     guard(graph_module, guards)
-    if said:
-        warnings.warn(f"{type(model).__name__}: {said}", FxpruneWarning, stacklevel=2)
+    for each in filter(None, (said, unmarked)):
+        warnings.warn(f"{type(model).__name__}: {each}", FxpruneWarning, stacklevel=2)
     sizes = Sizes(stand_ins(guards)[0])
     return Traced(graph_module, model, args, given, tensors, aliases, sizes, guards)
 
