@@ -7,8 +7,10 @@ traces it, rewrites it by the plan and puts the tensors in.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from torch import fx, nn
 
 from fxprune.errors import CheckpointError, FxpruneError
 from fxprune.hf import architecture, example, guard
+from fxprune.hf.fill import named_tensors
 from fxprune.hf.tensors import assign, read, tensors_of, write
 from fxprune.plan import Plan
+from fxprune.rewrite.compose import compose
+from fxprune.rewrite.history import history_of
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
 
@@ -30,15 +35,18 @@ def write_graph(
 ) -> dict[str, Any]:
     """Write a graph's files into a folder.
 
+    What was pruned several times is written as one pruning of the model that was pruned first.
+
     Returns:
         What :func:`read_graph` needs to know besides.
 
     Raises:
-        CheckpointError: the tensors are on ``meta``, or an example input is of a type that JSON
-            cannot hold.
+        CheckpointError: the tensors are on ``meta``; an example input is of a type that JSON
+            cannot hold; or several prunings cannot be said as one.
     """
     if blank := [name for name, t in tensors_of(graph_module).items() if t.is_meta]:
         raise CheckpointError(f"{blank[0]!r} is on meta: a graph without weights cannot be saved")
+    traced, plan = _whole(graph_module, plan, traced)
     facts: dict[str, Any] = {
         "holds": "graph",
         "model": _describe(traced.module),
@@ -75,7 +83,10 @@ def read_graph(
     except CheckpointError:
         raise
     except FxpruneError as error:
-        raise CheckpointError(f"{path} cannot be rebuilt: {error}") from error
+        hint = ""
+        if model is not None and history_of(model) is not None:
+            hint = "; give the model that was pruned first, not a graph that a pruning made of it"
+        raise CheckpointError(f"{path} cannot be rebuilt: {error}{hint}") from error
     aliases: dict[str, str] = facts["aliases"]
     tensors |= {name: tensors[same] for name, same in aliases.items() if same in tensors}
     assign(small, tensors, path / TENSORS)
@@ -105,6 +116,39 @@ def original(
         model = _rebuild(path, facts["model"], plan, tensors or {})
     args, kwargs = example.make(facts["inputs"], model)
     return trace(model, args, kwargs)
+
+
+def _whole(graph_module: fx.GraphModule, plan: Plan, traced: Traced) -> tuple[Traced, Plan]:
+    """The model that was pruned first and the plan for it, proven to make this graph's tensors.
+
+    Raises:
+        CheckpointError: there is no such plan.
+    """
+    try:
+        first, whole = compose(traced, plan)
+        if first is traced:
+            return traced, plan
+        made = tensors_of(rewrite(first, replace(whole, biases=())))
+    except FxpruneError as error:
+        raise CheckpointError(
+            f"{error}. Prune the original once, or save it without the last pruning"
+        ) from error
+    own = named_tensors(first.module).keys() | set(whole.biases)
+    expected = {first.canonical(n): tuple(t.shape) for n, t in made.items()}
+    found = {
+        # The second call of a shared module stands under "path@1".
+        first.canonical(re.sub(r"@\d+", "", name)): tuple(tensor.shape)
+        for name, tensor in tensors_of(graph_module).items()
+    }
+    for name in sorted(expected.keys() | found.keys()):
+        # Modules come back with buffers that nothing reads.
+        shape = expected.get(name, found.get(name) if name in own else None)
+        if found.get(name) != shape:
+            raise CheckpointError(
+                f"{name} has shape {found.get(name)} in this graph and {shape} in what its "
+                f"prunings make of {type(first.module).__name__}: save the graph as it was pruned"
+            )
+    return first, whole
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import ShrinkError, TraceError
+from fxprune.errors import PlanError, ShrinkError, TraceError
 from fxprune.hf import architecture, fields
 from fxprune.hf.builder import Builder
 from fxprune.hf.fill import check_attributes, check_buffers, fill, lost, misfit, named_tensors
@@ -17,6 +17,8 @@ from fxprune.hf.stacks import Names, shortened
 from fxprune.hf.tensors import tensors_of
 from fxprune.plan import Plan
 from fxprune.rewrite.apart import set_apart
+from fxprune.rewrite.compose import whole
+from fxprune.rewrite.history import history_of
 from fxprune.rewrite.oracle import TOLERANCE
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
@@ -52,7 +54,7 @@ def shrink(
 
     Args:
         model: the model. Its weights are not needed if ``graph_module`` is given.
-        plan: a plan for it.
+        plan: a plan for it; or, with ``graph_module``, the last of several that led to that graph.
         graph_module: what :func:`fxprune.rewrite` made of the model by that plan, compensated or
             trained since, perhaps: its tensors are used. Made here if left out.
         traced: the model as :func:`fxprune.trace` gives it, which saves tracing it again.
@@ -67,6 +69,7 @@ def shrink(
             stands in the way), or the model is none of transformers. The graph can always be had.
         PlanError: the plan is for another model.
     """
+    plan = _for(model, plan, graph_module)
     _check(model, plan)
     stacks = shortened(model, plan.removed)
     changed = fields.changes(plan)
@@ -99,6 +102,18 @@ def shrink(
     if not share:
         set_apart(small, model, *given)
     return small
+
+
+def _for(model: nn.Module, plan: Plan, graph_module: fx.GraphModule | None) -> Plan:
+    """The plan; of a graph that was pruned several times the one for what was pruned first."""
+    known = None if graph_module is None else history_of(graph_module)
+    if known is None or len(known.steps) < 2 or known.steps[-1].plan != plan:
+        return plan
+    try:
+        plan.check_model(model)
+    except PlanError:
+        return whole(known)
+    return plan
 
 
 def _check(model: nn.Module, plan: Plan) -> None:

@@ -14,6 +14,7 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
 from fxprune.rewrite import biases, dropout, leaves, shapes, views
 from fxprune.rewrite.apart import set_apart
+from fxprune.rewrite.history import Step, copied, remember
 from fxprune.rewrite.patches import find_patch
 from fxprune.rewrite.resize import Resizer, planned
 from fxprune.trace.attributes import get_attribute, set_attribute
@@ -48,6 +49,7 @@ def rewrite(
             Linear without one.
     """
     groups, resize = planned(traced, plan)
+    history = remember(traced, Step.of(groups, resize, plan))
     traced = groups.traced
     biases.check(traced, plan.biases)
     # Everything that can fail runs on meta tensors, before any weight is touched.
@@ -67,6 +69,7 @@ def rewrite(
     small = _assemble(traced, skeleton, graph, tensors, modules)
     if not share and not consume:
         set_apart(small, traced.module, traced.tensors.values())
+    history.attach(small)
     return small
 
 
@@ -91,7 +94,7 @@ def _skeleton(
         ):
             continue  # the modules hold it
         else:
-            nodes[old] = _copied(graph, old, nodes)
+            nodes[old] = copied(graph, old, nodes)
     graph.set_codegen(copy.copy(traced.graph_module.graph._codegen))
     graph.owning_module = root  # type: ignore[assignment]
     for old, new in list(nodes.items()):
@@ -99,16 +102,6 @@ def _skeleton(
             nodes[old] = patch(resize, old, new) or new
     views.relax(graph)
     return root, graph, nodes
-
-
-def _copied(graph: fx.Graph, old: fx.Node, nodes: Mapping[fx.Node, fx.Node]) -> fx.Node:
-    """What ``graph.node_copy`` gives, which is slower: it looks for symbols in the arguments."""
-    new = graph.create_node(old.op, old.target, name=old.name, type_expr=old.type)
-    new.args = fx.node.map_arg(old.args, nodes.__getitem__)
-    if old.kwargs:
-        new.kwargs = fx.node.map_arg(old.kwargs, nodes.__getitem__)
-    new.meta.update(old.meta)
-    return new
 
 
 def _reader(traced: Traced, resize: Resizer, skeleton: nn.Module) -> Callable[[str], Any]:

@@ -272,3 +272,49 @@ def test_other_dtype_of_a_given_original(tmp_path: Path) -> None:
     folder = _save(tmp_path / "m", _prune(Perceptron().eval(), (torch.randn(5, 20),)))
     with pytest.raises(CheckpointError, match=r"has dtype torch\.float32 and the rebuilt graph"):
         checkpoint.load(folder, model=Perceptron().half())
+
+
+# Pruned, trained, pruned again
+
+
+def test_pruned_again_comes_back_into_the_class(tmp_path: Path) -> None:
+    images = (torch.randn(2, 3, 16, 16),)
+    one = _prune(ResidualConvNet().eval(), images)
+    two = _prune(one.graph_module, images)
+    with torch.no_grad():
+        for parameter in two.graph_module.parameters():
+            parameter.mul_(1.01)
+    path = _save(tmp_path / "m", two)
+    with torch.device("meta"):
+        original = ResidualConvNet()
+    again = checkpoint.load(path, original)
+    assert torch.equal(again(*images), two.graph_module(*images))
+    plan = fxprune.Plan.load(path / "plan.json")
+    plan.check_model(original)
+    assert plan.parameters_after == sum(p.numel() for p in again.parameters())
+    with pytest.raises(CheckpointError, match="the model that was pruned first, not a graph"):
+        checkpoint.load(path, one.graph_module)
+    # And once more, from the folder.
+    three = _prune(again, images)
+    last = checkpoint.load(_save(tmp_path / "n", three), original)
+    assert torch.equal(last(*images), three.graph_module(*images))
+
+
+def test_pruned_again_a_graph_of_transformers_needs_no_class(
+    result: fxprune.PruneResult, tmp_path: Path
+) -> None:
+    two = _prune(result.graph_module, input_ids=IDS)
+    path = _save(tmp_path / "m", two)
+    again = checkpoint.load(path)
+    assert torch.equal(again(input_ids=IDS).logits, two.graph_module(input_ids=IDS).logits)
+    fxprune.Plan.load(path / "plan.json").check_model(tiny.llama())
+
+
+def test_pruned_again_and_then_grown_is_not_written(
+    result: fxprune.PruneResult, tmp_path: Path
+) -> None:
+    two = _prune(result.graph_module, input_ids=IDS)
+    two.graph_module.model.norm.register_buffer("more", torch.ones(3))
+    with pytest.raises(CheckpointError, match=r"model.norm.more has shape \(3,\) in this graph"):
+        _save(tmp_path / "m", two)
+    assert not (tmp_path / "m").exists()

@@ -508,3 +508,18 @@ def test_a_class_of_ones_own() -> None:
         ShrinkError, match=r"how many layers model.layers has .*no model class 'Mine'"
     ):
         shrink(model, plan)
+
+
+def test_a_graph_that_was_pruned_twice(tmp_path: Path) -> None:
+    """The plan of the second pruning speaks of the first graph; the model is the original."""
+    model = tiny.llama()
+    options: dict[str, Any] = {"pruning_ratio": 0.1, "criterion": fxprune.Magnitude()}
+    one = fxprune.prune(model, **options)
+    two = fxprune.prune(one.graph_module, kwargs=dict(one.traced.kwargs), **options)
+    small = shrink(model, two.plan, two.graph_module)
+    ids = torch.arange(3, 37).view(2, 17)
+    with torch.no_grad():
+        assert torch.equal(small(ids).logits, two.graph_module(input_ids=ids).logits)
+    assert sum(p.numel() for p in small.parameters()) == two.plan.parameters_after
+    with pytest.raises(PlanError, match="for another model"):
+        shrink(model, two.plan)
