@@ -359,13 +359,26 @@ def split_sum(layout: Layout, at: int) -> tuple[Layout, Layout] | None:
                 return None
             return Sum((*layout.parts[:i], middle[0])), Sum((middle[1], *layout.parts[i + 1 :]))
         return None
-    inner = Product(layout.parts[1:])
-    if at % inner.size:
+    return _split_blocks(layout.parts[0], Product(layout.parts[1:]), at)
+
+
+def _split_blocks(outer: Layout, inner: Layout, at: int) -> tuple[Layout, Layout] | None:
+    """Cut ``outer`` blocks at a boundary; a block that it runs through stands alone from then on.
+
+    That block is one unit of ``outer``, so it is in no dim any more and stays whatever is pruned.
+    """
+    before, through = divmod(at, inner.size)
+    halves = split_sum(outer, before)
+    if halves is None or not through:
+        return halves and (Product((halves[0], inner)), Product((halves[1], inner)))
+    rest = split_sum(halves[1], 1)
+    pieces = split_sum(inner, through)
+    if rest is None or pieces is None:
         return None
-    outer = split_sum(layout.parts[0], at // inner.size)
-    if outer is None:
-        return None
-    return Product((outer[0], inner)), Product((outer[1], inner))
+    return (
+        Sum((Product((halves[0], inner)), pieces[0])),
+        Sum((pieces[1], Product((rest[1], inner)))),
+    )
 
 
 def kept_size(layout: Layout, kept: Mapping[Dim, int]) -> int:

@@ -302,6 +302,18 @@ def test_fused_projection_splits_into_heads() -> None:
     assert len(index(fused, {head_dim: units})) == 6 * 2 + 3 * 2 + value.size
 
 
+def test_a_block_that_a_boundary_runs_through_stands_alone() -> None:
+    """5 blocks of (2 x 3) cut in the middle: the third block stays, the two on each side do not."""
+    outer, inner = Dim(5), Sum((Dim(3), Dim(3)))
+    left, right = split_sum(Product((outer, inner)), 15) or pytest.fail("no split")
+    before, after = (atom for atom in atoms(outer))
+    assert (before.size, after.size) == (2, 2)
+    kept = {before: np.array([1]), after: np.array([0])}
+    assert index(left, kept).tolist() == [6, 7, 8, 9, 10, 11, 12, 13, 14]
+    assert index(right, kept).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert not any(atom.frozen for half in (left, right) for atom in atoms(half))
+
+
 def test_a_sum_factors_against_a_product() -> None:
     """Falcon: (6 query + 1 key + 1 value heads) x head_dim."""
     axis = Sum((Dim(48), Dim(8), Dim(8)))

@@ -134,3 +134,23 @@ def test_discovery_is_kept_with_the_traced_model() -> None:
 )
 def test_layers_are_read_off_names(place: str, layer: tuple[str, int] | None) -> None:
     assert layer_of(place) == layer
+
+
+def test_a_piece_of_a_weight_is_no_activation() -> None:
+    """Cross attention splits its fused projection; what reads it is still a stream of channels."""
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(5, 24), nn.Linear(24, 3)
+            self.transformer = nn.Transformer(24, 4, 1, 1, 38, batch_first=True)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.head(self.transformer(self.stem(x), self.stem(y)))
+
+    graph = fxprune.discover(
+        fxprune.trace(Pairs().eval(), (torch.rand(2, 7, 5), torch.rand(2, 6, 5)))
+    )
+    (stream,) = (g for g in graph.groups if "stem.weight" in g.parameters)
+    assert (stream.kind, stream.size) == ("channel", 24)
+    assert sorted(g.size for g in graph.groups if g.kind == "attention") == [4, 4, 4]

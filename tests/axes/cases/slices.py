@@ -48,6 +48,12 @@ CASES = [
         4,
     ),
     pieces("slice-step-uneven", lambda x: x[..., 1:10:2], "12!", 5, why={"up.weight[0]": "slice"}),
+    pieces(  # three rows of four, cut in the middle of the second
+        "split-through-a-block",
+        lambda x: _gated(x.unflatten(-1, (3, 4)).flatten(-2).split(6, -1)),
+        "(2 + 2 + 2 + 2 + 2 + 2)",
+        6,
+    ),
     pieces("rotate-half", lambda x: x * 0.5 + rotate_half(x) * 2, "(6 + 6)", 12),
     pieces("interleaved-rotary", lambda x: x * 0.5 + interleaved(x) * 2, "(6 x 2!)", 12),
     pieces(
