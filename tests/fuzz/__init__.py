@@ -1,0 +1,1 @@
+"""Random plans on random models, against a reference that shares no code with fxprune."""

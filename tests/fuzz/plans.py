@@ -1,0 +1,41 @@
+"""Random plans."""
+
+from __future__ import annotations
+
+import random
+
+import fxprune
+from tests.fuzz.subject import Captured, Spec
+
+
+def random_plan(case: Captured, draw: random.Random) -> Spec:
+    """Some groups, or all of them, lose 1 to 95 % of their units; branches and blocks may go."""
+    removed: tuple[str, ...] = ()
+    units = removable(case)
+    if units and draw.random() < 0.3:
+        count = draw.randint(1, max(1, len(units) // 2))
+        removed = fxprune.bypass(case.traced, draw.sample(units, count)).removed
+    groups = [group for group in case.groups(removed) if group.size > 1]
+    if not groups:
+        return Spec({}, removed)
+    wanted = draw.choice((1, 2, 3, len(groups), len(groups)))
+    chosen = draw.sample(groups, min(wanted, len(groups)))
+    kept = {}
+    for group in chosen:
+        loss = max(1, min(group.size - 1, round(group.size * draw.uniform(0.01, 0.95))))
+        kept[group.name] = tuple(sorted(draw.sample(range(group.size), group.size - loss)))
+    return Spec(kept, removed)
+
+
+def removable(case: Captured) -> list[str]:
+    """Units of depth that the reference can switch off.
+
+    A block must be a module that can be passed by. A branch must have parameters of its own: it is
+    switched off by its parameters, and those that others read too cannot be.
+    """
+    paths = {name for name, _ in case.model.named_modules()}
+    return [
+        name
+        for name, unit in fxprune.find_branches(case.traced).units.items()
+        if (unit.place.partition("@")[0] in paths if unit.kind == "block" else unit.parameters)
+    ]
