@@ -31,10 +31,10 @@ def main() -> int:
     torch.set_num_threads(1)
     console = Console()
     try:
-        work = tasks(given.plans, given.seed, given.family, given.only)
+        work = tasks(given.seed, given.family, given.only)
     except ValueError as error:
         parser.error(str(error))
-    total = run(work, given.jobs, console, given.show)
+    total = run(work, given.plans, given.jobs, console, given.show)
     console.print(summary(total))
     return min(len(total.failures), 100)
 

@@ -54,7 +54,8 @@ def random_program(seed: int, domain: str) -> Program:
     draw = random.Random(f"{domain}-{seed}")
     steps: list[Step] = []
     numbers = draws(draw)
-    while len(steps) < draw.randint(3, 10):
+    length = draw.randint(4, 12)
+    while len(steps) < length:
         values = values_of(Program(domain, tuple(steps), (0,), 0, numbers))
         keys = list(values)
         source = draw.choice(keys[-2:]) if draw.random() < 0.85 else draw.choice(keys)

@@ -66,6 +66,8 @@ def kept_positions(small: nn.Module, original: nn.Module) -> Kept:
     for name, tensor in named_tensors(small).items():
         if name in old and tensor.shape != old[name].shape:
             found[name] = _positions(name, tensor.detach(), old[name].detach())
+        elif name in old and not torch.equal(tensor, old[name]):
+            raise NotASliceError(f"{name}: other values than the original's")
     return found
 
 

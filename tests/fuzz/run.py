@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import itertools
-import math
 import multiprocessing
 from collections.abc import Iterable, Iterator
 
@@ -13,36 +13,41 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tests.fuzz.reduce import reduced
-from tests.fuzz.tasks import PLANS_EACH, Failure, Result, Task, families, run_task, short, task_of
+from tests.fuzz.tasks import Failure, Result, Task, families, run_task, short, task_of
 
 
-def tasks(plans: int, seed: int, family: str | None, only: int | None = None) -> list[Task]:
-    """The tasks of a run; one, if it is to be replayed."""
+def tasks(seed: int, family: str | None, only: int | None = None) -> Iterator[Task]:
+    """The tasks of a run, without end; one, if it is to be replayed."""
     among = families(family)
-    indices = range(math.ceil(plans / PLANS_EACH)) if only is None else (only,)
-    return [task_of(index, seed, among) for index in indices]
+    indices = itertools.count() if only is None else (only,)
+    return (task_of(index, seed, among) for index in indices)
 
 
-def run(work: list[Task], jobs: int = 1, console: Console | None = None, shown: int = 5) -> Result:
-    """Run tasks and print what came of them.
+def run(
+    work: Iterator[Task],
+    plans: int,
+    jobs: int = 1,
+    console: Console | None = None,
+    shown: int = 5,
+) -> Result:
+    """Run tasks until enough plans were tried, and print what came of them.
 
     Args:
-        work: the tasks.
+        work: the tasks. Those without anything to prune count for no plan.
+        plans: how many plans to try, at least.
         jobs: processes.
         console: where to print; nothing is printed without one.
         shown: so many different failures are made small and shown.
     """
     total = Result()
     with _progress(console) as progress:
-        bar = progress.add_task("plans", total=len(work) * PLANS_EACH)
+        bar = progress.add_task("plans", total=plans)
         for result in _results(work, jobs):
             total.add(result)
-            bad = sum(n for o, n in total.plans.items() if o.failed)
-            progress.update(
-                bar,
-                advance=PLANS_EACH,
-                description=f"{bad} plans, {len(total.failures)} failures in all",
-            )
+            words = f"{len(total.failures)} failures"
+            progress.update(bar, completed=total.plans.total(), description=words)
+            if total.plans.total() >= plans:
+                break
     if console is not None:
         console.print(table(total))
         for failure in different(total.failures)[:shown]:
@@ -52,15 +57,19 @@ def run(work: list[Task], jobs: int = 1, console: Console | None = None, shown: 
     return total
 
 
-def _results(work: list[Task], jobs: int) -> Iterator[Result]:
+def _results(work: Iterator[Task], jobs: int) -> Iterator[Result]:
+    """The results in the order of the tasks, whatever the number of processes."""
     if jobs == 1:
         yield from map(run_task, work)
         return
-    # Tasks of one family go to one process, which captures a model of the zoo once.
-    ordered = sorted(work, key=lambda task: task.family)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        yield from pool.map(run_task, ordered, chunksize=max(1, min(8, len(work) // (4 * jobs))))
+        pending = collections.deque(
+            pool.submit(run_task, task) for task in itertools.islice(work, 3 * jobs)
+        )
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(run_task, task) for task in itertools.islice(work, 1))
 
 
 def different(failures: Iterable[Failure]) -> list[Failure]:

@@ -30,7 +30,7 @@ def write_view(code: Code, x: Value, d: Draw, others: list[Value]) -> Value:
     """What is written through a view shows in the whole."""
     own, k = _own(code, x, d), 2 + d.below(x.width - 3)
     view = d.pick((f"[..., :{k}]", f"[..., {k}:]", f".narrow(-1, 1, {k - 1})", "[..., ::2]",
-                   f".split([{k}, {x.width - k}], -1)[1]", ".unbind(-1)[1]", "[..., 0]",
+                   f".view({x.width}, -1)[1]" if x.kind == "flat" else "[:, 0]", "[..., 0]",
                    ".flatten(0)", ".transpose(0, -1)", "[:1]"))  # fmt: skip
     part = code.temporary(f"{own}{view}")
     form = d.pick(("{} += 1.0", "{}.mul_(0.5)", "{}.zero_()", "{}.relu_()", "{}.fill_(0.25)"))

@@ -194,6 +194,8 @@ def run_task(task: Task) -> Result:
     draw = random.Random(f"{task.seed}-{task.index}")
     for _ in range(PLANS_EACH):
         spec = random_plan(case, draw)
+        if not spec.kept and not spec.removed:
+            continue
         places = (0, draw.randrange(1, len(case.inputs)))
         outcome = try_plan(case, spec, [case.inputs[i] for i in places], twin, draw.random() < 0.3)
         result.plans[short(outcome)] += 1
