@@ -60,6 +60,7 @@ def _admitting(guards: Guards, name: str) -> Guards:
     conditions = tuple(
         ("or", ("eq", name, 1), each) if name in symbols(each) and not evaluate(each, at) else each
         for each in guards.conditions
+        if each != ("ne", name, 1)
     )
     ranges: Mapping[str, tuple[int, int | None]] = {**guards.ranges, name: (1, high)}
     return replace(guards, ranges=ranges, conditions=conditions)

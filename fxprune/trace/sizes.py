@@ -9,7 +9,7 @@ divide and factor sizes without symbolic mathematics.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -21,6 +21,7 @@ from fxprune.trace.guards import Guards, evaluate, symbols
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 6, 12, 24, 48, 96, 5, 7, 14, 28, 56, 112)
 _OFFSETS = (0, 1, -1, 2, 3)
 _TRIES = 20_000
+_SMALL = 4096  # where no large number will do, such as that of learned positions
 
 
 def _is_prime(n: int) -> bool:
@@ -91,11 +92,12 @@ def _candidates(guards: Guards, name: str, prime: int) -> list[int]:
     """Numbers for one symbol, alone in the conditions that are about nothing else."""
     low, high = guards.ranges[name]
     own = [c for c in guards.conditions if symbols(c) == {name}]
-    numbers: Iterable[int] = (prime * m + k for m in _MULTIPLES for k in _OFFSETS)
-    if high is not None and high < 2 * prime:
-        inside = range(high, max(low, high - 4096) - 1, -1)
-        numbers = sorted(inside, key=lambda n: not _is_prime(n))
-    fits = (n for n in numbers if low <= n and all(evaluate(c, {name: n}) for c in own))
+    large = (prime * m + k for m in _MULTIPLES for k in _OFFSETS)
+    top = _SMALL if high is None else min(high, _SMALL)
+    small = sorted(range(top, low - 1, -1), key=lambda n: not _is_prime(n))
+    numbers = itertools.chain(large, small)
+    within = (n for n in numbers if low <= n and (high is None or n <= high))
+    fits = (n for n in within if all(evaluate(c, {name: n}) for c in own))
     return list(itertools.islice(fits, len(_MULTIPLES)))
 
 
