@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 import fxprune.axes.rules  # noqa: F401  (they register themselves)
 from fxprune.axes.registry import find_rule
-from fxprune.trace.lockstep import mutates
+from fxprune.trace.storage import mutates
 from fxprune.trace.traced import Traced
 
 # What a node says of the line and module it comes from.

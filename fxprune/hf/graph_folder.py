@@ -26,6 +26,7 @@ from fxprune.rewrite.compose import compose
 from fxprune.rewrite.history import history_of
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
+from fxprune.trace import guards as trace_guards
 
 PLAN, TENSORS, CONFIG = "plan.json", "model.safetensors", "config.json"
 
@@ -51,6 +52,7 @@ def write_graph(
         "holds": "graph",
         "model": _describe(traced.module),
         "inputs": example.describe(traced.args, traced.kwargs),
+        "guards": traced.guards.to_json(),
     }
     plan.save(folder / PLAN)
     facts["aliases"] = write(graph_module, folder / TENSORS)
@@ -115,7 +117,24 @@ def original(
     if model is None:
         model = _rebuild(path, facts["model"], plan, tensors or {})
     args, kwargs = example.make(facts["inputs"], model)
-    return trace(model, args, kwargs)
+    return _with_ones(trace(model, args, kwargs), facts.get("guards"))
+
+
+def _with_ones(traced: Traced, saved: dict[str, Any] | None) -> Traced:
+    """Let a graph take sizes of 1 again where the saved one did: without weights nobody can tell.
+
+    Folders of earlier versions say nothing about it.
+    """
+    found, guards = None if saved is None else trace_guards.Guards.from_json(saved), traced.guards
+    if found is None or found.inputs != guards.inputs:
+        return traced
+    for name in guards.ranges:
+        at = {**guards.example, name: 1}
+        if found.allow(at) and not guards.allow(at):
+            guards = guards.admitting(name)
+    trace_guards.guard(traced.graph_module, guards)
+    traced.guards = guards
+    return traced
 
 
 def _whole(graph_module: fx.GraphModule, plan: Plan, traced: Traced) -> tuple[Traced, Plan]:

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -27,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.trace.arguments import argument
+from fxprune.trace.meta import without_values
 from fxprune.trace.source import module_path
 from fxprune.trace.state import preserved
 
@@ -75,7 +73,7 @@ def mark(
         return ""
     recorder = _Recorder(model)
     try:
-        with preserved(model), _fakes(model) as mode, recorder.watching():
+        with preserved(model), without_values(model) as mode, recorder.watching():
             given = pytree.tree_map_only(
                 torch.Tensor,
                 lambda t: t if mode.is_our_fake(t) else mode.from_tensor(t),
@@ -140,19 +138,6 @@ def _could_drop(model: nn.Module) -> bool:
                 if says and isinstance(value, float) and value > 0:
                     return True
     return False
-
-
-@contextlib.contextmanager
-def _fakes(model: nn.Module) -> Iterator[FakeTensorMode]:
-    tensors = [*model.parameters(), *model.buffers()]
-    mode = detect_fake_mode(tensors) or FakeTensorMode(allow_non_fake_inputs=True)
-    log = logging.getLogger(FakeTensorMode.__module__)  # it shouts about what is caught here
-    before, log.disabled = log.disabled, True
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), mode:
-            yield mode
-    finally:
-        log.disabled = before
 
 
 def _train(model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -100,6 +100,19 @@ class Guards:
             low <= sizes[symbol] and (high is None or sizes[symbol] <= high)
             for symbol, (low, high) in self.ranges.items()
         ) and all(evaluate(condition, sizes) for condition in self.conditions)
+
+    def admitting(self, name: str) -> Guards:
+        """The guards for which one symbol may be 1 besides."""
+        at = {**self.example, name: 1}
+        conditions = tuple(
+            ("or", ("eq", name, 1), each)
+            if name in symbols(each) and not evaluate(each, at)
+            else each
+            for each in self.conditions
+            if each != ("ne", name, 1)
+        )
+        ranges = {**self.ranges, name: (1, self.ranges[name][1])}
+        return replace(self, ranges=ranges, conditions=conditions)
 
     def shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...] | None]:
         """The shape of every input at these sizes; None for what is no tensor."""
@@ -202,8 +215,10 @@ def _check_conditions(inputs: Any, conditions: Any, sizes: Mapping[str, Any]) ->
 
 
 def guard(module: fx.GraphModule, guards: Guards) -> None:
-    """Let a graph check its inputs whenever it is run."""
+    """Let a graph check its inputs whenever it is run, by these guards instead of older ones."""
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for node in module.graph.find_nodes(op="call_function", target=check):
+        module.graph.erase_node(node)
     if placeholders:
         with module.graph.inserting_after(placeholders[-1]):
             module.graph.call_function(check, (guards.spec, *placeholders))

@@ -9,12 +9,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fxprune.trace.dynamic import role
 from fxprune.trace.guards import Expression, Guards, symbols
+from fxprune.trace.meta import without_values
 from fxprune.trace.state import preserved
 from fxprune.trace.symbols import Asked
 
@@ -140,11 +139,9 @@ def _violation(guards: Guards, condition: Expression) -> dict[str, int] | None:
 
 def _takes(model: nn.Module, capture: _Capture, shapes: list[Any]) -> bool:
     """Whether the model itself runs on inputs of these shapes; on tensors without values."""
-    mode: Any = detect_fake_mode([*model.parameters(), *model.buffers()])
-    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     leaves, spec = pytree.tree_flatten((capture.args, capture.kwargs))
     try:
-        with preserved(model), mode, torch.no_grad():
+        with preserved(model), without_values(model):
             made = [
                 leaf if shape is None else torch.empty(shape, dtype=leaf.dtype, device=leaf.device)
                 for leaf, shape in zip(leaves, shapes, strict=True)

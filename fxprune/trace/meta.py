@@ -7,11 +7,13 @@ differ from the real one. Fake CPU tensors, which hold no data either, stand in 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
@@ -49,6 +51,27 @@ def as_on_cpu(model: nn.Module, inputs: Any) -> Iterator[tuple[Any, Tensors]]:
         yield pytree.tree_map_only(torch.Tensor, fake, inputs), originals
     finally:
         _exchange(model, lambda tensor: originals[id(tensor)])
+
+
+@contextlib.contextmanager
+def without_values(model: nn.Module) -> Iterator[FakeTensorMode]:
+    """Let a model run on tensors that have shapes and no values.
+
+    Args:
+        model: any model; its tensors are taken as if they were without values.
+
+    Yields:
+        The mode, for making inputs.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    mode = detect_fake_mode(tensors) or FakeTensorMode(allow_non_fake_inputs=True)
+    log = logging.getLogger(FakeTensorMode.__module__)  # it shouts about what is caught here
+    before, log.disabled = log.disabled, True
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), mode:
+            yield mode
+    finally:
+        log.disabled = before
 
 
 def _exchange(model: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> Tensors:

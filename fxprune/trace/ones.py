@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.trace.guards import Guards, evaluate, symbols
+from fxprune.trace.guards import Guards
 from fxprune.trace.inputs import resized
 from fxprune.trace.state import preserved
 
@@ -45,25 +44,12 @@ def with_ones(model: nn.Module, graph: fx.GraphModule, capture: _Capture) -> Gua
         if low > 2 or guards.allow(sizes) or guards.example[name] == 1:
             continue
         if _agree(model, graph, guards, capture.args, capture.kwargs, sizes):
-            guards = _admitting(guards, name)
+            guards = guards.admitting(name)
     return guards
 
 
 def _is_fake(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "fake_mode")
-
-
-def _admitting(guards: Guards, name: str) -> Guards:
-    """The guards for a size of one too."""
-    _, high = guards.ranges[name]
-    at = {**guards.example, name: 1}
-    conditions = tuple(
-        ("or", ("eq", name, 1), each) if name in symbols(each) and not evaluate(each, at) else each
-        for each in guards.conditions
-        if each != ("ne", name, 1)
-    )
-    ranges: Mapping[str, tuple[int, int | None]] = {**guards.ranges, name: (1, high)}
-    return replace(guards, ranges=ranges, conditions=conditions)
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ _NAMES: dict[Any, str] = {
 }  # fmt: skip
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
+_FAR = 4096
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,31 @@ def read(
     asked = tuple(_asked(each, environment) for each in getattr(environment, "guards", ()))
     ranges = {str(s): _bounds(r) for s, r in program.range_constraints.items() if str(s) in example}
     ranges = {name: ranges.get(name, (1, None)) for name in example}
-    conditions = dict.fromkeys(
-        each.now for each in asked if each.now is not None and not _within(each.now, ranges)
-    )
+    said = dict.fromkeys(each.now for each in asked if each.now is not None)
+    conditions = [each for each in said if not _within(each, ranges)]
+    for name in example:
+        own = [each for each in conditions if symbols(each) == {name}]
+        if own and (bounds := _interval(own, name, ranges[name], example[name])):
+            ranges[name] = bounds
+            conditions = [each for each in conditions if each not in own]
     return Guards(tuple(inputs), ranges, tuple(conditions), example), asked
+
+
+def _interval(
+    conditions: list[Expression], name: str, bounds: tuple[int, int | None], example: int
+) -> tuple[int, int] | None:
+    """The sizes around the example's that one symbol's conditions allow, if they allow no more."""
+
+    def allowed(size: int) -> bool:
+        inside = bounds[0] <= size and (bounds[1] is None or size <= bounds[1])
+        return inside and all(evaluate(each, {name: size}) for each in conditions)
+
+    high = next((n for n in range(example, _FAR) if not allowed(n + 1)), None)
+    if high is None:
+        return None
+    low = next(n for n in range(example, 0, -1) if not allowed(n - 1))
+    beyond = (*range(1, low), *range(high + 1, high + 100), *(high * 2**k for k in range(1, 10)))
+    return None if any(map(allowed, beyond)) else (low, high)
 
 
 def unclear(guards: Guards, asked: tuple[Asked, ...]) -> set[str]:
