@@ -21,6 +21,30 @@ def every_axis(values: Iterable[Any]) -> Axes:
     return frozenset((id(tensor), axis) for tensor in found for axis in range(tensor.dim()))
 
 
+def name_inputs(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Give a forward that takes ``**kwargs`` the names that are used, until it is put back.
+
+    ``torch.export`` has no dynamic shapes for inputs of any name.
+    """
+    signature = inspect.signature(model.forward)
+    parameters = list(signature.parameters.values())
+    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        return
+    new = [name for name in kwargs if name not in signature.parameters]
+    if not new:
+        return
+    forward = model.forward
+
+    def named(*args: Any, **given: Any) -> Any:
+        return forward(*args, **given)
+
+    keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in new]
+    named.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*parameters[:-1], *keyword]
+    )
+    model.forward = named
+
+
 def dynamic_shapes(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], symbolic: Axes
 ) -> dict[str, Any]:

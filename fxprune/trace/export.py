@@ -168,8 +168,9 @@ def _unsayable(found: Captured, leaves: list[Any]) -> dict[tuple[int, int], Aske
 def _exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], symbolic: Axes
 ) -> Captured:
-    shapes = dynamic.dynamic_shapes(model, args, kwargs, symbolic)
     with preserved(model), symbols.recording():
+        dynamic.name_inputs(model, kwargs)
+        shapes = dynamic.dynamic_shapes(model, args, kwargs, symbolic)
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     return Captured(program, *symbols.read(program, args, kwargs), args, kwargs)
 
@@ -177,6 +178,7 @@ def _exported(
 def _exported_static(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
     try:
         with preserved(model), symbols.recording(), _transformers_patches(model):
+            dynamic.name_inputs(model, kwargs)
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise TraceError(_explain(model, error)) from error

@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch._guards import SLoc
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx.experimental import _config, symbolic_shapes
 from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions
@@ -106,7 +107,8 @@ def read(
         args: the positional inputs it was captured with.
         kwargs: the keyword inputs.
     """
-    user = set(program.graph_signature.user_inputs)
+    specs = program.graph_signature.input_specs
+    user = {spec.arg.name for spec in specs if spec.kind is InputKind.USER_INPUT}
     nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in user]
     paths = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))[0]
     inputs: list[InputGuard] = []
