@@ -25,6 +25,7 @@ from fxprune.latency.outcome import corrected, latency_report
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.rewrite import oracle
+from fxprune.rewrite.examples import Examples, checked
 from fxprune.rewrite.oracle import VerifyReport
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select import Budget, Depth, goals, select
@@ -137,6 +138,7 @@ def prune(
     with step("tracing", progress):
         traced = trace(model, args, kwargs)
     options: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": batch_size, "progress": progress}
+    examples = _checked(traced, progress) if verify else None
     removal = None
     if depth is not None:
         removal = choose_depth(traced, depth, depth_criterion, calibration, **options)
@@ -167,7 +169,7 @@ def prune(
     if verify:
         # The reference comes first: with ``consume`` the original is gone afterwards.
         with step("running the original with the removed units zeroed", progress):
-            expected = oracle.reference(traced, plan)
+            expected = oracle.reference(traced, plan, examples=examples)
     with step("rewriting", progress):
         free = consume and compensation is None
         small = rewrite(traced, plan, share=share or consume, consume=free)
@@ -191,6 +193,12 @@ def prune(
         progress=progress,
     )
     return replace(result, compensation=mended)
+
+
+def _checked(traced: Traced, progress: bool) -> Examples:
+    """The inputs of the proof, on which the trace must be the model before anything is scored."""
+    with step("comparing the trace with the model", progress):
+        return checked(traced)
 
 
 def _measured(

@@ -180,31 +180,3 @@ def _rest(node: fx.Node, gone: set[fx.Node]) -> list[fx.Node] | None:
     """The terms of a sum that are left; None if it lost none."""
     left = [term for term in operands(node) if term not in gone]
     return None if len(left) == 2 else left
-
-
-class BypassedRun(fx.Interpreter):
-    """Runs the original graph at full size with units switched off: what the shorter one must give.
-
-    What leaves a removed block is overwritten with what entered it; a removed term with zeros.
-
-    Args:
-        traced: the original.
-        names: the removed units.
-    """
-
-    def __init__(self, traced: Traced, names: Iterable[str]) -> None:
-        # The entry of a block is needed after its last use.
-        super().__init__(traced.graph_module, garbage_collect_values=False)
-        units = [find_branches(traced)[name] for name in names]
-        self._off = {unit.exit: unit for unit in units}
-        self._entered: dict[fx.Node, Any] = {u.entry: None for u in units if u.kind == "block"}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node; the value of one that leaves a removed unit is replaced."""
-        value = super().run_node(n)
-        unit = self._off.get(n)
-        if unit is not None:
-            value = self._entered[unit.entry] if unit.kind == "block" else torch.zeros_like(value)
-        if n in self._entered:
-            self._entered[n] = value.clone()  # the block may change it in place
-        return value

@@ -19,7 +19,7 @@ from fxprune.plan import Plan
 from fxprune.rewrite.apart import set_apart
 from fxprune.rewrite.compose import whole
 from fxprune.rewrite.history import history_of
-from fxprune.rewrite.oracle import TOLERANCE
+from fxprune.rewrite.outputs import TOLERANCE
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config

@@ -12,6 +12,7 @@ from fxprune.axes.dims import Dim, Layout
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.rewrite.patches import find_patch
 from fxprune.rewrite.resize import Resizer
+from fxprune.rewrite.runs import Run
 from fxprune.trace.arguments import argument
 from fxprune.trace.traced import Traced
 
@@ -32,29 +33,30 @@ _CONTRACTIONS = {
 }  # fmt: skip
 
 
-class Masked(fx.Interpreter):
+class Masked(Run):
     """The original graph with removed units zeroed in the weights and left out of averages."""
 
-    def __init__(self, traced: Traced, graph: DependencyGraph, resize: Resizer) -> None:
-        super().__init__(traced.graph_module)
+    def __init__(
+        self,
+        traced: Traced,
+        graph: DependencyGraph,
+        resize: Resizer,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(traced.graph_module, dtype)
         self._layouts = graph.layouts
         self._resize = resize
         self._symbols: dict[int, int] = {}
 
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
-        """Arguments of a node, in which removed units are zero where they could count."""
-        contracts = getattr(n.target, "overloadpacket", None) in _CONTRACTIONS
-
-        # Weights are zeroed when they are used, so that one copy at a time is alive.
-        def load(node: fx.Node) -> Any:
-            value = self.env[node]
-            if node.op == "get_attr" and isinstance(value, nn.Parameter):
-                return self._zeroed(value, self._layouts[str(node.target)])
-            if contracts and isinstance(value, torch.Tensor) and value.is_floating_point():
-                return self._zeroed(value, self._resize.axes(node))
-            return value
-
-        return fx.node.map_arg((n.args, n.kwargs), load)
+    def load(self, node: fx.Node, user: fx.Node) -> Any:
+        """The value of a node, in which removed units are zero where they could count."""
+        value = super().load(node, user)
+        if node.op == "get_attr" and isinstance(self.env[node], nn.Parameter):
+            return self._zeroed(value, self._layouts[str(node.target)])
+        contracts = getattr(user.target, "overloadpacket", None) in _CONTRACTIONS
+        if contracts and isinstance(value, torch.Tensor) and value.is_floating_point():
+            return self._zeroed(value, self._resize.axes(node))
+        return value
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and note what its symbolic sizes are in this run."""
@@ -65,6 +67,7 @@ class Masked(fx.Interpreter):
             for (size, free), actual in zip(shape, result.shape, strict=True):
                 if free:
                     self._symbols[size] = actual
+        self.note(n, result)
         return result
 
     def _actual(self, layout: Layout) -> Layout:
@@ -134,7 +137,7 @@ class Masked(fx.Interpreter):
         return self._scatter(result, axes)
 
     def _gather(self, node: fx.Node) -> Any:
-        value = self.env[node]
+        value = super().load(node, node)
         axes = self._resize.inferred.axes.get(node)
         if not isinstance(axes, tuple):
             return value

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.branches.bypass import BypassedRun
-from fxprune.errors import OracleError
+from fxprune.errors import FxpruneError, OracleError
 from fxprune.plan import Plan
-from fxprune.rewrite.masked import Masked
-from fxprune.rewrite.resize import planned
-from fxprune.trace.lockstep import flatten, input_names
-from fxprune.trace.modes import evaluation
+from fxprune.rewrite.examples import Examples, checked, named
+from fxprune.rewrite.original import Original, OriginalRun
+from fxprune.rewrite.outputs import OutputReport, compared, narrow
+from fxprune.rewrite.runs import Run, call
+from fxprune.trace.lockstep import flatten
+from fxprune.trace.modes import as_captured
 from fxprune.trace.traced import Traced
 
-# Largest difference allowed, relative to the largest output.
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class VerifyReport:
     """What the oracle measured.
 
+    The first three are of the output that comes nearest to what is allowed.
+
     Attributes:
-        max_abs_error: largest difference of any output element.
-        scale: largest absolute output of the original.
-        tolerance: largest ``relative_error`` allowed for the output's dtype.
+        max_abs_error: largest difference of any of its elements.
+        scale: its largest absolute value in the original.
+        tolerance: largest ``relative_error`` allowed for its dtype.
         normalised: pruned groups whose units are averaged in a norm. There the original was run
             with the norms taken over the kept units.
+        outputs: every output at every size that was run.
+        trace: whether the traced graph was compared with the model itself, in words.
+        precision: what the numbers were computed in, if not in the dtype of the model, in words.
+        tensors: how many tensors of the smaller model were compared bit by bit.
     """
 
     max_abs_error: float
     scale: float
     tolerance: float
     normalised: tuple[str, ...]
+    outputs: tuple[OutputReport, ...] = ()
+    trace: str = ""
+    precision: str = ""
+    tensors: int = 0
 
     @property
     def relative_error(self) -> float:
@@ -54,135 +64,207 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class Reference:
-    """Outputs of the original with the removed units switched off, to compare with later.
+    """What a smaller model is compared with, later.
 
     Attributes:
-        outputs: every output.
-        normalised: see :class:`VerifyReport`.
-        error: largest difference that bypassing branches and blocks made by itself.
+        original: the original with the units switched off.
+        examples: the inputs.
+        runs: of the original at each size, in ``dtype``.
+        native: the same in the dtypes of the model, if they were made.
+        dtype: precision of ``runs``, if not the model's own.
+        precision: the same in words; "" if it is the model's own.
     """
 
-    outputs: tuple[Any, ...]
-    normalised: tuple[str, ...]
-    error: float = 0.0
+    original: Original
+    examples: Examples
+    runs: tuple[OriginalRun, ...]
+    native: tuple[OriginalRun, ...]
+    dtype: torch.dtype | None
+    precision: str
 
 
 def verify(traced: Traced, small: nn.Module, plan: Plan, example: Any = None) -> VerifyReport:
     """Prove that ``small`` is the original without the plan's removed units.
 
-    Runs the original with those units zeroed at every parameter and compares the outputs. Where a
+    First the traced graph is compared with the model itself. Then the original runs with those
+    units zeroed at every parameter, and each output is compared on its own scale. Where a
     removed unit is averaged in a norm, zeroing is not removal: there the norm is taken over the
     kept units, everything else being the original's full-size computation. Where residual branches
     or blocks went, the original runs with their terms zeroed, or with what left a block overwritten
     by what entered it; that must be what the model without them gives, whose units are then zeroed.
+
+    The tensors of a rewritten graph must be bit by bit the original's at the units that stay. In
+    half precision the numbers are computed in float32; in float64 where an output has slices so
+    small that float32 would hide an error in them. Without ``example`` all this is done at another
+    size too (of batch, length or picture), if the graph takes one.
 
     Args:
         traced: the original, with real weights.
         small: the smaller model.
         plan: what was removed.
         example: inputs: keyword arguments as a mapping, positional ones as a tuple, or one tensor.
-            The traced example if left out.
+            The traced example and one of another size if left out.
 
     Returns:
         The measured error.
 
     Raises:
-        OracleError: the outputs differ in shape, are not finite or differ by more than the
-            tolerance of their dtype; or the model has no weights.
+        TraceError: the graph does not compute what the model does.
+        OracleError: the outputs differ in shape or by more than the tolerance of their dtype, or
+            the tensors do; the reference is not finite; or the model has no weights.
     """
-    return compare(reference(traced, plan, example), small, traced, example)
+    return compare(reference(traced, plan, example), small, traced)
 
 
-def reference(traced: Traced, plan: Plan, example: Any = None) -> Reference:
+def reference(
+    traced: Traced, plan: Plan, example: Any = None, *, examples: Examples | None = None
+) -> Reference:
     """Run the original with the removed units switched off.
+
+    Args:
+        traced: the original, with real weights.
+        plan: what was removed.
+        example: see :func:`verify`.
+        examples: instead, what :func:`fxprune.rewrite.examples.checked` gave.
 
     Returns:
         The outputs, in which intermediate values are cut to the size the smaller model gives.
+
+    Raises:
+        TraceError: the graph does not compute what the model does.
+        OracleError: the outputs are not finite, or the model has no weights.
     """
     if any(tensor.is_meta for tensor in traced.tensors.values()):
         raise OracleError("a model on the meta device has no weights to verify with")
-    args, kwargs = _inputs(traced, example)
-    flat = _flatten(traced.graph_module, args, kwargs)
     whole = traced.original or traced
-    graph, resize = planned(traced, plan)
-    traced = graph.traced
-    error = _check_bypassed(whole, traced, flat) if plan.removed else 0.0
-    with torch.no_grad():
-        results = Masked(traced, graph, resize).run(*flat, enable_io_processing=False)
-    outputs = pytree.tree_leaves(results)
-    nodes = pytree.tree_leaves(traced.graph_module.graph.output_node().args[0])
-    for place in graph.inferred.intermediate:
-        outputs[place] = resize.slice(outputs[place], resize.axes(nodes[place]))
-    return Reference(tuple(outputs), tuple(g for g in plan.kept if graph[g].normalised), error)
+    examples = examples or checked(whole, example)
+    original = Original(whole, plan)
+    native: tuple[OriginalRun, ...] = ()
+    if any(tensor.dtype in _HALF for tensor in whole.tensors.values()):
+        dtype, why = torch.float32, "the model is of half precision"
+    else:
+        native = original.runs(examples, None)
+        if not any(narrow(value) for run in native for value in run.outputs):
+            return Reference(original, examples, native, native, None, "")
+        dtype, why = torch.float64, "an output has slices too small to be judged in float32"
+    name = str(dtype).removeprefix("torch.")
+    try:
+        runs = original.runs(examples, dtype)
+    except FxpruneError:
+        raise
+    except Exception as error:
+        native = native or original.runs(examples, None)
+        precision = f"the model's own: it does not run in {name} ({first_line(error)})"
+        return Reference(original, examples, native, native, None, precision)
+    precision = f"{name}: {why}"
+    return Reference(original, examples, runs, native, dtype, precision)
 
 
-@torch.no_grad()
-def _check_bypassed(original: Traced, shorter: Traced, flat: list[Any]) -> float:
-    """How far the model without branches and blocks is from the original with them off."""
-    run = BypassedRun(original, shorter.removed).run(*flat, enable_io_processing=False)
-    expected = Reference(tuple(pytree.tree_leaves(run)), ())
-    runner = fx.Interpreter(shorter.graph_module)
-    actual = pytree.tree_leaves(runner.run(*flat, enable_io_processing=False))
-    return _compare(expected, actual).max_abs_error
-
-
-def compare(
-    expected: Reference, small: nn.Module, traced: Traced, example: Any = None
-) -> VerifyReport:
+def compare(expected: Reference, small: nn.Module, traced: Traced) -> VerifyReport:
     """Run the smaller model and compare it with a reference; see :func:`verify`."""
-    args, kwargs = _inputs(traced, example)
-    with torch.no_grad(), evaluation(small):
-        report = _compare(expected, pytree.tree_leaves(small(*args, **kwargs)))
-    return replace(report, max_abs_error=max(report.max_abs_error, expected.error))
+    whole = traced.original or traced
+    original = expected.original
+    reports = list(_native(expected, small, whole))
+    precision = expected.precision
+    if expected.dtype is not None:
+        try:
+            reports = list(_reports(expected.runs, small, expected.dtype))
+        except FxpruneError:
+            raise
+        except Exception as error:
+            if original.consumed:
+                raise OracleError(
+                    f"the smaller model does not run in {expected.dtype}: {first_line(error)}"
+                ) from error
+            native = expected.native or original.runs(expected.examples, None)
+            reports = list(_reports(native, small, None))
+            precision = f"the model's own: the smaller one does not run in {expected.dtype}"
+    tensors = original.check(small) if isinstance(small, fx.GraphModule) else 0
+    for run in expected.runs:
+        reports.extend(run.bypassed)
+    worst = max(reports, key=lambda report: report.used, default=OutputReport(""))
+    return VerifyReport(
+        worst.error,
+        worst.scale,
+        worst.tolerance,
+        original.normalised,
+        tuple(reports),
+        expected.examples.trace,
+        precision,
+        tensors,
+    )
 
 
-def _compare(expected: Reference, actual: list[Any]) -> VerifyReport:
-    worst, scale, tolerance = 0.0, 0.0, 0.0
-    for place, (mine, theirs) in enumerate(zip(actual, expected.outputs, strict=True)):
-        if not isinstance(mine, torch.Tensor):
-            continue
-        if mine.shape != theirs.shape:
-            raise OracleError(
-                f"output {place} of the smaller model has shape {tuple(mine.shape)}, "
-                f"the original {tuple(theirs.shape)}"
-            )
-        if not mine.is_floating_point():
-            worst = max(worst, float((mine != theirs).any()))
-            continue
-        if not torch.isfinite(mine).all() and torch.isfinite(theirs).all():
-            raise OracleError(f"output {place} of the smaller model is not finite")
-        difference = (mine.double() - theirs.double()).abs().nan_to_num()
-        worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
-        scale = max(scale, float(theirs.abs().max()) if theirs.numel() else 0.0)
-        tolerance = max(tolerance, TOLERANCE.get(mine.dtype, 1e-4))
-    report = VerifyReport(worst, scale, tolerance, expected.normalised)
-    if report.relative_error > tolerance:
+def _native(expected: Reference, small: nn.Module, whole: Traced) -> Iterator[OutputReport]:
+    """The smaller model as its users will run it.
+
+    In half precision only shapes and dtypes are compared, for its numbers say little.
+    """
+    if expected.native:
+        yield from _reports(expected.native, small, None, _same_dtypes(small, whole))
+        return
+    nodes = pytree.tree_leaves(whole.graph_module.graph.output_node().args[0])
+    for run in expected.runs[:1]:
+        found = _run(small, run, None)
+        for name, value, theirs, node in zip(run.names, found, run.outputs, nodes, strict=True):
+            if not isinstance(theirs, torch.Tensor):
+                continue
+            dtype = node.meta["val"].dtype if _same_dtypes(small, whole) else value.dtype
+            if value.shape != theirs.shape or value.dtype != dtype:
+                raise OracleError(
+                    f"output `{name}` of the smaller model is {value.dtype} of shape "
+                    f"{tuple(value.shape)}, not {dtype} of shape {tuple(theirs.shape)}"
+                )
+    yield from ()
+
+
+def _reports(
+    runs: Iterable[OriginalRun], small: nn.Module, dtype: torch.dtype | None, same: bool = True
+) -> Iterator[OutputReport]:
+    for run in runs:
+        found = _run(small, run, dtype)
+        for name, theirs, mine in zip(run.names, run.outputs, found, strict=True):
+            report = compared(name, theirs, mine, same_dtype=same)
+            if report.problem:
+                raise OracleError(
+                    "the smaller model does not compute what the original does without the removed "
+                    f"units: output `{name}` {report.problem}{run.example.what}. It must not be "
+                    "used; please report the model"
+                )
+            yield report
+
+
+def _run(small: nn.Module, run: OriginalRun, dtype: torch.dtype | None) -> list[Any]:
+    """The outputs of the smaller model, flat."""
+    args, kwargs = run.example.args, run.example.kwargs
+    if dtype is not None and isinstance(small, fx.GraphModule):
+        outputs = Run(small, dtype).outputs(flatten(small, named(small, args, kwargs)))
+    else:
+        with as_captured(small):
+            try:
+                outputs = pytree.tree_leaves(call(small, args, kwargs, dtype=dtype))
+            except FxpruneError:
+                raise
+            except Exception as error:
+                if dtype is not None:
+                    raise
+                raise OracleError(
+                    f"the smaller model does not run{run.example.what}: {first_line(error)}"
+                ) from error
+    if len(outputs) != len(run.outputs):
         raise OracleError(
-            "the smaller model does not compute what the original does without the removed units: "
-            f"{report}. It must not be used; please report the model"
+            f"the smaller model gives {len(outputs)} outputs, the original {len(run.outputs)}"
         )
-    return report
+    return outputs
 
 
-def _inputs(traced: Traced, example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if example is None:
-        return traced.args, dict(traced.kwargs)
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, tuple):
-        return example, {}
-    if traced.kwargs and not traced.args:
-        return (), {next(iter(traced.kwargs)): example}
-    return (example,), {}
+def _same_dtypes(small: nn.Module, whole: Traced) -> bool:
+    """Whether the smaller model was not converted to other dtypes."""
+    mine = {parameter.dtype for parameter in small.parameters()}
+    return mine <= {tensor.dtype for tensor in whole.tensors.values()}
 
 
-def _flatten(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Inputs in the order of the graph's placeholders."""
-    names = input_names(module)
-    named = {**dict(zip(names, args, strict=False)), **kwargs}
-    missing = [name for name in names if name not in named]
-    if missing or len(named) > len(names):
-        raise OracleError(
-            f"the example must have the inputs the model was traced with: {', '.join(names)}"
-        )
-    return flatten(module, named)
+def first_line(error: Exception) -> str:
+    """The first line of a message that says something."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return f"{type(error).__name__}: {next(filter(None, lines), '')}"

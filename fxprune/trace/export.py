@@ -24,7 +24,7 @@ from fxprune.trace.guards import Guards, guard
 from fxprune.trace.guards import symbols as symbols_of
 from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
-from fxprune.trace.modes import evaluation
+from fxprune.trace.modes import as_captured
 from fxprune.trace.ones import with_ones
 from fxprune.trace.sizes import Sizes, stand_ins
 from fxprune.trace.state import preserved
@@ -125,7 +125,7 @@ def captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     inputs.check(model, args, kwargs)
     # Where the example has a batch of one, rows are repeated: one row may be broadcast.
     wide = _widen(args), _widen(kwargs)
-    with _quiet_evaluation(model), as_on_cpu(model, wide) as (examples, originals):
+    with as_captured(model), as_on_cpu(model, wide) as (examples, originals):
         yield replace(_captured(model, *examples), originals=originals)
 
 
@@ -234,19 +234,3 @@ def _transformers_patches(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(exporter.apply_patches("dynamo"))
                 stack.enter_context(exporter.reset_model_state(model))
         yield
-
-
-@contextlib.contextmanager
-def _quiet_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without key/value caches and without torch's own export warnings."""
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    caches = [(c, c.use_cache) for c in configs.values() if getattr(c, "use_cache", False)]
-    try:
-        for config, _ in caches:
-            config.use_cache = False
-        with evaluation(model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for config, flag in caches:
-            config.use_cache = flag

@@ -1,10 +1,12 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode for a while, and what else a model is captured in."""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 
@@ -20,3 +22,26 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def as_captured(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without key/value caches and without torch's own export warnings.
+
+    Nor with the fused encoder layers of ``nn.TransformerEncoder``, which torch does not export and
+    which give zeros where a padding mask is: the graph has what the layers are in training.
+    """
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    caches = [(c, c.use_cache) for c in configs.values() if getattr(c, "use_cache", False)]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for config, _ in caches:
+            config.use_cache = False
+        with evaluation(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for config, flag in caches:
+            config.use_cache = flag
