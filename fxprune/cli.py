@@ -23,6 +23,7 @@ from fxprune.errors import (
     RecoveryError,
     SelectionError,
 )
+from fxprune.files import check_writable, why_not_written
 from fxprune.recipe import Recipe
 from fxprune.recover.methods import ALL_LINEAR, Distillation, LoRA
 from fxprune.recover.settings import Training
@@ -734,6 +735,7 @@ def _check_parent(file: Path | None) -> None:
         raise FxpruneError(f"no folder {file.resolve().parent} to write {file.name} into")
     if file.is_dir():
         raise FxpruneError(f"{file} is a folder, and a file is to be written there")
+    check_writable(file)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -748,6 +750,10 @@ def main() -> None:
         warnings.showwarning = _show_warning
         try:
             app()
-        except FxpruneError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except Exception as error:
+            said = str(error) if isinstance(error, FxpruneError) else why_not_written(error)
+            if not said:
+                raise
+            file = getattr(error, "filename", None)
+            print(f"error: {file}: {said}" if file else f"error: {said}", file=sys.stderr)
             sys.exit(2)

@@ -121,8 +121,10 @@ def check_out(out: Path) -> None:
     Raises:
         CheckpointError: it does.
     """
+    from fxprune.files import check_writable
     from fxprune.hf.folders import taken
 
+    check_writable(out)
     ours = (out / "pruned" / "fxprune.json").is_file()
     if not ours and taken(out):
         raise CheckpointError(

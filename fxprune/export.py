@@ -7,23 +7,24 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CheckpointError, FxpruneWarning, TraceError
-from fxprune.files import replacing
+from fxprune.files import Patient, check_writable, replacing
 from fxprune.hf.tensors import tensors_of
 from fxprune.trace import inputs, loss, symbols
 from fxprune.trace.export import captured
+from fxprune.trace.given import examples
 
 
 def export(
     graph_module: fx.GraphModule,
     path: str | os.PathLike[str],
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a graph as a ``.pt2`` archive, by ``torch.export.save``.
@@ -36,7 +37,7 @@ def export(
     Args:
         graph_module: what :func:`fxprune.rewrite` gave, trained since, perhaps.
         path: the file to write. It appears whole or not at all, and replaces an older one.
-        args: example positional inputs.
+        args: example positional inputs as a tuple, or one tensor.
         kwargs: example keyword inputs. If both are left out, zeros of the shapes are used that
             the model was traced with.
 
@@ -52,6 +53,7 @@ def export(
         FxpruneWarning: a batch or sequence size could not be kept symbolic.
     """
     path = Path(path)
+    check_writable(path)
     if not isinstance(graph_module, fx.GraphModule):
         raise TraceError(
             f"{type(graph_module).__name__} is no GraphModule; fxprune.trace makes one of a model: "
@@ -59,17 +61,20 @@ def export(
         )
     if blank := [name for name, t in tensors_of(graph_module).items() if t.is_meta]:
         raise CheckpointError(f"{blank[0]!r} is on meta: a graph without weights cannot be saved")
-    if not args and not kwargs:
-        args, kwargs = inputs.from_placeholders(graph_module)
-    with captured(_plain(graph_module), args, dict(kwargs or {})) as capture:
+    args, given = examples(graph_module, args, kwargs)
+    if not args and not given:
+        args, given = inputs.from_placeholders(graph_module)
+    with captured(_plain(graph_module), args, given) as capture:
         program = capture.program
         symbols.forget_ones(program)
         lost = loss.lost(graph_module, capture)
         try:
             with replacing(path) as temporary, temporary.open("wb") as stream:
-                torch.export.save(program, stream)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+                patient = Patient(stream)
+                torch.export.save(program, cast(Any, patient))
+                patient.finish()
+        except CheckpointError:
+            raise
         except Exception as error:  # whatever torch's serializer has no form for
             raise TraceError(f"{path}: torch.export cannot save this graph: {error}") from error
     if lost:

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
+
+from fxprune.errors import CheckpointError, FxpruneError
+
+
+class _NotWrittenError(CheckpointError):
+    """Knows why, so that whoever writes a folder of such files can name the folder."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} cannot be written: {why}")
+        self.why = why
 
 
 @contextlib.contextmanager
@@ -13,19 +27,117 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path``, renamed to it when the block ends without an error.
 
     An interrupted write leaves an older file as it was.
+
+    Raises:
+        CheckpointError: the file cannot be written, because the disk is full, say.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # some libraries write files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # some libraries write files that only their owner can read
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(NotADirectoryError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file of text, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line that something cannot be written, and why.
+
+    Args:
+        path: the file or folder that the block writes.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = error.why if isinstance(error, _NotWrittenError) else why_not_written(error)
+        if not why:
+            raise
+        raise _NotWrittenError(path, why) from error
+
+
+class Patient(io.RawIOBase):
+    """A stream that keeps the error of a write for later.
+
+    torch's writer of archives ends the whole process when it is thrown away after one.
+
+    Args:
+        stream: what is written to.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__()
+        self._stream = stream
+        self._error: OSError | None = None
+
+    def seekable(self) -> bool:
+        """As the stream is."""
+        return self._stream.seekable()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move in the stream."""
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The place in the stream."""
+        return self._stream.tell()
+
+    def write(self, data: Any) -> int:
+        """Write, or after an error do as if."""
+        if self._error is None:
+            try:
+                self._stream.write(data)
+            except OSError as error:
+                self._error = error
+        return memoryview(data).nbytes
+
+    def finish(self) -> None:
+        """Raise the first error, if there was one."""
+        if self._error is not None:
+            raise self._error
+        self._stream.flush()
+
+
+def why_not_written(error: Exception) -> str:
+    """What the system says of a file ("" if an error is no such thing)."""
+    if isinstance(error, FxpruneError):
+        return ""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # The libraries that write for us have errors of their own.
+    if found := re.search(r"I/O error: (.*?)( \(os error \d+\))?$", str(error)):
+        return found[1]
+    return ""
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a place where nothing can be written, before there is something to write.
+
+    Args:
+        path: a file or folder that is to be made, its parents too where they are missing.
+
+    Raises:
+        CheckpointError: a parent is a file, or nothing can be made in the nearest one there is.
+    """
+    path = Path(path)
+    there = path.absolute().parent
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise CheckpointError(f"{path} cannot be written: {there} is no folder")
+    # Asked of the disk itself: permissions do not tell of a read-only one, or of a quota.
+    with writing(path), tempfile.TemporaryFile(dir=there) as stream:
+        stream.write(b"0")

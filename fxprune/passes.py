@@ -20,7 +20,7 @@ from fxprune.groups.dependency import discover
 from fxprune.importance.activations import can_observe
 from fxprune.importance.calibrate import Calibration
 from fxprune.importance.criterion import Criterion
-from fxprune.importance.loss import LossFunction
+from fxprune.importance.loss_function import LossFunction
 from fxprune.importance.scores import Scores
 from fxprune.plan import Plan
 from fxprune.prune import prune
@@ -39,7 +39,7 @@ class _Pass(PassBase):
     torch's own ``PassBase.__call__`` checks the postcondition on the module it was given.
     """
 
-    args: tuple[Any, ...] = ()
+    args: Any = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult | None:

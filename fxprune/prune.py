@@ -16,7 +16,8 @@ from fxprune.errors import CalibrationError, CriterionError, SelectionError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.importance.calibrate import Calibration
 from fxprune.importance.criterion import Criterion
-from fxprune.importance.loss import GraphLoss, LossFunction
+from fxprune.importance.loss import GraphLoss
+from fxprune.importance.loss_function import LossFunction, check_loss
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
 from fxprune.iterate import iterate
@@ -61,7 +62,7 @@ class PruneResult:
 
 def prune(
     model: nn.Module,
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     pruning_ratio: float | None = None,
@@ -88,7 +89,7 @@ def prune(
 
     Args:
         model: any module, transformers model or GraphModule, with its weights.
-        args: example positional inputs, see :func:`fxprune.trace`.
+        args: example positional inputs, or one tensor, see :func:`fxprune.trace`.
         kwargs: example keyword inputs.
         pruning_ratio: fraction of the parameters of the whole model to remove, in [0, 1).
         budget: instead of ``pruning_ratio``, see :class:`fxprune.Budget`. For one of latency this
@@ -102,7 +103,8 @@ def prune(
         scores: those of an earlier run on this model, such as :meth:`Scores.load` reads, instead
             of a criterion: nothing is estimated, and a plan at another ratio costs no time.
         kinds: kinds of groups to prune.
-        loss_fn: the loss of one calibration batch, if the model does not give its own.
+        loss_fn: the loss of one calibration batch, if the model does not give its own, see
+            :func:`fxprune.estimate`.
         batch_size: sequences per forward pass of the calibration.
         steps: reach the goal in so many steps, with new scores before each.
         compensation: ``bias`` or ``least-squares``, see :func:`fxprune.compensate.compensate`; it
@@ -120,6 +122,7 @@ def prune(
     Raises:
         FxpruneError: any of its kinds, from the stage that failed.
     """
+    check_loss(loss_fn)
     width = depth is None or pruning_ratio is not None or budget is not None
     asked = goals(steps, pruning_ratio, budget) if width else ()
     if width:

@@ -160,11 +160,11 @@ class Recipe:
 
         if not self.width and self.depth() is not None:
             return {}
+        if self.ratio is not None:
+            check_ratio("ratio", self.ratio)
         others = (self.macs, self.kv_cache, self.latency, self.units)
         if all(other is None for other in others):
             return {"pruning_ratio": self.ratio}
-        if self.ratio is not None:
-            check_ratio("ratio", self.ratio)
         params = None if not self.ratio else 1 - self.ratio
         budget: Budget = Budget(
             params=params,

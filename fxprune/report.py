@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxprune.trace.given import examples
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -52,9 +54,7 @@ def size(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def macs(
-    module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-) -> int:
+def macs(module: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> int:
     """Multiply-accumulates of one forward pass, counted without computing anything.
 
     Matrix products (attention included, whatever its backend) and convolutions count, half of
@@ -71,7 +71,7 @@ def macs(
 
     on_meta = any(p.is_meta for p in module.parameters())
     with contextlib.ExitStack() as stack:
-        inputs = (args, dict(kwargs or {}))
+        inputs = examples(module, args, kwargs)
         if not on_meta:
             fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             inputs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, inputs)
@@ -116,10 +116,10 @@ def turns(
 
 
 def forward(
-    module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    module: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None
 ) -> Callable[[], object]:
     """One forward pass without gradients, finished when it returns; to be timed."""
-    named = dict(kwargs or {})
+    args, named = examples(module, args, kwargs)
 
     def call() -> object:
         with torch.no_grad():

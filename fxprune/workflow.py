@@ -16,6 +16,7 @@ from fxprune.errors import (
     ModelError,
     ShrinkError,
 )
+from fxprune.files import write_text
 from fxprune.progress import step
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Outcome:
 
         measured = self.caption.splitlines()
         content = {**facts, **as_json(self.before, self.after), "measured": measured}
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def texts(file: Path | None, evaluation: Path | None) -> tuple[Text, Text]:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fxprune.errors import PlanError
+from fxprune.errors import CheckpointError, PlanError
 from fxprune.plan import Plan, count_parameters, fingerprint
 from fxprune.plan_json import decode, encode
 from tests.toys import ToyGraph, ToyLM, toy_graph
@@ -156,7 +156,7 @@ def test_an_interrupted_save_keeps_the_old_file(
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match="cannot be written: disk full"):
         replace(plan, criterion="other").save(path)
     assert Plan.load(path) == plan
     assert list(tmp_path.iterdir()) == [path]

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxprune.axes import dims, outputs, rules
+from fxprune.axes import outputs, rules
 from fxprune.axes.context import Context, Link
 from fxprune.axes.decompose import decompose
 from fxprune.axes.dims import Layout
@@ -141,7 +141,7 @@ def _output(ctx: Context, traced: Traced, node: fx.Node) -> frozenset[int]:
     for place, leaf in known.items():
         if place not in free:
             for layout in ctx.of(leaf):
-                dims.freeze(layout, "graph output")
+                ctx.freeze(layout, "graph output", leaf)
     return free
 
 

@@ -23,7 +23,7 @@ from fxprune.errors import (
     ModelError,
     SelectionError,
 )
-from fxprune.files import write_text
+from fxprune.files import write_text, writing
 from fxprune.hf.models import LoadedModel
 from fxprune.progress import step
 from fxprune.workflow import check_device, load
@@ -96,7 +96,8 @@ def run(
         keys = draws.keys(loaded, configurations, columns, crops)
     wanted: list[Configuration | None] = [None, *configurations]
     missing = [each for each in wanted if keys[each] not in done]
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     notes = _notes(loaded, data, columns)
 
     def keep(result: Result) -> None:

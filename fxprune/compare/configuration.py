@@ -68,9 +68,9 @@ class Configuration:
             CalibrationError: too few samples or tokens.
         """
         from fxprune.groups.kinds import KINDS
+        from fxprune.select.budget import check_ratio
 
-        if not 0 <= self.ratio < 1:
-            raise SelectionError(f"ratio {self.ratio} is outside [0, 1)")
+        check_ratio("ratio", self.ratio)
         _one_of("ranking", self.ranking, RANKINGS)
         _one_of("normalise", self.normalise, (None, *NORMALISE))
         _one_of("compensate", self.compensate, (None, *COMPENSATE))

@@ -12,7 +12,7 @@ from typing import Any
 
 from fxprune.compare.configuration import Configuration
 from fxprune.errors import CheckpointError
-from fxprune.files import write_text
+from fxprune.files import check_writable, write_text
 from fxprune.hf.folders import taken
 
 FILE = "results.jsonl"
@@ -42,8 +42,9 @@ def check_folder(folder: Path) -> None:
     """Refuse a folder that holds something other than an earlier comparison.
 
     Raises:
-        CheckpointError: it does.
+        CheckpointError: it does, or nothing can be written there.
     """
+    check_writable(folder)
     if taken(folder) and not (folder / FILE).is_file():
         raise CheckpointError(
             f"{folder} exists and is not of an earlier comparison: it is left alone; "

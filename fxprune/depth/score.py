@@ -20,7 +20,8 @@ from fxprune.importance.calibrate import Batch, Calibration, batches
 from fxprune.importance.criterion import Criterion, ElementCriterion
 from fxprune.importance.estimate import estimate
 from fxprune.importance.graph_inputs import Masks, graph_inputs, masks, row_count
-from fxprune.importance.loss import GraphLoss, LossFunction, output_loss
+from fxprune.importance.loss import GraphLoss, output_loss
+from fxprune.importance.loss_function import LossFunction
 from fxprune.importance.random_scores import Random
 from fxprune.importance.scores import Scores
 from fxprune.progress import track, track_some

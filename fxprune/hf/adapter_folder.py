@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fxprune.errors import CheckpointError, ShrinkError
+from fxprune.files import writing
 from fxprune.hf.folders import whole
 
 CONFIG = "adapter_config.json"
@@ -74,10 +75,7 @@ def write(folder: Path, config: dict[str, Any], found: dict[str, Factors]) -> No
         for name, factors in found.items()
         for last, tensor in factors.items()
     }
-    try:
-        with whole(folder, replace=True) as made:
-            save_file(tensors, made / TENSORS, metadata={"format": "pt"})
-            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-            (made / CONFIG).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with writing(folder), whole(folder, replace=True) as made:
+        save_file(tensors, made / TENSORS, metadata={"format": "pt"})
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (made / CONFIG).write_text(text, encoding="utf-8")

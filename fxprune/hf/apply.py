@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fxprune.errors import CheckpointError
-from fxprune.files import write_text
+from fxprune.files import write_text, writing
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.hf import architecture, checkpoint, guard, shards
 from fxprune.hf.fill import named_tensors
@@ -74,25 +74,22 @@ def apply(
     blank = architecture.build(architecture.read_config(source / CONFIG))
     cut = _Cut.of(blank, plan)
     _check_names(blank, held)
-    try:
-        with whole(target, replace=True) as folder:
-            _copy(source, folder)
-            write_config(folder, cut.small)
-            plan.save(folder / PLAN)
-            found: dict[str, str] = {}
-            size = 0
-            for file in track(files, "applying the plan", progress):
-                size += cut.write(file, held[file], folder / file.name)
-                found |= dict.fromkeys(cut.stays(held[file]), file.name)
-            if (source / guard.INDEX).is_file():
-                index = {
-                    "metadata": {"total_size": size},
-                    "weight_map": dict(sorted(found.items())),
-                }
-                write_text(folder / guard.INDEX, json.dumps(index, indent=2) + "\n")
-            checkpoint.write_facts(folder, describe(cut.small))
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}") from error
+    with writing(target), whole(target, replace=True) as folder:
+        _copy(source, folder)
+        write_config(folder, cut.small)
+        plan.save(folder / PLAN)
+        found: dict[str, str] = {}
+        size = 0
+        for file in track(files, "applying the plan", progress):
+            size += cut.write(file, held[file], folder / file.name)
+            found |= dict.fromkeys(cut.stays(held[file]), file.name)
+        if (source / guard.INDEX).is_file():
+            index = {
+                "metadata": {"total_size": size},
+                "weight_map": dict(sorted(found.items())),
+            }
+            write_text(folder / guard.INDEX, json.dumps(index, indent=2) + "\n")
+        checkpoint.write_facts(folder, describe(cut.small))
     return target
 
 

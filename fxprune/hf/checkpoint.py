@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import CheckpointError
+from fxprune.files import check_writable, writing
 from fxprune.hf import guard
 from fxprune.hf.folders import taken, whole
 from fxprune.hf.graph_folder import CONFIG, PLAN, read_graph, write_graph
@@ -71,19 +72,16 @@ def save(
         raise CheckpointError(
             f"{type(model).__name__} is neither a GraphModule nor a model of transformers"
         )
-    try:
-        with whole(path, replace=True) as folder:
-            if isinstance(model, fx.GraphModule):
-                assert plan is not None
-                assert traced is not None
-                held = write_graph(folder, model, plan, traced)
-            else:
-                held = write_module(folder, model, plan)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-            write_facts(folder, held)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+    with writing(path), whole(path, replace=True) as folder:
+        if isinstance(model, fx.GraphModule):
+            assert plan is not None
+            assert traced is not None
+            held = write_graph(folder, model, plan, traced)
+        else:
+            held = write_module(folder, model, plan)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        write_facts(folder, held)
     return path
 
 
@@ -138,12 +136,14 @@ def load(
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Refuse to overwrite a folder that fxprune did not write.
+    """Refuse to overwrite a folder that fxprune did not write, or one that cannot be written.
 
     Raises:
-        CheckpointError: the path exists and is neither empty nor a saved model.
+        CheckpointError: the path exists and is neither empty nor a saved model, or nothing can be
+            written there.
     """
     path = Path(path)
+    check_writable(path)
     if taken(path) and not (path / FACTS).is_file():
         raise CheckpointError(
             f"{path} exists and was not written by fxprune: it is left alone; give another folder"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from fxprune.errors import CalibrationError
 
 Batch = dict[str, Any]
-Calibration = Tensor | Mapping[str, Any] | Iterable[Tensor | Mapping[str, Any]]
+Calibration = (
+    Tensor
+    | Mapping[str, Any]
+    | Iterable[Tensor | Mapping[str, Any] | tuple[Tensor, ...] | list[Tensor]]
+)
+
+
+class Positional(Batch):
+    """A batch that was given as a tuple or list: inputs by name, in order, the labels last."""
+
+    def as_given(self) -> tuple[Any, ...]:
+        """The tuple."""
+        return tuple(self.values())
 
 
 def batches(
@@ -23,7 +35,9 @@ def batches(
     Args:
         model: the model that will read them.
         calibration: token ids of shape (N, L), or one batch as a mapping of keyword inputs, or an
-            iterable of either. Each item is one batch.
+            iterable of either, or of tuples or lists ``(inputs, labels)`` as a ``DataLoader`` gives
+            them: one more than the model needs, or two, and the last is the labels. Each item is
+            one batch.
         batch_size: split every batch into micro-batches of at most this many sequences, which
             bounds the memory of activations; None leaves the batches as they are.
 
@@ -33,8 +47,8 @@ def batches(
     """
     if batch_size is not None and batch_size < 1:
         raise CalibrationError(f"batch_size={batch_size}: it must be at least 1")
-    if isinstance(calibration, Tensor | Mapping):
-        calibration = [calibration]
+    if isinstance(calibration, Tensor | Mapping) or _is_pair(calibration):
+        calibration = [calibration]  # type: ignore[list-item]
     if not isinstance(calibration, Iterable):
         raise CalibrationError(_expected(calibration))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -42,7 +56,7 @@ def batches(
     for item in calibration:
         batch = _batch(model, item)
         for micro in _split(batch, batch_size):
-            result.append({name: _moved(value, device) for name, value in micro.items()})
+            result.append(type(micro)((n, _moved(value, device)) for n, value in micro.items()))
     if not result:
         raise CalibrationError("the calibration data is empty")
     return result
@@ -68,17 +82,52 @@ def arguments(model: nn.Module) -> tuple[tuple[str, ...], bool]:
 def _batch(model: nn.Module, item: Any) -> Batch:
     if isinstance(item, Tensor):
         names, others = arguments(model)
-        # A plain module may call its only input anything: `x`, `input`, `pixel_values`.
-        item = {"input_ids" if others or "input_ids" in names or not names else names[0]: item}
+        item = {"input_ids" if others else _first(names): item}
+    if isinstance(item, tuple | list):
+        item = _positional(model, item)
     if not isinstance(item, Mapping):
         raise CalibrationError(_expected(item))
-    batch = dict(item)
+    batch = item if isinstance(item, Positional) else dict(item)
     ids = batch.get("input_ids")
     if not any(isinstance(value, Tensor) for value in batch.values()) or rows(batch) == 0:
         raise CalibrationError("the calibration data is empty")
     if isinstance(ids, Tensor):
         _check_tokens(ids)
     return batch
+
+
+def _is_pair(given: object) -> bool:
+    """Whether tensors are one batch, inputs and labels, and not several batches of one kind."""
+    if not isinstance(given, tuple | list) or not all(isinstance(x, Tensor) for x in given):
+        return False
+    return len({(item.ndim, item.is_floating_point()) for item in given}) > 1
+
+
+def _positional(model: nn.Module, item: Sequence[Any]) -> Positional:
+    """Inputs by name, and what follows them as the labels.
+
+    Raises:
+        CalibrationError: there are more values than that, or none.
+    """
+    names, _ = arguments(model)
+    parameters = inspect.signature(model.forward).parameters
+    needed = [n for n in names if parameters[n].default is inspect.Parameter.empty]
+    count = len(item)
+    if count > len(names) + 1 or count == 0:
+        raise CalibrationError(
+            f"a batch of {count} values, and {type(model).__name__} takes {len(names)} inputs "
+            f"({', '.join(names)}) beside the labels: give batches as mappings of keyword inputs"
+        )
+    first = _first(names)
+    ordered = (first, *(name for name in names if name != first and name != "labels"))
+    labelled = count > len(needed) if needed else count > 1
+    inputs = ordered[: count - labelled]
+    return Positional(zip((*inputs, *(["labels"] if labelled else [])), item, strict=True))
+
+
+def _first(names: Sequence[str]) -> str:
+    """The input that a single tensor is. A plain module may call it anything: `x`, `input`."""
+    return "input_ids" if "input_ids" in names or not names else names[0]
 
 
 def _check_tokens(ids: Tensor) -> None:
@@ -100,12 +149,12 @@ def _split(batch: Batch, size: int | None) -> Iterator[Batch]:
         return
     for start in range(0, count, size):
         # What has another first axis (position_ids of shape (1, L)) belongs to every part.
-        yield {
-            name: value[start : start + size]
+        yield type(batch)(
+            (name, value[start : start + size])
             if isinstance(value, Tensor) and value.ndim and value.shape[0] == count
-            else value
+            else (name, value)
             for name, value in batch.items()
-        }
+        )
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -115,5 +164,5 @@ def _moved(value: Any, device: torch.device) -> Any:
 def _expected(found: object) -> str:
     return (
         f"calibration data cannot be {type(found).__name__}: give token ids (N, L), a mapping of "
-        "keyword inputs, or an iterable of those"
+        "keyword inputs, or an iterable of those or of (inputs, labels)"
     )

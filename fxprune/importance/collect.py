@@ -16,7 +16,8 @@ from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.evidence import Gradients
 from fxprune.importance.gradients import stream_mean, stream_samples
-from fxprune.importance.loss import LossFunction, batch_loss, predictions, run_forward
+from fxprune.importance.loss import batch_loss, predictions, run_forward
+from fxprune.importance.loss_function import LossFunction
 from fxprune.progress import track
 from fxprune.trace.modes import evaluation
 

@@ -16,7 +16,8 @@ from fxprune.importance.collect import DATA, Vectors, differentiate, observe, sc
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
-from fxprune.importance.loss import LossFunction
+from fxprune.importance.graph_inputs import check_tokens
+from fxprune.importance.loss_function import LossFunction, check_loss
 from fxprune.importance.scores import Scores
 from fxprune.importance.targets import Reader
 
@@ -91,7 +92,9 @@ def estimate(
         criterion: what to score with, such as ``Taylor()``; or several.
         calibration: token ids (N, L), a mapping of keyword inputs, or an iterable of those; None
             for criteria that need no data.
-        loss_fn: the loss of one batch, ``loss_fn(model, batch)``; by default the model's own.
+        loss_fn: the loss of one batch, ``loss_fn(model, batch)``, with the batch as it was given;
+            or of a prediction and a target, such as ``nn.CrossEntropyLoss()``, for batches
+            ``(inputs, labels)``; by default the model's own.
         batch_size: sequences per forward pass; None takes the batches as they are. Where a
             criterion needs gradients of single samples it is 1.
         kinds: score only groups of these kinds; None scores all.
@@ -109,6 +112,7 @@ def estimate(
             parameter).
         CalibrationError: if the data is empty, too short, or gives a loss that is not finite.
     """
+    check_loss(loss_fn)
     single = isinstance(criterion, Criterion)
     criteria = _checked((criterion,) if isinstance(criterion, Criterion) else criterion)
     chosen = targets.chosen_groups(graph, groups, kinds)
@@ -133,6 +137,7 @@ def estimate(
         score_weights(vectors, static, progress)
     if needs & DATA and calibration is not None:
         data = batches(model, calibration, 1 if "squares" in needs else batch_size)
+        check_tokens(graph.traced, data)
         with recorder.attached(), moments.attached():
             if graded or moments.modules:
                 differentiate(

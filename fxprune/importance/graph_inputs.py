@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxprune.errors import CalibrationError
 from fxprune.importance.calibrate import Batch
+from fxprune.trace.given import beyond, named
 from fxprune.trace.lockstep import flatten, input_names
 from fxprune.trace.sizes import is_symbolic
 from fxprune.trace.traced import Traced
@@ -25,9 +26,10 @@ def graph_inputs(traced: Traced, batch: Batch) -> list[Any]:
     """The values of the graph's placeholders for one batch, from its :func:`named_inputs`.
 
     Raises:
-        CalibrationError: the batch lacks an input, has an unknown one, or has one of a shape that
-            the graph does not take; the message names it.
+        CalibrationError: the batch lacks an input, has an unknown one, one of a shape that the
+            graph does not take, or token ids beyond the vocabulary; the message names it.
     """
+    check_tokens(traced, [batch])
     values = flatten(traced.graph_module, named_inputs(traced, batch))
     _check_shapes(traced, values)
     return values
@@ -64,6 +66,17 @@ def named_inputs(traced: Traced, batch: Batch) -> dict[str, Any]:
                 f"the calibration data lacks the input {name!r}, with which the model was traced"
             )
     return given
+
+
+def check_tokens(traced: Traced, data: Sequence[Batch]) -> None:
+    """Refuse token ids that the tables of a traced model have no rows for.
+
+    Raises:
+        CalibrationError: there are some.
+    """
+    for batch in data:
+        for wrong in beyond(traced.graph_module, named(traced.graph_module, (), batch)):
+            raise CalibrationError(f"the calibration input {wrong}")
 
 
 def masks(traced: Traced, values: Sequence[Any]) -> Masks:

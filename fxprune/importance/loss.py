@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fxprune.errors import CalibrationError
-from fxprune.importance.calibrate import Batch, arguments, rows
+from fxprune.importance.calibrate import Batch, Positional, arguments, rows
 from fxprune.importance.graph_inputs import named_inputs
+from fxprune.importance.loss_function import LossFunction, compares, first_line, run
 from fxprune.trace.traced import Traced
 
-LossFunction = Callable[[nn.Module, Batch], Tensor]
 IGNORED = -100  # the label that torch's and transformers' losses leave out
 
 
 def batch_loss(model: nn.Module, batch: Batch, loss_fn: LossFunction | None = None) -> Tensor:
     """The mean loss of one batch, a finite scalar that can be differentiated.
 
-    ``loss_fn(model, batch)`` where given. Else the model's own loss, with ``batch["labels"]`` or,
-    for a model that generates, the input ids as labels. Else cross entropy on its logits; against
-    the next token where labels are a sequence.
+    ``loss_fn(model, batch)`` where given, or ``loss_fn(prediction, target)`` of the model's logits
+    and the batch's labels, see :func:`compares`. Else the model's own loss, with
+    ``batch["labels"]`` or, for a model that generates, the input ids as labels. Else cross entropy
+    on its logits; against the next token where labels are a sequence.
 
     Args:
         model: the model.
@@ -34,7 +35,7 @@ def batch_loss(model: nn.Module, batch: Batch, loss_fn: LossFunction | None = No
     Raises:
         CalibrationError: if the model gives no loss, or one that is no finite scalar.
     """
-    loss = _default_loss(model, batch) if loss_fn is None else loss_fn(model, batch)
+    loss = _default_loss(model, batch) if loss_fn is None else _own_loss(model, batch, loss_fn)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise CalibrationError(f"the loss must be a scalar tensor, not {shape}")
@@ -44,6 +45,34 @@ def batch_loss(model: nn.Module, batch: Batch, loss_fn: LossFunction | None = No
         cause = "" if name is None else f"; the parameter {name!r} has values that are not finite"
         raise CalibrationError(f"the loss is {loss.item()}: scores need a finite one{cause}")
     return loss.reshape(())
+
+
+def _given(batch: Batch, loss_fn: Any) -> Any:
+    """The batch as the user gave it, to a loss of the user's."""
+    plain = isinstance(loss_fn, GraphLoss) or not isinstance(batch, Positional)
+    return batch if plain else batch.as_given()  # type: ignore[attr-defined]
+
+
+def _own_loss(model: nn.Module, batch: Batch, loss_fn: Any) -> Any:
+    if not compares(loss_fn):
+        return loss_fn(model, _given(batch, loss_fn))
+    inputs = dict(batch)
+    target = inputs.pop("labels", None)
+    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    if target is None:
+        raise CalibrationError(
+            f"{name} compares a prediction with a target, and the batches have none: give batches "
+            "(inputs, labels), or mappings with 'labels'"
+        )
+    _check_inputs(model, inputs)
+    prediction = logits_of(model, run(model, inputs))
+    try:
+        return loss_fn(prediction, target)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise CalibrationError(
+            f"{name} cannot compare the prediction {tuple(prediction.shape)} with the labels "
+            f"{tuple(target.shape)} {target.dtype} ({first_line(error)})"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +92,7 @@ class GraphLoss:
 
     def run(self, graph: nn.Module, batch: Batch) -> Any:
         """What a graph gives for one batch."""
-        return graph(**named_inputs(self.traced, batch))
+        return run(graph, named_inputs(self.traced, batch))
 
 
 def output_loss(model: nn.Module, batch: Batch, output: Any) -> tuple[Tensor, int]:
@@ -86,6 +115,7 @@ def output_loss(model: nn.Module, batch: Batch, output: Any) -> tuple[Tensor, in
     logits = logits_of(model, output)
     if labels.is_floating_point() or logits.shape[:-1] != labels.shape:
         raise _unfit(model, logits, labels)
+    _check_classes(model, logits, labels)
     if labels.ndim > 1 and _shifts(model):
         logits, labels = logits[:, :-1], labels[:, 1:]
     flat, labels = logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1)
@@ -133,8 +163,8 @@ def run_forward(
     if isinstance(loss_fn, GraphLoss):
         loss_fn.run(model, batch)  # no labels are needed
         return
-    if loss_fn is not None:
-        loss_fn(model, batch)
+    if loss_fn is not None and not compares(loss_fn):
+        _own_loss(model, batch, loss_fn)
         return
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         _default_loss(model, batch)  # the decoder's inputs come from the labels
@@ -143,7 +173,7 @@ def run_forward(
     names = _check_inputs(model, inputs)
     if last_logits and "logits_to_keep" in names:
         inputs.setdefault("logits_to_keep", 1)
-    model(**inputs)
+    run(model, inputs)
 
 
 def predictions(
@@ -173,7 +203,7 @@ def _default_loss(model: nn.Module, batch: Batch) -> Tensor:
     names = _check_inputs(model, inputs)
     _, others = arguments(model)
     own = "labels" in names or (others and _generates(model))
-    output = model(**inputs, labels=labels) if own else model(**inputs)
+    output = run(model, {**inputs, "labels": labels} if own else inputs)
     loss = getattr(output, "loss", None) if own else None
     if isinstance(loss, Tensor):
         return loss
@@ -233,11 +263,22 @@ def _generates(model: nn.Module) -> bool:
 def _cross_entropy(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point() or logits.shape[:-1] != labels.shape:
         raise _unfit(model, logits, labels)
+    _check_classes(model, logits, labels)
     if labels.ndim > 1:
         logits, labels = logits[:, :-1], labels[:, 1:]
     # Float32, as the sum over a vocabulary in half precision loses the small terms.
     flat = logits.reshape(-1, logits.shape[-1]).to(torch.float32)
     return functional.cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORED)
+
+
+def _check_classes(model: nn.Module, logits: Tensor, labels: Tensor) -> None:
+    classes = labels[labels != IGNORED]
+    if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < logits.shape[-1]:
+        wrong = int(classes.min()) if int(classes.min()) < 0 else int(classes.max())
+        raise CalibrationError(
+            f"there is a label {wrong}, and {type(model).__name__} gives logits of "
+            f"{logits.shape[-1]} classes"
+        )
 
 
 def _unfit(model: nn.Module, logits: Tensor, labels: Tensor) -> CalibrationError:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fxprune.errors import SelectionError
-from fxprune.files import write_text
+from fxprune.errors import CheckpointError, SelectionError
+from fxprune.files import write_text, writing
 from fxprune.hf.smollm2 import cache_dir
 from fxprune.plan import fingerprint
 from fxprune.select.latency import LatencyCurve, LatencyTable
@@ -72,12 +72,13 @@ def write(name: str, table: LatencyTable) -> None:
     """
     file = _file(name)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        with writing(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(asdict(table), indent=1) + "\n")
-    except OSError as error:
+    except CheckpointError as error:
         raise SelectionError(
-            f"the cache folder {file.parent} cannot be written ({error.strerror or error}): set "
-            "FXPRUNE_CACHE to another, or measure with cache=False"
+            f"the cache folder {file.parent} cannot be written ({error}): set FXPRUNE_CACHE to "
+            "another, or measure with cache=False"
         ) from error
 
 

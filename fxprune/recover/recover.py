@@ -14,6 +14,7 @@ from torch import nn
 
 from fxprune.digests import digest, model_digest
 from fxprune.errors import RecoveryError
+from fxprune.importance.loss_function import compares
 from fxprune.recover import runs
 from fxprune.recover.arguments import training_arguments
 from fxprune.recover.calls import LossFunction, check_causal
@@ -161,6 +162,11 @@ def _check(module: nn.Module, method: Method, loss_fn: Any, collate_fn: Any) -> 
         raise RecoveryError("a teacher teaches tokens: leave out loss_fn, or put it in there")
     elif collate_fn is None:
         raise RecoveryError("loss_fn needs batches: say with collate_fn how to make them")
+    elif compares(loss_fn):
+        raise RecoveryError(
+            "loss_fn is called with (model, batch): give one that calls the model and then this "
+            "loss, such as lambda model, batch: loss(model(batch['x']), batch['y'])"
+        )
 
 
 def _asked(module: nn.Module, method: Method, training: Training, rows: Rows) -> dict[str, Any]:

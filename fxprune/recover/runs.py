@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.errors import RecoveryError
-from fxprune.files import write_text
+from fxprune.files import check_writable, write_text, writing
 from fxprune.hf.folders import taken
 
 CHECKPOINTS, FACTS, ADAPTER = "checkpoints", "run.json", "adapter"
@@ -30,7 +30,8 @@ def begin(folder: Path, asked: Mapping[str, Any]) -> None:
     plain = json.loads(json.dumps(asked))
     if not file.is_file():
         check_target(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(plain, indent=1) + "\n")
         return
     try:
@@ -50,6 +51,7 @@ def check_target(folder: Path) -> None:
     Raises:
         RecoveryError: it does.
     """
+    check_writable(folder)
     if taken(folder) and not (folder / FACTS).is_file():
         raise RecoveryError(
             f"{folder} exists and holds no run of recovery: it is left alone; give another"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,5 +85,12 @@ def check_ratio(name: str, ratio: float) -> None:
     Raises:
         SelectionError: it is outside.
     """
+    number = isinstance(ratio, numbers.Real) and not isinstance(ratio, bool)
+    if not number:
+        raise SelectionError(f"{name}={ratio!r}: give a number in [0, 1), such as 0.2")
+    if 1 < ratio < 100:
+        raise SelectionError(
+            f"{name}={ratio} is outside [0, 1): it is a fraction, did you mean {ratio / 100:g}?"
+        )
     if not 0 <= ratio < 1:  # also refuses NaN
-        raise SelectionError(f"{name}={ratio} is outside [0, 1)")
+        raise SelectionError(f"{name}={ratio} is outside [0, 1): it is a fraction, such as 0.2")

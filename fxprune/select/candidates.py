@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -228,14 +228,29 @@ def _of_kinds(graph: DependencyGraph, kinds: Collection[str]) -> list[Group]:
     there = sorted({group.kind for group in graph.groups})
     message = f"the model has no prunable group of kind {' or '.join(kinds)}; "
     message += f"kinds it has: {', '.join(there) or 'none'}"
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for group in graph.frozen:
-        if group.kind in kinds:
-            reasons[group.reason or "frozen"].append(group.name)
-    for reason, names in list(reasons.items())[:5]:
-        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        message += f"\n  {names[0]}{others}: {reason}"
-    raise SelectionError(message)
+    raise SelectionError(message + why_frozen(graph.frozen, kinds))
+
+
+def why_frozen(frozen: Iterable[Group], first: Collection[str] = ()) -> str:
+    """A line for each reason why groups are frozen, with how many there are.
+
+    Args:
+        frozen: the groups.
+        first: kinds whose reasons come first; then what froze most.
+    """
+    reasons: dict[str, list[Group]] = defaultdict(list)
+    for group in frozen:
+        reasons[group.reason or "frozen"].append(group)
+
+    def order(item: tuple[str, list[Group]]) -> tuple[bool, int]:
+        return not any(group.kind in first for group in item[1]), -len(item[1])
+
+    text = ""
+    for reason, groups in sorted(reasons.items(), key=order):
+        leading = next((g for g in groups if g.kind in first), groups[0])
+        others = f" and {len(groups) - 1} more" if len(groups) > 1 else ""
+        text += f"\n  {leading.name}{others}: {reason}"
+    return f"; frozen are:{text}" if text else ""
 
 
 def _protected(graph: DependencyGraph, first: int, last: int) -> dict[tuple[str, int] | None, str]:

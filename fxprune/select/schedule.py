@@ -43,6 +43,7 @@ def goals(
     if (pruning_ratio is None) == (budget is None):
         raise SelectionError("give either pruning_ratio or budget")
     if pruning_ratio is not None:
+        check_ratio("pruning_ratio", pruning_ratio)
         return tuple({"pruning_ratio": ratio} for ratio in schedule(steps, pruning_ratio))
     assert budget is not None
     schedule(steps, 0.0)  # refuses a number of steps that is none

@@ -16,10 +16,11 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneWarning, TraceError
-from fxprune.trace import dropout, dynamic, inputs, symbols
+from fxprune.trace import dropout, dynamic, inputs, refusals, symbols
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.clean import clean
 from fxprune.trace.dynamic import Axes
+from fxprune.trace.given import check_values, examples, mend
 from fxprune.trace.guards import Guards, guard
 from fxprune.trace.guards import symbols as symbols_of
 from fxprune.trace.loss import lost
@@ -57,9 +58,7 @@ class Captured:
     refused: str = ""
 
 
-def trace(
-    model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-) -> Traced:
+def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Traced:
     """Capture a model as a clean FX graph, in evaluation mode, without changing the model.
 
     ``torch.export`` runs with ``strict=False``. Every size of the inputs stays symbolic where the
@@ -69,7 +68,8 @@ def trace(
 
     Args:
         model: any module, a transformers model, or a ``torch.fx.GraphModule``.
-        args: example positional inputs.
+        args: example positional inputs as a tuple; one tensor, or a mapping of keyword inputs, will
+            do.
         kwargs: example keyword inputs. For a transformers model both may be left out: inputs are
             then made from its config.
 
@@ -77,7 +77,8 @@ def trace(
         The traced model. It shares its tensors with ``model``.
 
     Raises:
-        TraceError: the inputs do not fit the model, or the model cannot be exported; the message
+        TraceError: the model is wrapped, compiled, scripted or quantised; the inputs do not fit
+            it, token ids beyond the vocabulary included; or it cannot be exported, and the message
             names the line.
 
     Warns:
@@ -85,7 +86,8 @@ def trace(
             which, and the line of the model that decided it; or there is dropout in training mode
             that the graph has not.
     """
-    given = dict(kwargs or {})
+    refusals.check(model)
+    args, given = examples(model, args, kwargs)
     if not args and not given:
         if isinstance(model, fx.GraphModule):
             args, given = inputs.from_placeholders(model)
@@ -95,6 +97,7 @@ def trace(
         exported = _unlifted(model, capture.program)
         unmarked = dropout.mark(exported, model, capture.args, capture.kwargs)
         graph_module, tensors, aliases = clean(exported, model)
+        check_values(model, graph_module, args, given)
         guards = with_ones(model, graph_module, capture)
         said = lost(model, replace(capture, guards=guards))
     for name, tensor in tensors.items():
@@ -181,7 +184,8 @@ def _exported_static(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             dynamic.name_inputs(model, kwargs)
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
-        raise TraceError(_explain(model, error)) from error
+        hint = mend(model, dict(inputs.named(args, kwargs)), error)
+        raise TraceError(_explain(model, error) + hint) from error
     return Captured(program, *symbols.read(program, args, kwargs), args, kwargs)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxprune import bypass, discover, trace
-from fxprune.errors import GroupError
+from fxprune.errors import CheckpointError, GroupError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.drawing.canvas import Canvas, Markup, escape, quote, wrapped
 from fxprune.groups.drawing.fold import ranges
@@ -413,7 +413,7 @@ def test_a_failed_write_keeps_the_old_file(
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match="cannot be written: disk full"):
         llama.to_dot(path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.dot"]

@@ -111,7 +111,7 @@ def test_every_block_alone(name: str) -> None:
             with pytest.raises(ShrinkError, match="has_relative_attention_bias is False"):
                 shrink(model, plan)
             continue
-        small = shrink(model, plan)
+        small = shrink(model, plan, share=True)
         assert type(small) is type(model)
         assert_equal(small, plan, traced, inputs)
         assert_numbered(small)
@@ -384,7 +384,7 @@ def test_a_frozen_parameter_stays_frozen() -> None:
 
 def test_a_plan_that_removes_nothing() -> None:
     model, traced = deep_traced("llama")
-    assert shrink(model, plan_for(traced)) is model
+    assert shrink(model, plan_for(traced), share=True) is model
 
 
 def test_a_plan_from_disk_for_a_sibling(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_a_plan_from_disk_for_a_sibling(tmp_path: Path) -> None:
     plan_for(deep_traced("llama")[1], "model.layers.1:block").save(tmp_path / "plan.json")
     other: Any = deep("llama")
     disturb(other, seed=5)
-    small: Any = shrink(other, Plan.load(tmp_path / "plan.json"))
+    small: Any = shrink(other, Plan.load(tmp_path / "plan.json"), share=True)
     assert small.model.layers[1].mlp.up_proj.weight is other.model.layers[2].mlp.up_proj.weight
 
 
