@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from fxprune.errors import GroupError
 from fxprune.groups import kinds, rules
 from fxprune.groups.group import Group, Site
 from fxprune.groups.network import NeuronSet, build
+from fxprune.groups.streams import branch_dims
 from fxprune.trace.traced import Traced
 
 if TYPE_CHECKING:
@@ -186,6 +188,9 @@ def _collect(traced: Traced, inferred: Inferred) -> list[Group]:
             for dim in dict.fromkeys(dims.atoms(layout)):
                 site = Site(name, axis, layout, isinstance(tensor, nn.Parameter))
                 sites.setdefault(dim, []).append(site)
+    streams = {dim for dim, mine in tags.items() if "residual" in mine and not dim.free}
+    heads = {dim for dim, mine in tags.items() if mine & {"inner", "outer", "batch"}}
+    inside = branch_dims(inferred.links, streams, heads)
     groups: list[Group] = []
     taken: dict[str, int] = {}
     for dim, places in sites.items():
@@ -212,7 +217,22 @@ def _collect(traced: Traced, inferred: Inferred) -> list[Group]:
                 kinds.layer_of(place),
             )
         )
-    return groups
+    return _settled(groups, inside)
+
+
+def _settled(groups: list[Group], inside: set[Dim]) -> list[Group]:
+    """The groups; where residual branches have hidden units, only those are of kind ``mlp``.
+
+    A pooler, a projector or a head is no MLP of a layer, and no config counts its units.
+    """
+    if not any(group.kind == "mlp" and group.dim in inside for group in groups):
+        return groups
+    return [
+        replace(group, kind="other")
+        if group.kind == "mlp" and group.reason is None and group.dim not in inside
+        else group
+        for group in groups
+    ]
 
 
 def _matrices(tensors: dict[str, torch.Tensor], sites: list[Site]) -> int:

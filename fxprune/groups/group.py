@@ -33,9 +33,10 @@ class Group:
 
     Attributes:
         name: where it is and what its units are, such as ``model.layers.3.mlp:units``.
-        kind: ``mlp``, ``attention`` (key/value heads with their query heads), ``query`` (query
-            heads per key/value head), ``head_dim``, ``channel`` (the residual stream, convolution
-            channels), ``expert`` or ``other``.
+        kind: ``mlp`` (hidden units inside residual branches or, in a model without such, of any
+            chain), ``attention`` (key/value heads with their query heads), ``query`` (query heads
+            per key/value head), ``head_dim``, ``channel`` (the residual stream, convolution
+            channels), ``expert`` or ``other`` (poolers, projectors, heads, ranks of attention).
         size: number of units.
         sites: where it appears.
         dim: its dim in the axis algebra.

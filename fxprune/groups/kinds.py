@@ -24,7 +24,8 @@ def kind_of(tags: Set[str], matrices: int) -> str:
 
     A batch axis of a product of two activations over which a softmax runs is a head; the axes that
     such a product contracts or brings in are a head's inside; an axis on which values of different
-    origin are added is a residual stream.
+    origin are added is a residual stream. What is left between two matrices is ``mlp``, as long as
+    no residual branch has such units, see :func:`fxprune.groups.streams.branch_dims`.
 
     Args:
         tags: structural facts that the rules recorded.

@@ -182,4 +182,8 @@ def _what(changed: Sequence[Change]) -> str:
         why = "the size of a head follows from how many there are"
     else:
         why = "no entry of the config makes these sizes alone"
-    return f"{names} cannot be said in a config ({why}; fxprune.rewrite makes a graph of it)"
+    keep = ", ".join(f'"{change.group}": 0' for change in changed)
+    return (
+        f"{names} cannot be said in a config ({why}; fxprune.rewrite makes a graph of it, and "
+        f"overrides={{{keep}}} leaves them whole)"
+    )

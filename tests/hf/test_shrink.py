@@ -523,3 +523,26 @@ def test_a_graph_that_was_pruned_twice(tmp_path: Path) -> None:
     assert sum(p.numel() for p in small.parameters()) == two.plan.parameters_after
     with pytest.raises(PlanError, match="for another model"):
         shrink(model, two.plan)
+
+
+def test_a_classifier_whose_pooler_no_config_counts() -> None:
+    config = transformers.BertConfig(
+        vocab_size=61, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=6, max_position_embeddings=64, num_labels=3,
+    )  # fmt: skip
+    model = transformers.BertForSequenceClassification(config).eval()
+    ids = torch.arange(3, 37).view(2, 17)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    options: dict[str, Any] = {
+        "budget": fxprune.Budget(units=0.25),
+        "criterion": fxprune.Magnitude(),
+    }
+    result = fxprune.prune(model, kwargs=inputs, kinds=("mlp",), **options)
+    small = shrink(model, result.plan, result.graph_module)
+    assert small.config.intermediate_size == 30
+    with torch.no_grad():
+        expected = result.graph_module(**inputs).logits
+        torch.testing.assert_close(small(**inputs).logits, expected, rtol=0, atol=1e-6)
+    result = fxprune.prune(model, kwargs=inputs, kinds=("mlp", "other"), **options)
+    with pytest.raises(ShrinkError, match=r'overrides=\{"bert.pooler.*:units": 0\} leaves'):
+        shrink(model, result.plan, result.graph_module)
