@@ -1,4 +1,4 @@
-"""Write docs/conformance.md from the zoo: ``python -m tests.conformance_table``.
+"""Write docs/conformance.md from the zoo and tests/vision: ``python -m tests.conformance_table``.
 
 Every cell is measured while the page is written; nothing is typed in by hand.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.kinds import KINDS
 from fxprune.plan import Plan
 from tests import zoo
+from tests.vision import table as vision
 from tests.zoo import OTHER, ZOO, Entry
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
@@ -168,21 +169,46 @@ def cells(entry: Entry, attention: str) -> dict[str, str]:
     }
 
 
-def page(rows: Iterable[Mapping[str, str]], versions: str) -> str:
+Rows = Iterable[Mapping[str, str]]
+
+
+def page(rows: Rows, vision_rows: Rows, versions: str) -> str:
     """The whole page."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *([row[c] for c in COLUMNS] for row in rows)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return f"{INTRODUCTION}{table}\nMeasured with {versions}.\n"
+    models, families = lines(COLUMNS, rows), lines(vision.COLUMNS, vision_rows)
+    measured = f"Measured with {versions}."
+    return f"{INTRODUCTION}{models}\n{vision.INTRODUCTION}{families}\n{measured}\n"
+
+
+def lines(columns: Sequence[str], rows: Rows) -> str:
+    """A table in Markdown."""
+    cells = [columns, ["---"] * len(columns), *([row[c] for c in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def committed() -> dict[tuple[str, str], dict[str, str]]:
     """(model, backend) -> the cells of the page as it lies there, by column."""
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:]]
-    return {(row[0], row[1]): dict(zip(COLUMNS, row, strict=True)) for row in rows}
+    return {(row["model"], row["backend"]): row for row in _read(COLUMNS)}
+
+
+def committed_vision() -> dict[str, dict[str, str]]:
+    """Family -> the cells of the page as it lies there, by column."""
+    return {row["family"]: row for row in _read(vision.COLUMNS)}
+
+
+def _read(columns: Sequence[str]) -> list[dict[str, str]]:
+    text = PAGE.read_text(encoding="utf-8")
+    _, heading, rest = text.partition(f"| {' | '.join(columns)} |\n")
+    assert heading, "run: python -m tests.conformance_table"
+    rows = []
+    for line in rest.splitlines()[1:]:
+        if not line.startswith("|"):
+            break
+        cells = [cell.strip() for cell in line[1:-1].split("|")]
+        rows.append(dict(zip(columns, cells, strict=True)))
+    return rows
 
 
 if __name__ == "__main__":
     versions = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
     rows = [cells(entry, attention) for entry in ZOO for attention in entry.backends]
-    PAGE.write_text(page(rows, versions), encoding="utf-8")
+    PAGE.write_text(page(rows, vision.rows(), versions), encoding="utf-8")

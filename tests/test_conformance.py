@@ -25,6 +25,7 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.group import Group
 from fxprune.plan import Plan
 from tests import conformance_table
+from tests.vision.families import BY_NAME as FAMILIES
 from tests.zoo import BY_NAME, CASES, OTHER, ZOO, built, traced
 
 
@@ -230,8 +231,9 @@ def test_the_page_is_current(name: str, attention: str) -> None:
 
 
 def test_the_page_has_every_model_and_nothing_else() -> None:
-    rows = conformance_table.committed()
+    rows, vision = conformance_table.committed(), conformance_table.committed_vision()
     assert tuple(rows) == CASES, "run: python -m tests.conformance_table"
+    assert tuple(vision) == tuple(FAMILIES), "run: python -m tests.conformance_table"
     text = conformance_table.PAGE.read_text(encoding="utf-8")
     (versions,) = re.findall(r"^Measured with (.*)\.$", text, re.MULTILINE)
-    assert text == conformance_table.page(rows.values(), versions)
+    assert text == conformance_table.page(rows.values(), vision.values(), versions)
