@@ -27,7 +27,7 @@ from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
 from fxprune.trace.modes import as_captured
 from fxprune.trace.ones import with_ones
-from fxprune.trace.sizes import Sizes, stand_ins
+from fxprune.trace.sizes import Sizes, settle, stand_ins
 from fxprune.trace.state import preserved
 from fxprune.trace.symbols import Asked
 from fxprune.trace.traced import Traced
@@ -108,6 +108,7 @@ def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
     for each in filter(None, (said, unmarked)):
         warnings.warn(f"{type(model).__name__}: {each}", FxpruneWarning, stacklevel=2)
     sizes = Sizes(stand_ins(guards)[0])
+    settle(graph_module.graph, sizes)
     return Traced(graph_module, model, args, given, tensors, aliases, sizes, guards)
 
 
@@ -146,6 +147,12 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
                 break
         found = replace(found, refused=_first_line(error))
     while fixed := _unsayable(found, leaves):
+        # Batch goes last: it is often free once the sizes that it is multiplied with are fixed.
+        fixed = {
+            (leaf, axis): question
+            for (leaf, axis), question in fixed.items()
+            if dynamic.role(leaves[leaf], axis) != "batch"
+        } or fixed
         symbolic -= {(id(leaves[leaf]), axis) for leaf, axis in fixed}
         try:
             again = _exported(model, args, kwargs, symbolic)

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from sympy import Integer
+from torch import fx
 
+from fxprune.trace.arguments import argument
 from fxprune.trace.guards import Guards, evaluate, symbols
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 6, 12, 24, 48, 96, 5, 7, 14, 28, 56, 112)
@@ -62,9 +64,43 @@ class Sizes:
             self._expressions[expression] = known
         return known
 
+    def is_open(self, size: int | torch.SymInt) -> bool:
+        """Whether a size is a symbol of its own that has no stand-in yet."""
+        if not is_symbolic(size):
+            return False
+        symbol = size.node.expr  # type: ignore[union-attr]
+        return bool(
+            symbol.is_Symbol and str(symbol) not in self._chosen and symbol not in self._symbols
+        )
+
+    def define(self, size: torch.SymInt, value: int) -> None:
+        """Give the stand-in of an open size."""
+        self._symbols[size.node.expr] = Integer(value)
+
     def shape(self, value: torch.Tensor) -> tuple[tuple[int, bool], ...]:
         """Each axis of the tensor as (size or stand-in, whether it is symbolic)."""
         return tuple((self.value(s), is_symbolic(s)) for s in value.shape)
+
+
+def settle(graph: fx.Graph, sizes: Sizes) -> None:
+    """Give the sizes of slices that the capture left open the stand-ins that follow from others.
+
+    Where ``torch.export`` cannot decide between which bounds of a symbolic axis a slice lies, the
+    size it gives is a symbol of its own, though it is known once the others are.
+    """
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is not torch.ops.aten.slice.Tensor:
+            continue
+        whole, place = node.args[0].meta.get("val"), argument(node, "dim")
+        size = node.meta["val"].shape[place]
+        if not isinstance(whole, torch.Tensor) or not sizes.is_open(size):
+            continue
+        start, end, step = (
+            sizes.value(bound.meta["val"]) if isinstance(bound, fx.Node) else bound
+            for bound in (argument(node, name) for name in ("start", "end", "step"))
+        )
+        taken = range(*slice(start, end, step).indices(sizes.value(whole.shape[place])))
+        sizes.define(size, len(taken))
 
 
 def stand_ins(guards: Guards) -> tuple[dict[str, int], set[str]]:
