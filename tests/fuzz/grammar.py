@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tests.fuzz import steps_maps, steps_memory, steps_rows  # noqa: F401  (they register their ops)
+from tests.fuzz import steps_maps, steps_memory, steps_more, steps_rows  # noqa: F401
 from tests.fuzz.program import OPS, Code, Draw, Program, Step, Value, draws
 from tests.fuzz.reference import flat, shake
 from tests.fuzz.subject import Inputs, Subject
@@ -150,7 +150,12 @@ def build(source: str) -> nn.Module:
 
 def inputs_of(program: Program, second: bool) -> list[Inputs]:
     """Inputs of several sizes, the first to trace with."""
-    return [(_values(program.domain, size, second), {}) for size in _SIZES[program.domain]]
+    sizes = list(_SIZES[program.domain])
+    d = Draw(program.draws[3:])
+    if d.below(3) == 0:
+        # Sizes that a width may have too, so that axes can be mistaken for one another.
+        sizes[0] = tuple(d.pick((6, 8, 10, 12)) for _ in sizes[0])
+    return [(_values(program.domain, size, second), {}) for size in sizes]
 
 
 def _values(domain: str, size: tuple[int, ...], second: bool) -> tuple[torch.Tensor, ...]:

@@ -101,7 +101,7 @@ class Draw:
 
     def width(self) -> int:
         """A number of channels, unlike the sizes of batches and lengths."""
-        return self.pick((6, 8, 10, 12, 14, 16, 18, 20))
+        return self.pick((6, 7, 8, 9, 10, 12, 14, 15, 16, 20))
 
 
 Op = Callable[["Code", Value, Draw, list[Value]], Value | None]
