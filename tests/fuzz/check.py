@@ -97,6 +97,12 @@ def fidelity(case: Captured) -> Iterator[Outcome]:
         yield Outcome("wrong", "the original changed", f"{difference(case.truth, again):.1e}")
 
 
+def unchanged(case: Captured) -> Iterator[Outcome]:
+    """Whether capturing has left the model as it was found."""
+    if case.changed:
+        yield Outcome("wrong", "the original changed by capture", case.changed[:200])
+
+
 def _faithful(case: Captured, inputs: Inputs, what: str) -> Outcome:
     try:
         want = run(case.model, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,7 +54,18 @@ class Subject:
 
 @dataclass
 class Captured:
-    """A subject in one dtype, traced."""
+    """A subject in one dtype, traced.
+
+    Attributes:
+        subject: what it is of.
+        model: in that dtype.
+        inputs: in that dtype.
+        traced: the capture.
+        graph: its groups.
+        whole: the rewritten graph that has lost nothing.
+        truth: outputs of the model before it was captured.
+        changed: what capture left behind in the model, in words.
+    """
 
     subject: Subject
     model: nn.Module
@@ -63,7 +74,7 @@ class Captured:
     graph: DependencyGraph
     whole: fx.GraphModule
     truth: list[Tensor]
-    cache: dict[Any, Any] = field(default_factory=dict)
+    changed: str
 
     def plan(self, spec: Spec) -> Plan:
         """The plan that a specification names."""
@@ -89,12 +100,34 @@ def capture(subject: Subject, dtype: torch.dtype = torch.float32) -> Captured:
         )
     with torch.no_grad():
         truth = [each.clone() for each in flat(model(*inputs[0][0], **inputs[0][1]))]
+    before = _state(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fxprune.FxpruneWarning)
         traced = fxprune.trace(model, *inputs[0])
     graph = fxprune.discover(traced)
     whole = fxprune.rewrite(traced, Plan.of(graph, {}))
-    return Captured(subject, model, inputs, traced, graph, whole, truth)
+    after = _state(model)
+    changed = [name for name in {**before, **after} if not _same(before.get(name), after.get(name))]
+    return Captured(subject, model, inputs, traced, graph, whole, truth, ", ".join(changed))
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """Everything a module is, in values that stay as they are when it changes."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            known = list(value) if isinstance(value, dict) else value
+            found[f"{path}.{name}"] = known.clone() if isinstance(known, Tensor) else known
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        found[f"values of {name}"] = tensor.detach().clone()
+        found[f"place of {name}"] = tensor.data_ptr(), tensor.requires_grad, tensor.grad is None
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    return a is b or (type(a) is type(b) and bool(a == b))
 
 
 def of_the_zoo(name: str, attention: str) -> Subject:

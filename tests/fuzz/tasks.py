@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tests.fuzz.check import Outcome, Stop, attempt, fidelity, try_plan, try_shrink
+from tests.fuzz.check import Outcome, Stop, attempt, fidelity, try_plan, try_shrink, unchanged
 from tests.fuzz.grammar import DOMAINS, random_program, subject_of
 from tests.fuzz.plans import random_plan
 from tests.fuzz.program import Program
@@ -28,12 +28,14 @@ class Task:
         seed: of the run.
         family: a domain of generated modules, or a name of the zoo with its attention.
         low: whether the model runs in bfloat16.
+        plans: how many to try.
     """
 
     index: int
     seed: int
     family: str
     low: bool
+    plans: int = PLANS_EACH
 
 
 @dataclass
@@ -191,8 +193,9 @@ def run_task(task: Task) -> Result:
         if stop.outcome.failed:
             result.failures.append(Failure(task, stop.outcome))
         return result
+    _note(result, task, list(unchanged(case)))
     draw = random.Random(f"{task.seed}-{task.index}")
-    for _ in range(PLANS_EACH):
+    for _ in range(task.plans):
         spec = random_plan(case, draw)
         if not spec.kept and not spec.removed:
             continue
