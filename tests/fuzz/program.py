@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -178,8 +179,22 @@ class Code:
         body = ["class M(nn.Module):", "    def __init__(self):", "        super().__init__()"]
         body += [f"        {line}" for line in self.init]
         body += ["", f"    def forward(self, {', '.join(arguments)}):"]
-        body += [f"        {line}" for line in self.forward]
+        body += [f"        {line}" for line in _read(self.forward)]
         return "\n\n\n".join([*self.classes.values(), "\n".join(body)]) + "\n"
+
+
+def _read(lines: list[str]) -> list[str]:
+    """Without values that nothing reads: dropout there would draw numbers that a graph does not."""
+    again = True
+    while again:
+        again = False
+        for place, line in enumerate(lines):
+            made = re.match(r"([vt]\w+) = ", line)
+            if made and not re.search(rf"\b{made[1]}\b", "\n".join(lines[place + 1 :])):
+                lines = lines[:place] + lines[place + 1 :]
+                again = True
+                break
+    return lines
 
 
 def draws(random_numbers: random.Random) -> tuple[int, ...]:

@@ -141,8 +141,7 @@ def sequential(code: Code, x: Value, d: Draw, others: list[Value]) -> Value:
         n = 2 if x.kind == "map" else 1
         parts = f"nn.Conv{n}d({x.width}, 10, 1), nn.ReLU(), nn.Conv{n}d(10, 12, 3, padding=1)"
     else:
-        parts = f"nn.Linear({x.width}, 10), nn.Dropout(0.1), nn.PReLU(), nn.Linear(10, 12)"
-        code.drops = True
+        parts = f"nn.Linear({x.width}, 10), nn.PReLU(), nn.Linear(10, 12)"
     layer = code.layer(f"nn.Sequential({parts})")
     if d.flag():
         return code.value(f"{layer}({x.name})", x, width=12)
