@@ -43,6 +43,7 @@ class Context:
         links: flows that rules state themselves; other ops' flows follow from shared dims.
         notes: layouts behind integer arguments that are not output sizes, such as ``groups``.
         derived: values computed from parameters alone (a transposed weight, say).
+        learned: values that parameters go into, as numbers: a key does, a padding mask does not.
     """
 
     sizes: Sizes
@@ -51,6 +52,7 @@ class Context:
     links: list[Link] = field(default_factory=list)
     notes: dict[tuple[fx.Node, str], Layout] = field(default_factory=dict)
     derived: set[fx.Node] = field(default_factory=set)
+    learned: set[fx.Node] = field(default_factory=set)
 
     def of(self, node: Any) -> Axes:
         """Layouts of a tensor argument's axes."""
@@ -82,6 +84,14 @@ class Context:
     def tag(self, layout: Layout, tag: str) -> None:
         """Record a structural fact."""
         self.tags.append((layout, tag))
+
+    def copied(self, layout: Layout, source: Any) -> None:
+        """Record that units of ``source`` serve several times, as a key serves several queries.
+
+        A mask that is expanded over heads makes nothing of them.
+        """
+        if source in self.learned:
+            self.tag(layout, "repeat")
 
     def why(self, what: str, node: fx.Node) -> str:
         """A reason with the op and where it stands."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.axes import outputs, rules
@@ -66,6 +66,8 @@ def infer(traced: Traced) -> Inferred:
             if value is not None:
                 ctx.axes[node] = tensors[str(node.target)] = ctx.fresh(value)
                 ctx.derived.add(node)
+                if isinstance(value, nn.Parameter):
+                    ctx.learned.add(node)
         elif node.op == "placeholder":
             if isinstance(node.meta.get("val"), torch.Tensor):
                 ctx.axes[node] = ctx.fresh(node, f"graph input {node.target}")
@@ -83,6 +85,9 @@ def _call(ctx: Context, node: fx.Node) -> None:
     if node.target is operator.getitem:
         source: Any = node.args[0]
         axes = ctx.axes.get(source)
+        for marked in (ctx.derived, ctx.learned):
+            if source in marked:
+                marked.add(node)
         if isinstance(axes, list):
             ctx.axes[node] = axes[int(node.args[1])]  # type: ignore[arg-type]
         if source in ctx.derived:  # a piece of a fused weight
@@ -94,6 +99,9 @@ def _call(ctx: Context, node: fx.Node) -> None:
         return
     if inputs and all(n in ctx.derived for n in inputs):
         ctx.derived.add(node)
+    numbers = any(value.is_floating_point() or value.is_complex() for value in values)
+    if numbers and not ctx.learned.isdisjoint(inputs):
+        ctx.learned.add(node)
     rule = find_rule(node.target)
     if rule is None or any(isinstance(ctx.axes[n], list) for n in inputs):
         _unknown(ctx, node)

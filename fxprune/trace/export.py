@@ -23,6 +23,7 @@ from fxprune.trace.dynamic import Axes
 from fxprune.trace.given import check_values, examples, mend
 from fxprune.trace.guards import Guards, guard
 from fxprune.trace.guards import symbols as symbols_of
+from fxprune.trace.hints import plain_attention
 from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
 from fxprune.trace.modes import as_captured
@@ -30,6 +31,7 @@ from fxprune.trace.ones import with_ones
 from fxprune.trace.sizes import Sizes, settle, stand_ins
 from fxprune.trace.state import preserved
 from fxprune.trace.symbols import Asked
+from fxprune.trace.ties import tie
 from fxprune.trace.traced import Traced
 
 
@@ -129,7 +131,11 @@ def captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     inputs.check(model, args, kwargs)
     # Where the example has a batch of one, rows are repeated: one row may be broadcast.
     wide = _widen(args), _widen(kwargs)
-    with as_captured(model), as_on_cpu(model, wide) as (examples, originals):
+    with (
+        as_captured(model),
+        plain_attention(),
+        as_on_cpu(model, wide) as (examples, originals),
+    ):
         yield replace(_captured(model, *examples), originals=originals)
 
 
@@ -182,6 +188,7 @@ def _exported(
         dynamic.name_inputs(model, kwargs)
         shapes = dynamic.dynamic_shapes(model, args, kwargs, symbolic)
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        tie(program.graph)
     return Captured(program, *symbols.read(program, args, kwargs), args, kwargs)
 
 

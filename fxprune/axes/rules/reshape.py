@@ -156,7 +156,7 @@ def expand(ctx: Context, node: fx.Node) -> Axes:
             out.append(mine)
         else:
             out.append(Dim(size, free))
-            ctx.tag(out[-1], "repeat")
+            ctx.copied(out[-1], source)
     if node.target is aten.expand_as.default:
         other: Any = node.args[1]
         for layout, theirs in zip(out, ctx.of(other), strict=True):
@@ -174,7 +174,7 @@ def repeat(ctx: Context, node: fx.Node) -> Axes:
     for place, (size, free) in enumerate(shape):
         mine = axes[place - lead] if place >= lead else dims.ONE
         copies = Dim(size // mine.size, free)
-        ctx.tag(copies, "repeat")
+        ctx.copied(copies, source)
         out.append(Product((copies, mine)))
     return tuple(out)
 
@@ -190,5 +190,5 @@ def repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
     place = given % len(axes)
     size, free = ctx.shape(node)[place]
     copies = Dim(size // axes[place].size, free)
-    ctx.tag(copies, "repeat")
+    ctx.copied(copies, source)
     return (*axes[:place], Product((axes[place], copies)), *axes[place + 1 :])

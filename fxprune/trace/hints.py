@@ -1,0 +1,32 @@
+"""torch's own attention layers, by the path that ``torch.export`` can follow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Switch off, for a while, what ``nn.TransformerEncoder`` and its kin only do for speed.
+
+    They look whether a mask happens to be the causal one, which depends on data. It is a hint:
+    attention without it applies the mask itself. Their fused path for inference makes nested
+    tensors of what a padding mask holds, which depends on data too.
+    """
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with mock.patch.object(nn.modules.transformer, "_detect_is_causal_mask", _as_told):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    """Whether the caller says that a mask is causal."""
+    return is_causal is True
