@@ -361,6 +361,13 @@ class TestPrune:
             (("--kv-cache", "-3"), "kv_cache=-3.0: what stays"),
             (("--units", "1"), "units=1.0 is outside [0, 1)"),
             (("--units", "0.2", "--macs", "0.5"), "units= cannot be combined with macs="),
+            (
+                ("--ratio", "20"),
+                "ratio=20.0 is outside [0, 1): it is a fraction, did you mean 0.2?",
+            ),
+            (("--ratio", "20", "--macs", "0.5"), "did you mean 0.2?"),
+            (("--remove-ratio", "25"), "did you mean 0.25?"),
+            (("--units", "30"), "did you mean 0.3?"),
             (("--ratio", "1.5", "--macs", "0.5"), "ratio=1.5 is outside [0, 1)"),
             (
                 ("--compensate", "best"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from fxprune.axes.dims import ONE, Dim, Layout, Product, resolve
@@ -147,7 +147,12 @@ def make_graph(
         groups.append(Group(name, kind, dim.size, sites, dim, False, dim.reason, layer))
     return ToyGraph(
         SimpleNamespace(
-            module=module, aliases=aliases or {}, original=None, removed=(), dropped=frozenset()
+            graph_module=fx.GraphModule(nn.Module(), fx.Graph()),
+            module=module,
+            aliases=aliases or {},
+            original=None,
+            removed=(),
+            dropped=frozenset(),
         ),
         layouts,
         tuple(group for group in groups if group.reason is None),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxprune.errors import CalibrationError
 from fxprune.importance.calibrate import Batch
-from fxprune.trace.given import beyond, named
+from fxprune.trace.given import beyond
 from fxprune.trace.lockstep import flatten, input_names
 from fxprune.trace.sizes import is_symbolic
 from fxprune.trace.traced import Traced
@@ -75,7 +75,7 @@ def check_tokens(traced: Traced, data: Sequence[Batch]) -> None:
         CalibrationError: there are some.
     """
     for batch in data:
-        for wrong in beyond(traced.graph_module, named(traced.graph_module, (), batch)):
+        for wrong in beyond(traced.graph_module, (), batch):
             raise CalibrationError(f"the calibration input {wrong}")
 
 

@@ -93,15 +93,18 @@ def vocabularies(module: fx.GraphModule) -> dict[str, tuple[int, str]]:
     return found
 
 
-def beyond(module: fx.GraphModule, values: Mapping[str, Any]) -> Iterator[str]:
+def beyond(
+    module: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[str]:
     """What is wrong with token ids, in words.
 
     Args:
         module: a traced graph.
-        values: inputs by the names of its placeholders.
+        args: positional inputs.
+        kwargs: keyword inputs; some may be missing.
     """
     for name, (rows, table) in vocabularies(module).items():
-        ids = values.get(name)
+        ids = named(module, args, kwargs).get(name)
         if not isinstance(ids, torch.Tensor) or ids.is_meta or ids.numel() == 0:
             continue
         if ids.is_floating_point():
@@ -124,8 +127,7 @@ def check_values(
         TraceError: token ids are beyond the rows of their table, or a product has factors of
             several dtypes (which tensors without data do not mind).
     """
-    values = named(module, args, kwargs)
-    for wrong in beyond(module, values):
+    for wrong in beyond(module, args, kwargs):
         raise TraceError(f"example input {wrong}")
     for node in module.graph.nodes:
         if getattr(node.target, "overloadpacket", None) not in _PRODUCTS:
@@ -136,7 +138,7 @@ def check_values(
             place = f" at {where}" if (where := location(node)) else ""
             raise TraceError(
                 f"{node.target} multiplies {' by '.join(map(str, dtypes))}{place}"
-                + of_other_dtype(model, values)
+                + of_other_dtype(model, named(module, args, kwargs))
             )
 
 

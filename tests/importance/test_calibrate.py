@@ -79,7 +79,8 @@ def test_too_short() -> None:
         ("some text", "calibration data cannot be str"),
         (3, "calibration data cannot be int"),
         (["some text"], "calibration data cannot be str"),
-        ([(IDS, IDS)], "calibration data cannot be tuple"),
+        ([{1, 2}], "calibration data cannot be set"),
+        ([(IDS, IDS, IDS)], "a batch of 3 values, and ToyLM takes 1 inputs"),
     ],
 )
 def test_other_things(data: Any, message: str) -> None:

@@ -7,11 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from fxprune.axes.dims import Dim
 from fxprune.errors import GroupError, SelectionError
+from fxprune.groups.dependency import discover
 from fxprune.groups.group import Group
 from fxprune.select.candidates import candidate, choose_groups, settled
+from fxprune.trace import trace
 from tests.toys import ToyGraph, ToyLM, toy_graph
 
 
@@ -134,3 +137,31 @@ def test_scores_that_do_not_fit(graph: ToyGraph) -> None:
         candidate(group, {group.name: np.ones(9)}, 1)
     with pytest.raises(SelectionError, match="are not finite"):
         candidate(group, {group.name: np.full(10, np.nan)}, 1)
+
+
+def test_everything_frozen_is_told_with_its_reason() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(3))
+            self.table = nn.Embedding(11, 6)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.table(ids).sort(-1).values
+            for layer in self.layers:
+                x = layer(x).sort(-1).values
+            return x
+
+    graph = discover(trace(Net(), torch.zeros(2, 5).long()))
+    assert not graph.groups
+    with pytest.raises(SelectionError) as caught:
+        choose_groups(graph, ["mlp", "attention"])
+    first, *lines = str(caught.value).splitlines()
+    assert first == (
+        "the model has no prunable group of kind mlp or attention; kinds it has: none; frozen are:"
+    )
+    told = dict(line.strip().split(": ", 1)[::-1] for line in lines)
+    assert set(told) == {group.reason for group in graph.frozen}
+    assert all("test_candidates.py:" in why for why in told if "vocabulary" not in why), told
+    assert any("aten.sort" in why for why in told)
+    assert any(" more" in names for names in told.values())  # one line for all layers

@@ -14,7 +14,8 @@ from torch import nn
 from fxprune.axes.dims import Dim
 from fxprune.errors import SelectionError
 from fxprune.plan import Plan, count_parameters
-from fxprune.select import Budget, select
+from fxprune.select import Budget, Depth, goals, select
+from fxprune.select.schedule import schedule
 from tests.select import checks
 from tests.select.checks import assert_lowest_go, random_scores
 from tests.toys import ToyGraph, ToyLM, make_graph, toy_graph
@@ -170,6 +171,24 @@ def test_ratios_outside(ratio: float) -> None:
         select(GRAPH, random_scores(GRAPH), ratio)
     with pytest.raises(SelectionError, match=r"units=.* is outside \[0, 1\)"):
         Budget(units=ratio)
+
+
+def test_percentages_are_told_from_fractions() -> None:
+    ratio: float
+    for ratio, meant in ((20, "0.2"), (33.3, "0.333")):
+        message = rf"={ratio} is outside .*: it is a fraction, did you mean {meant}\?$"
+        for ask in (
+            lambda r: select(GRAPH, random_scores(GRAPH), r),
+            lambda r: Budget(units=r),
+            lambda r: goals(1, r),
+            lambda r: select(GRAPH, random_scores(GRAPH), 0.1, overrides={"*.0.*": r}),
+            lambda r: Depth(ratio=r),
+        ):
+            with pytest.raises(SelectionError, match=message):
+                ask(ratio)
+    for wrong in ("0.2", None, True):
+        with pytest.raises(SelectionError, match="give a number in"):
+            schedule(1, wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ranking", ["local", "global"])
