@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tests.fuzz import steps_maps, steps_memory, steps_more, steps_rows  # noqa: F401
+from tests.fuzz import (  # noqa: F401  (they register their ops)
+    steps_maps,
+    steps_memory,
+    steps_more,
+    steps_numbers,
+    steps_rows,
+)
 from tests.fuzz.program import OPS, Code, Draw, Program, Step, Value, draws
 from tests.fuzz.reference import flat, shake
 from tests.fuzz.subject import Inputs, Subject
@@ -129,6 +135,8 @@ def emit(program: Program) -> Emitted:
     inside = ", ".join(results)
     if program.form == 0 and len(results) == 1:
         text = inside
+    elif program.form == 0:
+        text = f"{{'first': {results[0]}, 'rest': [{', '.join(results[1:])}], 'none': None}}"
     elif program.form == 3:
         text = "{" + ", ".join(f'"out{i}": {each}' for i, each in enumerate(results)) + "}"
     else:

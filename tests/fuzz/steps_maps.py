@@ -138,16 +138,19 @@ def upsample(code: Code, x: Value, d: Draw, others: list[Value]) -> Value | None
     if x.space.count("+") > 1:
         return None
     width = d.width()
-    form = d.pick((
+    resized = (
         f"F.interpolate({x.name}, scale_factor=2)",
         f"{code.layer('nn.Upsample(scale_factor=2)')}({x.name})",
+    )
+    form = d.pick((
+        *resized,
         f"{code.layer(f'nn.ConvTranspose2d({x.width}, {width}, 2, stride=2)')}({x.name})",
         "shuffle",
     ))  # fmt: skip
+    new = x.width if form in resized else width
     if form == "shuffle":
         layer = code.layer(f"nn.Conv2d({x.width}, {4 * width}, 1)")
         form = f"F.pixel_shuffle({layer}({x.name}), 2)"
-    new = x.width if "scale_factor" in form else width
     return code.value(form, x, width=new, space=f"{x.space}+")
 
 
