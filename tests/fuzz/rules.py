@@ -131,7 +131,7 @@ def _masks(alive: Alive, values: Any) -> Any:
 
 
 @rule(
-    "linear matmul __matmul__ __rmatmul__ bmm mm mv dot inner outer addmm addmv addbmm baddbmm "
+    "linear matmul __matmul__ __rmatmul__ bmm mm mv dot vdot inner outer addmm addmv addbmm baddbmm "
     "einsum tensordot bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
     "conv_transpose3d max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
@@ -208,6 +208,13 @@ def _prelu(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
     if mask.numel() > 1:
         mask = mask.view(-1, *[1] * (x.dim() - 2))
     return alive.mark(func(x, slopes), alive.whole(x) & mask)
+
+
+@rule("_weight_norm")
+def _weight_norm(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
+    direction, length = args[:2]
+    mask = alive.whole(direction) & alive.whole(length)
+    return alive.mark(func(alive.zeroed(direction), *args[1:], **kwargs), mask)
 
 
 @rule("gru lstm rnn_tanh rnn_relu")

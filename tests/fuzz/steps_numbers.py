@@ -190,7 +190,8 @@ def wrapped(code: Code, x: Value, d: Draw, others: list[Value]) -> Value:
         f"torch.vmap({layer})({{0}})", f"torch.utils.checkpoint.checkpoint({layer}, {{0}}, "
         "use_reentrant=False)", f"torch.cond({{0}}.sum() > 0, {layer}, torch.tanh, ({{0}},))",
         f"{layer}({{0}}.double().float().to({{0}}.dtype))",
-        "torch.view_as_real(torch.view_as_complex({0}[..., :4].float().contiguous().unflatten(-1, (2, 2))) * "
+        "torch.view_as_real(torch.view_as_complex({0}[..., :4].float().contiguous()"
+        ".unflatten(-1, (2, 2))) * "
         f"(0.5 + 0.5j)).flatten(-2).to({{0}}.dtype).sum(-1, keepdim=True) + {layer}({{0}})",
         f"{layer}({{0}}).clone(memory_format=torch.contiguous_format)",
         f"torch.utils.checkpoint.checkpoint({layer}, {{0}}, use_reentrant=False) + {{0}}",
@@ -213,7 +214,9 @@ def normed_layers(code: Code, x: Value, d: Draw, others: list[Value]) -> Value:
         f"{a}.register_forward_hook(lambda m, i, o: o * 0.5)",
         f"{a}.register_forward_pre_hook(lambda m, i: (i[0] * 2.0,))",
     )  # fmt: skip
-    code.init.append(d.pick(forms))
+    chosen = d.pick(forms)
+    code.keeps |= "spectral" in chosen
+    code.init.append(chosen)
     return code.value(f"{b}(F.relu({a}({x.name})))", x)
 
 
