@@ -85,13 +85,11 @@ def _call(ctx: Context, node: fx.Node) -> None:
     if node.target is operator.getitem:
         source: Any = node.args[0]
         axes = ctx.axes.get(source)
-        for marked in (ctx.derived, ctx.learned):
+        for marked in (ctx.derived, ctx.learned):  # a piece of a fused weight is a weight
             if source in marked:
                 marked.add(node)
         if isinstance(axes, list):
             ctx.axes[node] = axes[int(node.args[1])]  # type: ignore[arg-type]
-        if source in ctx.derived:  # a piece of a fused weight
-            ctx.derived.add(node)
         return
     values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
     inputs = [n for n in node.all_input_nodes if n in ctx.axes]
