@@ -60,7 +60,7 @@ def check_fidelity(
                 f"{_name(traced)} does not run on these inputs ({type(error).__name__}: {error})"
             ) from error
     try:
-        actual, mine = _run(graph_module, args, kwargs, names)
+        actual, mine = _run(graph_module, args, kwargs, names, pure=True)
     except FxpruneError:
         raise
     except Exception as error:
@@ -82,12 +82,21 @@ def check_fidelity(
 
 
 def _run(
-    root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Iterable[str]
+    root: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    names: Iterable[str],
+    *,
+    pure: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """What a module gives, and what it leaves in tensors of these names."""
     left: dict[str, Any] = {}
     result = call(
-        root, args, kwargs, after=lambda: left.update((n, _state(root, n)) for n in names)
+        root,
+        args,
+        kwargs,
+        after=lambda: left.update((n, _state(root, n)) for n in names),
+        pure=pure,
     )
     return result, left
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError, OracleError
 from fxprune.plan import Plan
-from fxprune.rewrite.examples import Examples, checked, named
+from fxprune.rewrite.examples import Examples, checked
 from fxprune.rewrite.original import Original, OriginalRun
-from fxprune.rewrite.outputs import OutputReport, compared, narrow
-from fxprune.rewrite.runs import Run, call
-from fxprune.trace.lockstep import flatten
-from fxprune.trace.modes import as_captured
+from fxprune.rewrite.outputs import OutputReport, narrow
+from fxprune.rewrite.smaller import check_kinds, first_line, reports, same_dtypes
 from fxprune.trace.traced import Traced
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -139,24 +135,23 @@ def reference(
     whole = traced.original or traced
     examples = examples or checked(whole, example)
     original = Original(whole, plan)
-    native: tuple[OriginalRun, ...] = ()
-    if any(tensor.dtype in _HALF for tensor in whole.tensors.values()):
-        dtype, why = torch.float32, "the model is of half precision"
-    else:
-        native = original.runs(examples, None)
-        if not any(narrow(value) for run in native for value in run.outputs):
-            return Reference(original, examples, native, native, None, "")
-        dtype, why = torch.float64, "an output has slices too small to be judged in float32"
-    name = str(dtype).removeprefix("torch.")
+    half = any(tensor.dtype in _HALF for tensor in whole.tensors.values())
+    native = () if half else original.runs(examples, None)
+    runs, dtype, precision = native, None, ""
     try:
-        runs = original.runs(examples, dtype)
+        if half:
+            dtype, precision = torch.float32, "float32: the model is of half precision"
+            runs = original.runs(examples, dtype)
+        if any(narrow(value) for run in runs for value in run.outputs):
+            runs, dtype = original.runs(examples, torch.float64), torch.float64
+            precision = "float64: an output has slices too small to be judged in float32"
     except FxpruneError:
         raise
     except Exception as error:
-        native = native or original.runs(examples, None)
-        precision = f"the model's own: it does not run in {name} ({first_line(error)})"
-        return Reference(original, examples, native, native, None, precision)
-    precision = f"{name}: {why}"
+        if not runs:
+            runs, dtype = (native := original.runs(examples, None)), None
+        precision = f"{dtype or 'the dtype of the model'}: it does not run in a higher precision "
+        precision += f"({first_line(error)})"
     return Reference(original, examples, runs, native, dtype, precision)
 
 
@@ -164,11 +159,16 @@ def compare(expected: Reference, small: nn.Module, traced: Traced) -> VerifyRepo
     """Run the smaller model and compare it with a reference; see :func:`verify`."""
     whole = traced.original or traced
     original = expected.original
-    reports = list(_native(expected, small, whole))
+    same = same_dtypes(small, whole)
+    found: list[OutputReport] = []
+    if expected.native:
+        found += reports(expected.native, small, None, same)
+    else:
+        check_kinds(expected.runs[0], small, whole)
     precision = expected.precision
-    if expected.dtype is not None:
+    if expected.dtype is not None and (same or not expected.native):
         try:
-            reports = list(_reports(expected.runs, small, expected.dtype))
+            found = list(reports(expected.runs, small, expected.dtype))
         except FxpruneError:
             raise
         except Exception as error:
@@ -177,94 +177,22 @@ def compare(expected: Reference, small: nn.Module, traced: Traced) -> VerifyRepo
                     f"the smaller model does not run in {expected.dtype}: {first_line(error)}"
                 ) from error
             native = expected.native or original.runs(expected.examples, None)
-            reports = list(_reports(native, small, None))
-            precision = f"the model's own: the smaller one does not run in {expected.dtype}"
+            found = list(reports(native, small, None))
+            precision = (
+                "the dtype of the model: the smaller one does not run in a higher precision "
+                f"({first_line(error)})"
+            )
     tensors = original.check(small) if isinstance(small, fx.GraphModule) else 0
     for run in expected.runs:
-        reports.extend(run.bypassed)
-    worst = max(reports, key=lambda report: report.used, default=OutputReport(""))
+        found.extend(run.bypassed)
+    worst = max(found, key=lambda report: report.used, default=OutputReport(""))
     return VerifyReport(
         worst.error,
         worst.scale,
         worst.tolerance,
         original.normalised,
-        tuple(reports),
+        tuple(found),
         expected.examples.trace,
         precision,
         tensors,
     )
-
-
-def _native(expected: Reference, small: nn.Module, whole: Traced) -> Iterator[OutputReport]:
-    """The smaller model as its users will run it.
-
-    In half precision only shapes and dtypes are compared, for its numbers say little.
-    """
-    if expected.native:
-        yield from _reports(expected.native, small, None, _same_dtypes(small, whole))
-        return
-    nodes = pytree.tree_leaves(whole.graph_module.graph.output_node().args[0])
-    for run in expected.runs[:1]:
-        found = _run(small, run, None)
-        for name, value, theirs, node in zip(run.names, found, run.outputs, nodes, strict=True):
-            if not isinstance(theirs, torch.Tensor):
-                continue
-            dtype = node.meta["val"].dtype if _same_dtypes(small, whole) else value.dtype
-            if value.shape != theirs.shape or value.dtype != dtype:
-                raise OracleError(
-                    f"output `{name}` of the smaller model is {value.dtype} of shape "
-                    f"{tuple(value.shape)}, not {dtype} of shape {tuple(theirs.shape)}"
-                )
-    yield from ()
-
-
-def _reports(
-    runs: Iterable[OriginalRun], small: nn.Module, dtype: torch.dtype | None, same: bool = True
-) -> Iterator[OutputReport]:
-    for run in runs:
-        found = _run(small, run, dtype)
-        for name, theirs, mine in zip(run.names, run.outputs, found, strict=True):
-            report = compared(name, theirs, mine, same_dtype=same)
-            if report.problem:
-                raise OracleError(
-                    "the smaller model does not compute what the original does without the removed "
-                    f"units: output `{name}` {report.problem}{run.example.what}. It must not be "
-                    "used; please report the model"
-                )
-            yield report
-
-
-def _run(small: nn.Module, run: OriginalRun, dtype: torch.dtype | None) -> list[Any]:
-    """The outputs of the smaller model, flat."""
-    args, kwargs = run.example.args, run.example.kwargs
-    if dtype is not None and isinstance(small, fx.GraphModule):
-        outputs = Run(small, dtype).outputs(flatten(small, named(small, args, kwargs)))
-    else:
-        with as_captured(small):
-            try:
-                outputs = pytree.tree_leaves(call(small, args, kwargs, dtype=dtype))
-            except FxpruneError:
-                raise
-            except Exception as error:
-                if dtype is not None:
-                    raise
-                raise OracleError(
-                    f"the smaller model does not run{run.example.what}: {first_line(error)}"
-                ) from error
-    if len(outputs) != len(run.outputs):
-        raise OracleError(
-            f"the smaller model gives {len(outputs)} outputs, the original {len(run.outputs)}"
-        )
-    return outputs
-
-
-def _same_dtypes(small: nn.Module, whole: Traced) -> bool:
-    """Whether the smaller model was not converted to other dtypes."""
-    mine = {parameter.dtype for parameter in small.parameters()}
-    return mine <= {tensor.dtype for tensor in whole.tensors.values()}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message that says something."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return f"{type(error).__name__}: {next(filter(None, lines), '')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -97,6 +97,7 @@ def call(
     dtype: torch.dtype | None = None,
     after: Callable[[], None] = lambda: None,
     seed: int = 0,
+    pure: bool = False,
 ) -> Any:
     """What a module gives in evaluation mode.
 
@@ -107,14 +108,28 @@ def call(
         dtype: precision, if not the module's own.
         after: called while the module still is as the run left it.
         seed: of the random numbers that it draws.
+        pure: a graph of ours, which changes nothing but tensors that its ops write into: there is
+            less to put back.
     """
     args, kwargs = copied((args, dict(kwargs)))
     changing = written_tensors(module) if isinstance(module, fx.GraphModule) else {}
-    with preserved(module, changing.values()), evaluation(module), seeded(seed), _precision(dtype):
+    kept = _kept(changing.values()) if pure else preserved(module, changing.values())
+    with kept, evaluation(module), seeded(seed), _precision(dtype):
         args, kwargs = pytree.tree_map(lambda x: raised(x, dtype), (args, kwargs))
         result = module(*args, **kwargs)
         after()
         return copied(result) if changing else result  # it may be one of those tensors
+
+
+@contextlib.contextmanager
+def _kept(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Put the values of tensors back."""
+    before = [(tensor, tensor.clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, value in before:
+            tensor.copy_(value)
 
 
 def written_tensors(module: fx.GraphModule) -> dict[str, torch.Tensor]:

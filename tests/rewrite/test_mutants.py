@@ -28,8 +28,9 @@ from tests.zoo import BY_NAME, ZOO, built, traced
 
 aten = torch.ops.aten
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Its grouped matrix product takes no matrices as small as these in half precision.
-NOT_IN_HALF = ("mixtral",)
+# These do not run in half precision: grouped products of matrices as small as these, and rotary
+# tables that stay in float32.
+NOT_IN_HALF = ("mixtral", "chatglm_block")
 CASES = [
     (entry.name, dtype)
     for entry in ZOO
@@ -98,7 +99,9 @@ def pruned(name: str, dtype: torch.dtype) -> Case:
     }
     plan = Plan.of(graph, kept)
     small = fxprune.rewrite(original, plan)
-    return Case(original, plan, small, oracle.reference(original, plan))
+    # One size: each mutant runs once.
+    example = tuple(original.args) or dict(original.kwargs)
+    return Case(original, plan, small, oracle.reference(original, plan, example))
 
 
 # tensors
@@ -160,7 +163,7 @@ def another_unit(case: Case, name: str, axis: int) -> torch.Tensor:
     tensor = case.traced.tensors[fqn].detach()
     for each, layout in enumerate(case.expected.original.graph.layouts[fqn]):
         if resize.changed(layout):
-            index = resize.index(layout)
+            index = resize.index(layout).clone()
             if each == axis:
                 index[-1] = resize.removed(layout)[0]
             tensor = tensor.index_select(each, index)
@@ -171,7 +174,7 @@ def tensor_mutants(case: Case, choice: np.random.Generator) -> Iterator[Mutant]:
     bits = any(n.target in RELU for n in case.small.graph.nodes)
     sites = sites_of(case)
     matrices = [site for site in sites if site[1].dim() > 1]
-    for place in choice.permutation(len(matrices))[:4]:
+    for place in choice.permutation(len(matrices))[:2]:
         name, tensor, axis = matrices[place]
         at = f"{name}[{axis}]"
         yield Mutant(f"dead unit {at}", functools.partial(values, tensor, dead(tensor, axis)), bits)
@@ -181,11 +184,11 @@ def tensor_mutants(case: Case, choice: np.random.Generator) -> Iterator[Mutant]:
         other = another_unit(case, name, axis)
         yield Mutant(f"wrong unit {at}", functools.partial(values, tensor, other), bits)
     vectors = [site for site in sites if site[1].dim() == 1]
-    for place in choice.permutation(len(vectors))[:2]:
+    for place in choice.permutation(len(vectors))[:1]:
         name, tensor, _ = vectors[place]
         wrong = next_bit(tensor)
         yield Mutant(f"bit of {name}", functools.partial(values, tensor, wrong), bits=True)
-    for place in choice.permutation(len(matrices))[:2]:
+    for place in choice.permutation(len(matrices))[:1]:
         name, tensor, _ = matrices[place]
         wrong = next_bit(tensor)
         yield Mutant(f"bit of {name}", functools.partial(values, tensor, wrong), bits=True)
@@ -242,6 +245,18 @@ def first_row(value: torch.Tensor) -> torch.Tensor:
     return value * factor
 
 
+def reads_weights(node: fx.Node) -> bool:
+    """Whether any weight goes into a value."""
+    seen, pending = {node}, [node]
+    while pending:
+        sources = pending.pop().all_input_nodes
+        if any(source.op in ("get_attr", "call_module") for source in sources):
+            return True
+        pending += [source for source in sources if source not in seen]
+        seen.update(sources)
+    return False
+
+
 def graph_mutants(case: Case) -> Iterator[Mutant]:
     nodes = list(case.small.graph.nodes)
 
@@ -275,6 +290,7 @@ def graph_mutants(case: Case) -> Iterator[Mutant]:
         and len(n.args) == 2
         and isinstance(n.args[1], float)
         and n.meta["val"].is_floating_point()
+        and reads_weights(n)  # positions may be divided to buckets, which are whole numbers
     ]
     for node in factors[:1]:
         wrong = 1.1 * node.args[1]

@@ -208,6 +208,15 @@ def test_a_small_channel_beside_large_ones() -> None:
         fxprune.verify(traced, damaged(small, 0, lambda y: y * wrong), plan)
 
 
+def test_a_small_channel_of_a_model_in_half_precision() -> None:
+    traced, small, plan = pruned(lambda a, b: torch.cat((a * 1e-7, b), -1), torch.bfloat16)
+    report = fxprune.verify(traced, small, plan)
+    assert "float64" in report.precision
+    wrong = torch.ones(9).index_fill(0, torch.tensor([1]), 1.01)
+    with pytest.raises(OracleError, match="differs"):
+        fxprune.verify(traced, damaged(small, 0, lambda y: y * wrong.to(y)), plan)
+
+
 def test_what_does_not_run_is_refused() -> None:
     traced, small, plan = pruned(lambda a, b: a)
     with pytest.raises(OracleError, match="the smaller model does not run"):
@@ -253,7 +262,7 @@ def test_the_model_computes_as_it_does_where_it_must() -> None:
 
     traced, small, plan = pruned(outputs, torch.bfloat16)
     report = fxprune.verify(traced, small, plan)
-    assert "the model's own" in report.precision
+    assert "the dtype of the model" in report.precision
     assert report.outputs[0].dtype == torch.bfloat16
     with pytest.raises(OracleError, match=r"`\[0\]`"):
         fxprune.verify(traced, damaged(small, 0, lambda y: y * 1.2), plan)
