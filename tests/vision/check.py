@@ -92,7 +92,7 @@ def error(model: nn.Module, small: nn.Module, *args: torch.Tensor) -> float:
     """Largest difference of any output, relative to the largest value of that output.
 
     Raises:
-        AssertionError: the outputs are built otherwise or have other shapes.
+        AssertionError: the outputs are built otherwise, have other shapes or are not finite.
     """
     values = masked(model, small)
     with NormsOverWhatIsKept():
@@ -102,6 +102,9 @@ def error(model: nn.Module, small: nn.Module, *args: torch.Tensor) -> float:
     worst = 0.0
     for want, got in zip(wants, gots, strict=True):
         assert got.shape == want.shape
-        assert want.isfinite().all()
-        worst = max(worst, float((want - got).abs().max() / want.abs().max()))
+        scale = want.abs().max()
+        assert scale > 0, "all zero: that proves nothing"
+        assert scale.isfinite()
+        assert got.isfinite().all()
+        worst = max(worst, float((want - got).abs().max() / scale))
     return worst

@@ -33,7 +33,7 @@ class Family:
         make: the model, weights as initialised.
         size: height and width of the pictures it is traced with.
         other: another size.
-        fixed: why the model takes no other size, as its refusal says; empty if it does.
+        fixed: what the refusal of another size says (a pattern); empty if the model takes it.
     """
 
     name: str
@@ -67,10 +67,16 @@ FAMILIES = (
     Family("efficientnet_v2", lambda: residual.efficientnet(fused=True)),
     Family("shufflenet_v2", residual.shufflenet_v2),
     Family("convnext", modern.convnext),
-    Family("vit", modern.VisionTransformer, fixed="32"),
+    Family(
+        "vit",
+        modern.VisionTransformer,
+        fixed="axis 2 .* has size 40, and the graph was captured for 32",
+    ),
     Family("swin", modern.swin, (64, 64), (96, 64)),
     Family("swin_v2", lambda: modern.swin(cosine=True), other=(48, 64)),
-    Family("maxvit", modern.maxvit, fixed="32"),
+    Family(
+        "maxvit", modern.maxvit, fixed="axis 2 .* has size 40, and the graph was captured for 32"
+    ),
     Family("fcn", segmentation.fcn),
     Family("deeplab_v3", segmentation.deeplab),
     Family("lraspp", segmentation.LRASPP),

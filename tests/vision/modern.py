@@ -232,13 +232,12 @@ class PatchMerging(nn.Module):
 
 
 def swin(cosine: bool = False) -> nn.Module:
-    """Swin, or the first stage of Swin V2 with cosine attention."""
+    """A stage of Swin and what merges its patches, or a stage of Swin V2: cosine attention."""
     features = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 18, 4, 4), Permute(0, 2, 3, 1), nn.LayerNorm(18)),
         SwinBlock(18, 3, 40, 0, cosine),
         SwinBlock(18, 3, 40, 2, cosine),
         nn.Linear(18, 28) if cosine else PatchMerging(18, 28),
-        *([] if cosine else [SwinBlock(28, 4, 44, 0)]),
     )
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(28, CLASSES))
     return nn.Sequential(features, nn.LayerNorm(28), Permute(0, 3, 1, 2), head)

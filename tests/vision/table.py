@@ -18,7 +18,7 @@ of so many axes can lose units; `stay` says why the others cannot. `oracle` is t
 `fxprune.verify` measures, `by value` that of a second check, which shares no code with the library:
 it finds the units that went by comparing values, zeroes them in the original and runs both. `there`
 is that error for pictures of another size than the one the model was traced with, and another
-batch (1e-4 is allowed).
+batch (1e-5 is allowed).
 
 """
 ERRORS = ("oracle", "by value", "there")
