@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental import symbolic_shapes
+from torch.fx.experimental import _config, symbolic_shapes
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -127,7 +127,10 @@ def _no_guards(shapes: Any) -> Iterator[None]:
     before = logger.disabled
     logger.disabled = True
     try:
-        with shapes.error_on_new_guards() if shapes is not None else contextlib.nullcontext():
+        with (
+            _config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+            shapes.error_on_new_guards() if shapes is not None else contextlib.nullcontext(),
+        ):
             yield
     finally:
         logger.disabled = before

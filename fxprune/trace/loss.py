@@ -94,9 +94,12 @@ def _is_loss(
 ) -> bool:
     if question is None:
         return bool(capture.refused)
-    if question.by and not question.by.startswith(("_assert", "_check_with")):
-        return axis == 0 or not _WEIGHTED.search(question.by)
     leaves = pytree.tree_leaves((capture.args, capture.kwargs))
+    if question.by and not question.by.startswith(("_assert", "_check_with")):
+        if axis == 0 or not leaves[place].is_floating_point():
+            return axis == 0 or not _WEIGHTED.search(question.by)
+        if _WEIGHTED.search(question.by):
+            return False
     shapes = [getattr(leaf, "shape", None) for leaf in leaves]
     shape = shapes[place]
     assert shape is not None

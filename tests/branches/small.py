@@ -69,8 +69,8 @@ def small(body: Callable[[Any, Tensor], Tensor], **modules: nn.Module) -> fxprun
     """A :class:`Small` model, traced, with what the body uses only."""
     found = traced(Small(body, **modules))
     used = {name.partition(".")[0] for name in found.tensors}
-    for name, _ in list(found.module.named_children()):
-        if name not in used:
+    for name, child in list(found.module.named_children()):
+        if name not in used and any(True for _ in child.parameters()):
             delattr(found.module, name)
     return found
 
