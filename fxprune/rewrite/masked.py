@@ -25,8 +25,11 @@ _REDUCTIONS = {
     aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm, aten._weight_norm,
 }  # fmt: skip
 
-# Products of activations. A removed unit need not be zero there: ``elu(0) + 1`` is not.
+# Products. A removed unit need not be zero there: ``elu(0) + 1`` is not, and ``log(0)``, which is not
+# even finite, is not made zero by a weight of zero.
 _CONTRACTIONS = {
+    aten.linear, aten.convolution, aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d,
+    aten.conv_transpose2d, aten.conv_transpose3d,
     aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot, aten.inner,
     aten.tensordot, aten.einsum, aten.scaled_dot_product_attention, aten.vdot, aten.addmv,
     aten.addbmm, aten.bilinear, aten.cdist, aten._cdist_forward, aten.pdist, aten._pdist_forward,

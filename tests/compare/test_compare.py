@@ -269,7 +269,7 @@ def test_token_ids_calibrate(run: Any, tmp_path: Path) -> None:
         ({"criteria": "tailor"}, "no criterion 'tailor'"),
         ({"criteria": ","}, "no criteria given"),
         ({"ratios": "0.2,much"}, "ratios has 'much', which is no number"),
-        ({"ratios": "1.5"}, "ratio 1.5 is outside"),
+        ({"ratios": "1.5"}, "ratio=1.5 is outside"),
         ({"ranking": "best"}, "no ranking 'best'"),
         ({"kinds": ["mlp,heads"]}, "no kind 'heads'"),
         ({"kinds": [","]}, "no kinds given"),

@@ -16,8 +16,8 @@ from fxprune.importance import Random, Taylor
     ("options", "error", "message"),
     [
         ({"criterion": "tailor"}, CriterionError, "no criterion 'tailor'"),
-        ({"ratio": 1.0}, SelectionError, r"ratio 1\.0 is outside"),
-        ({"ratio": float("nan")}, SelectionError, "ratio nan is outside"),
+        ({"ratio": 1.0}, SelectionError, r"ratio=1\.0 is outside"),
+        ({"ratio": float("nan")}, SelectionError, "ratio=nan is outside"),
         ({"ranking": "best"}, SelectionError, "no ranking 'best': take local, global"),
         ({"normalise": "max"}, SelectionError, "no normalise 'max'"),
         ({"kinds": ("mlp", "heads")}, SelectionError, "no kind 'heads'"),
@@ -102,7 +102,7 @@ def test_compensation_samples_are_of_compensation_only() -> None:
     [
         ({"seeds": 0}, "seeds is 0: at least 1"),
         ({"criteria": ()}, "nothing to compare"),
-        ({"ratios": (0.2, 2.0)}, "ratio 2.0 is outside"),
+        ({"ratios": (0.2, 2.0)}, "ratio=2.0 is outside"),
         ({"criteria": ("flap",), "ablation": True}, "no-dependency needs a criterion"),
         ({"criteria": ("random",), "aggregates": ("max",)}, "none of the criteria has"),
     ],
