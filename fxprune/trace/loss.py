@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.trace.dynamic import role
-from fxprune.trace.guards import Expression, Guards, symbols
+from fxprune.trace.guards import Expression, Guards, evaluate, symbols
 from fxprune.trace.meta import without_values
 from fxprune.trace.state import preserved
 from fxprune.trace.symbols import Asked
@@ -81,9 +81,8 @@ def _decided(asked: tuple[Asked, ...], axis: int, size: int) -> Asked | None:
             each
             for each in asked
             if each.axis == axis
-            and isinstance(each.condition, tuple)
-            and each.condition[0] == "eq"
-            and size in each.condition
+            and each.condition is not None
+            and evaluate(each.condition, dict.fromkeys(symbols(each.condition), size))
         ),
         None,
     )
