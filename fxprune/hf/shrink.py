@@ -19,12 +19,12 @@ from fxprune.plan import Plan
 from fxprune.rewrite.apart import set_apart
 from fxprune.rewrite.compose import whole
 from fxprune.rewrite.history import history_of
-from fxprune.rewrite.outputs import TOLERANCE
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config
 from fxprune.trace.lockstep import input_names
 from fxprune.trace.modes import evaluation
+from fxprune.trace.outputs import TOLERANCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

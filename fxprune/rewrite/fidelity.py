@@ -10,10 +10,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneError, TraceError
-from fxprune.rewrite.outputs import OutputReport, compared, paths
 from fxprune.rewrite.runs import call, written_tensors
 from fxprune.trace.attributes import get_attribute
 from fxprune.trace.modes import as_captured
+from fxprune.trace.outputs import OutputReport, compared, paths
 from fxprune.trace.traced import Traced
 
 COMPARED = "compared with the model"

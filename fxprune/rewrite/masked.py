@@ -25,8 +25,8 @@ _REDUCTIONS = {
     aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm, aten._weight_norm,
 }  # fmt: skip
 
-# Products. A removed unit need not be zero there: ``elu(0) + 1`` is not, and ``log(0)``, which is not
-# even finite, is not made zero by a weight of zero.
+# Products. A removed unit need not be zero there: ``elu(0) + 1`` is not, and ``log(0)`` is not even
+# finite, so that a weight of zero does not make it zero.
 _CONTRACTIONS = {
     aten.linear, aten.convolution, aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d,
     aten.conv_transpose2d, aten.conv_transpose3d,

@@ -12,8 +12,8 @@ from fxprune.errors import FxpruneError, OracleError
 from fxprune.plan import Plan
 from fxprune.rewrite.examples import Examples, checked
 from fxprune.rewrite.original import Original, OriginalRun
-from fxprune.rewrite.outputs import OutputReport, narrow
 from fxprune.rewrite.smaller import check_kinds, first_line, reports, same_dtypes
+from fxprune.trace.outputs import OutputReport, narrow
 from fxprune.trace.traced import Traced
 
 _HALF = (torch.float16, torch.bfloat16)

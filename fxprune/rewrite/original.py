@@ -17,11 +17,11 @@ from fxprune.rewrite.bypassed import BypassedRun
 from fxprune.rewrite.examples import Example, Examples, named
 from fxprune.rewrite.finite import check_finite
 from fxprune.rewrite.masked import Masked
-from fxprune.rewrite.outputs import OutputReport, compared, paths
 from fxprune.rewrite.resize import planned
 from fxprune.rewrite.runs import Run
 from fxprune.rewrite.sliced import check_sliced
 from fxprune.trace.lockstep import flatten
+from fxprune.trace.outputs import OutputReport, compared, paths
 from fxprune.trace.traced import Traced
 
 

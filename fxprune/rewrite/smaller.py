@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import FxpruneError, OracleError
 from fxprune.rewrite.examples import named
 from fxprune.rewrite.original import OriginalRun
-from fxprune.rewrite.outputs import OutputReport, compared
 from fxprune.rewrite.runs import Run, call
 from fxprune.trace.lockstep import flatten
 from fxprune.trace.modes import as_captured
+from fxprune.trace.outputs import OutputReport, compared
 from fxprune.trace.traced import Traced
 
 

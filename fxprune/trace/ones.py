@@ -11,9 +11,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.trace.guards import Guards
 from fxprune.trace.inputs import resized
+from fxprune.trace.outputs import compared
 from fxprune.trace.state import preserved
-
-_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 class _Capture(Protocol):
@@ -71,15 +70,7 @@ def _agree(
                 results.append(pytree.tree_leaves(run(*inputs[0], **inputs[1])))
         except Exception:
             return False
-    first, second = ([x for x in each if isinstance(x, torch.Tensor)] for each in results)
-    return len(first) == len(second) and all(map(_close, first, second))
-
-
-def _close(first: torch.Tensor, second: torch.Tensor) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    if not first.is_floating_point():
-        return torch.equal(first, second)
-    scale = float(first.abs().nan_to_num(posinf=0.0).max()) if first.numel() else 0.0
-    allowed = _TOLERANCE.get(first.dtype, 1e-4) * scale
-    return torch.allclose(first, second, rtol=0.0, atol=allowed, equal_nan=True)
+    first, second = results
+    return len(first) == len(second) and not any(
+        compared("", one, other).problem for one, other in zip(first, second, strict=True)
+    )

@@ -131,7 +131,8 @@ def _masks(alive: Alive, values: Any) -> Any:
 
 
 @rule(
-    "linear matmul __matmul__ __rmatmul__ bmm mm mv dot vdot inner outer addmm addmv addbmm baddbmm "
+    "linear matmul __matmul__ __rmatmul__ bmm mm mv dot vdot inner outer addmm addmv addbmm "
+    "baddbmm "
     "einsum tensordot bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
     "conv_transpose3d max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "

@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import CausalLMOutput
 
-from fxprune.rewrite.outputs import TOLERANCE, compared, narrow, paths
+from fxprune.trace.outputs import TOLERANCE, compared, narrow, paths
 
 GENERATOR = torch.Generator().manual_seed(0)
 VALUE = torch.randn(3, 5, 8, generator=GENERATOR)
