@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import _PyTreeCodeGen
 
 from fxprune.trace import dropout
 from fxprune.trace.arguments import END, argument
 from fxprune.trace.attributes import get_attribute, set_attribute
+from fxprune.trace.calling import ExactCodeGen
 from fxprune.trace.source import module_path
 from fxprune.trace.storage import Memory
 
@@ -265,6 +267,8 @@ def _canonical_tensors(
         set_attribute(root, name, value)
     _sort_tensors_first(graph)
     codegen = copy.copy(graph._codegen)
+    if type(codegen) is _PyTreeCodeGen:
+        codegen = ExactCodeGen(codegen.pytree_info)
     clean_module = fx.GraphModule(root, graph, class_name=type(model).__name__)
     clean_module.graph.set_codegen(codegen)
     clean_module.meta.update(graph_module.meta)

@@ -186,6 +186,10 @@ def check(spec: tuple[Any, ...], *values: Any) -> None:
     Raises:
         InputError: a size, rank, dtype or constant is not one that the graph was captured for.
     """
+    for value in values:
+        if isinstance(value, fx.Proxy):  # a graph is unpickled by tracing its code
+            value.tracer.create_proxy("call_function", check, (spec, *values), {})
+            return
     inputs, ranges, conditions = spec
     sizes: dict[str, Any] = {}
     for guard, value in zip(inputs, values, strict=True):

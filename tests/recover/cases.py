@@ -129,4 +129,4 @@ def pruned(kind: str, what: str = "width", name: str = "tiny") -> Any:
     model, traced = case(name)
     if kind == "graph":
         return fxprune.rewrite(traced, plan(what, name))
-    return fxprune.shrink(model, plan(what, name), traced=traced)
+    return fxprune.shrink(model, plan(what, name), traced=traced, share=True)

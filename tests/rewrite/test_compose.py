@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 import fxprune
-from fxprune.errors import PlanError
+from fxprune.errors import InputError, PlanError
 from fxprune.hf.tensors import tensors_of
 from fxprune.plan import Plan
 from fxprune.rewrite.compose import compose
@@ -167,6 +167,8 @@ def test_a_pickle_of_a_graph_forgets() -> None:
     again = pickle.loads(pickle.dumps(one))
     assert history_of(one) is not None
     assert history_of(again) is None
+    with pytest.raises(InputError):
+        again(torch.randn(5, 21))
 
 
 def test_an_edited_graph_is_a_model_of_its_own() -> None:

@@ -115,6 +115,30 @@ def test_rank_dtype_and_constants() -> None:
             graph(*args, mode=mode)
 
 
+def test_the_structure_of_the_inputs() -> None:
+    def run(m: Small, xs: Any, more: Any) -> torch.Tensor:
+        return m.b(sum(m.a(x) for x in xs) + sum(more.values()))
+
+    x, y = torch.randn(2, 8), torch.randn(2, 16)
+    traced = fxprune.trace(Small(run).eval(), ([x, x],), {"more": {"u": y, "v": y}})
+    small = fxprune.rewrite(traced, fxprune.Plan.of(fxprune.discover(traced), {}))
+    compiled = torch.compile(small, fullgraph=True, backend="eager")
+    for graph in (traced.graph_module, small, compiled):
+        torch.testing.assert_close(
+            graph((x, x), more={"v": y, "u": y}), traced.module([x, x], more={"u": y, "v": y})
+        )
+    for graph in (traced.graph_module, small):
+        for xs, more, message in (
+            ([x, x, x], {"u": y, "v": y}, r"args\[0\] holds 3 values.*for 2 values"),
+            ([x], {"u": y, "v": y}, r"args\[0\] holds 1 values"),
+            ([x, x], {"u": y, "v": y, "w": y}, "more holds the keys u, v, w"),
+            ([x, x], {"u": y, "w": y}, "more holds the keys u, w.*for the keys u, v"),
+            ([x, x], y, "more holds Tensor"),
+        ):
+            with pytest.raises(InputError, match=message):
+                graph(xs, more=more)
+
+
 def test_a_cast_graph_takes_its_new_dtype() -> None:
     traced = quietly(doubled(lambda s: False), torch.randn(2, 11, 8))
     assert traced.graph_module.double()(torch.randn(2, 5, 8).double()).dtype == torch.float64
