@@ -15,10 +15,15 @@ Axes = frozenset[tuple[int, int]]
 """Axes of tensors, each as (``id`` of the tensor, axis)."""
 
 
-def every_axis(values: Iterable[Any]) -> Axes:
-    """Every axis of every tensor among the leaves of example inputs."""
+def every_axis(values: Iterable[Any], *, ones: bool = True) -> Axes:
+    """Every axis of every tensor among the leaves of example inputs, those of size 1 if asked."""
     found = (value for value in values if isinstance(value, torch.Tensor))
-    return frozenset((id(tensor), axis) for tensor in found for axis in range(tensor.dim()))
+    return frozenset(
+        (id(tensor), axis)
+        for tensor in found
+        for axis in range(tensor.dim())
+        if ones or tensor.shape[axis] != 1
+    )
 
 
 def name_inputs(model: nn.Module, kwargs: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from fxprune.trace.hints import plain_attention
 from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
 from fxprune.trace.modes import as_captured
-from fxprune.trace.ones import with_ones
+from fxprune.trace.ones import with_ones, without_squeezed
 from fxprune.trace.sizes import Sizes, settle, stand_ins
 from fxprune.trace.state import preserved
 from fxprune.trace.symbols import Asked
@@ -95,27 +95,38 @@ def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
             args, given = inputs.from_placeholders(model)
         else:
             given = dict(inputs.from_config(model))
-    with captured(model, args, given) as capture:
+    return _traced(model, args, given, widen=True)
+
+
+def _traced(
+    model: nn.Module, args: tuple[Any, ...], given: dict[str, Any], *, widen: bool
+) -> Traced:
+    with captured(model, args, given, widen=widen) as capture:
         exported = _unlifted(model, capture.program)
         unmarked = dropout.mark(exported, model, capture.args, capture.kwargs)
         graph_module, tensors, aliases = clean(exported, model)
         check_values(model, graph_module, args, given)
         guards = with_ones(model, graph_module, capture)
+        guards = without_squeezed(graph_module.graph, guards)
         said = lost(model, replace(capture, guards=guards))
+    if widen and not capture.originals and not guards.take(pytree.tree_leaves((args, given))):
+        return _traced(model, args, given, widen=False)  # it hangs on the example's batch of one
     for name, tensor in tensors.items():
         if id(tensor) in capture.originals:
             tensors[name] = capture.originals[id(tensor)]
             set_attribute(graph_module, name, tensors[name])
     guard(graph_module, guards)
     for each in filter(None, (said, unmarked)):
-        warnings.warn(f"{type(model).__name__}: {each}", FxpruneWarning, stacklevel=2)
+        warnings.warn(f"{type(model).__name__}: {each}", FxpruneWarning, stacklevel=3)
     sizes = Sizes(stand_ins(guards)[0])
     settle(graph_module.graph, sizes)
     return Traced(graph_module, model, args, given, tensors, aliases, sizes, guards)
 
 
 @contextlib.contextmanager
-def captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Captured]:
+def captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, widen: bool = True
+) -> Iterator[Captured]:
     """A model as ``torch.export`` gives it, in evaluation mode until the block ends.
 
     The model is left exactly as it was found.
@@ -124,24 +135,27 @@ def captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         model: any module.
         args: example positional inputs.
         kwargs: example keyword inputs.
+        widen: repeat the row of a batch of one, for what is captured for one row may hold for that
+            alone. Else axes of one stay so.
 
     Raises:
         TraceError: the inputs do not fit the model, or it cannot be exported.
     """
     inputs.check(model, args, kwargs)
-    # Where the example has a batch of one, rows are repeated: one row may be broadcast.
-    wide = _widen(args), _widen(kwargs)
+    wide = (_widen(args), _widen(kwargs)) if widen else (args, kwargs)
     with (
         as_captured(model),
         plain_attention(),
         as_on_cpu(model, wide) as (examples, originals),
     ):
-        yield replace(_captured(model, *examples), originals=originals)
+        yield replace(_captured(model, *examples, ones=widen), originals=originals)
 
 
-def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
+def _captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, ones: bool
+) -> Captured:
     leaves = pytree.tree_leaves((args, kwargs))
-    symbolic = dynamic.every_axis(leaves)
+    symbolic = dynamic.every_axis(leaves, ones=ones)
     try:
         found = _exported(model, args, kwargs, symbolic)
     except Exception as error:

@@ -101,6 +101,14 @@ class Guards:
             for symbol, (low, high) in self.ranges.items()
         ) and all(evaluate(condition, sizes) for condition in self.conditions)
 
+    def take(self, values: Sequence[Any]) -> bool:
+        """Whether the graph takes these values of its placeholders."""
+        try:
+            check(self.spec, *values)
+        except InputError:
+            return False
+        return True
+
     def admitting(self, name: str) -> Guards:
         """The guards for which one symbol may be 1 besides."""
         at = {**self.example, name: 1}
@@ -203,13 +211,13 @@ def check(spec: tuple[Any, ...], *values: Any) -> None:
             _check_shape(guard[0], guard[2], value.shape, sizes)
     if any(isinstance(value, torch.Tensor) and value.is_meta for value in values):
         return  # no numbers that could be wrong
+    _check_sizes(inputs, ranges, conditions, sizes)
+
+
+def _check_sizes(inputs: Any, ranges: Any, conditions: Any, sizes: Mapping[str, Any]) -> None:
     for symbol, low, high in ranges:
         if symbol in sizes and (sizes[symbol] < low or (high is not None and sizes[symbol] > high)):
             _refuse_range(inputs, symbol, low, high, sizes[symbol])
-    _check_conditions(inputs, conditions, sizes)
-
-
-def _check_conditions(inputs: Any, conditions: Any, sizes: Mapping[str, Any]) -> None:
     for condition in conditions:
         if not evaluate(condition, sizes):
             bounds: dict[str, tuple[int, int | None]] = dict.fromkeys(sizes, (0, None))

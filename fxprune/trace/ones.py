@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.trace.guards import Guards
+from fxprune.trace.guards import Expression, Guards, symbols
 from fxprune.trace.inputs import resized
 from fxprune.trace.outputs import compared
+from fxprune.trace.sizes import is_symbolic
 from fxprune.trace.state import preserved
+from fxprune.trace.symbols import spelled
+
+_SQUEEZES = {torch.ops.aten.squeeze, torch.ops.aten.squeeze_}
 
 
 class _Capture(Protocol):
@@ -25,7 +30,7 @@ class _Capture(Protocol):
 
 
 def with_ones(model: nn.Module, graph: fx.GraphModule, capture: _Capture) -> Guards:
-    """The guards, allowing a size of one wherever the graph computes there what the model does.
+    """The guards, with a size of one wherever the graph computes there what the model does.
 
     Models and torch often ask whether a size is 1, and in most of them nothing hangs on it: a
     single row is broadcast, attention to a single position needs no causal mask.
@@ -39,12 +44,34 @@ def with_ones(model: nn.Module, graph: fx.GraphModule, capture: _Capture) -> Gua
     if any(t.is_meta or _is_fake(t) for t in (*model.parameters(), *model.buffers())):
         return guards
     for name, (low, _) in guards.ranges.items():
-        sizes = {**guards.example, name: 1}
-        if low > 2 or guards.allow(sizes) or guards.example[name] == 1:
+        if low > 2 or guards.example[name] == 1:
             continue
+        sizes = {**guards.example, name: 1}
         if _agree(model, graph, guards, capture.args, capture.kwargs, sizes):
             guards = guards.admitting(name)
+        elif guards.allow(sizes):  # what a squeeze leaves, say, is asked of no size
+            guards = replace(guards, conditions=(*guards.conditions, ("ne", name, 1)))
     return guards
+
+
+def without_squeezed(graph: fx.Graph, guards: Guards) -> Guards:
+    """The guards, refusing a size of one along every axis that a squeeze would then take away.
+
+    Values have other ranks there than those that the graph was analysed with.
+    """
+    squeezed = []
+    for node in graph.nodes:
+        if getattr(node.target, "overloadpacket", None) in _SQUEEZES:
+            value = node.args[0].meta["val"]
+            named = node.args[1] if len(node.args) > 1 else range(value.dim())
+            for axis in [named] if isinstance(named, int) else named:
+                squeezed.append(value.shape[axis])
+    found: list[Expression] = []
+    for size in filter(is_symbolic, squeezed):
+        said = spelled(size)
+        clear = symbols(said) <= set(guards.ranges)
+        found += [("ne", each, 1) for each in ([said] if clear else guards.ranges)]
+    return replace(guards, conditions=tuple(dict.fromkeys((*guards.conditions, *found))))
 
 
 def _is_fake(tensor: torch.Tensor) -> bool:

@@ -119,7 +119,7 @@ def read(
         if not isinstance(value, torch.Tensor):
             inputs.append(InputGuard(_called(path), None, (), leaf))
             continue
-        shape = tuple(map(_size, value.shape))
+        shape = tuple(map(spelled, value.shape))
         inputs.append(InputGuard(_called(path), str(value.dtype), shape))
         for name, size in zip(shape, value.shape, strict=True):
             if isinstance(name, str):
@@ -173,7 +173,7 @@ def forget_ones(program: ExportedProgram) -> None:
     if environment is None or not hasattr(program, "_guards_code"):
         return
     found = [(each, _asked(each, environment)) for each in environment.guards]
-    own = {asked.condition for _, asked in found if asked.by in ("", "check", "_check_conditions")}
+    own = {asked.condition for _, asked in found if asked.by in ("", "check", "_check_sizes")}
     idle = set()
     for each, asked in found:
         broadcast = len(asked.names) == 1 and asked.condition == ("ne", *asked.names, 1)
@@ -201,11 +201,11 @@ def _called(path: tuple[Any, ...]) -> str:
     return start + pytree.keystr(tuple(rest))
 
 
-def _size(size: Any) -> Expression:
+def spelled(size: Any) -> Expression:
+    """A size as an expression; one that cannot be said makes its symbols unclear, see there."""
     if isinstance(size, int):
         return size
     found = expression(size.node.expr)
-    # An expression that cannot be said makes its symbols unclear, see there.
     return ("?", *map(str, size.node.expr.free_symbols)) if found is None else found
 
 

@@ -254,6 +254,30 @@ def test_only_the_axis_that_cannot_is_given_up() -> None:
         traced.graph_module(torch.randn(7, 6, 8))
 
 
+@pytest.mark.parametrize("one_row", [lambda x: x.shape[0] == 1, lambda x: x.squeeze().dim() == 2])
+def test_a_model_that_hangs_on_one_row_is_captured_with_it(one_row: Callable[..., Any]) -> None:
+    model = Small(lambda m, x: m.b(m.a(x)) * (2 if one_row(x) else 1))
+    traced = quietly(model, torch.randn(1, 11, 8))
+    for length in (11, 5):
+        x = torch.randn(1, length, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(traced.graph_module(x), model(x))
+    with pytest.raises(InputError):
+        traced.graph_module(torch.randn(2, 11, 8))
+
+
+def test_a_squeeze_forbids_the_size_that_it_would_take_away() -> None:
+    for run in (
+        lambda m, x: m.b(m.a(x)).squeeze(),
+        lambda m, x: m.b(m.a(x).squeeze(0).relu()),
+        lambda m, x: m.b(m.a(x)[:, :, None].squeeze((0, 2))),
+    ):
+        traced = fxprune.trace(Small(run).eval(), (torch.randn(2, 11, 8),))
+        traced.graph_module(torch.randn(3, 7, 8))
+        with pytest.raises(InputError, match=r"args\[0\]\.shape\[0\] != 1"):
+            traced.graph_module(torch.randn(1, 7, 8))
+
+
 def test_guards_as_json() -> None:
     guards = quietly(doubled(lambda s: s[0] * 3 < s[1]), torch.randn(2, 11, 8)).guards
     assert Guards.from_json(json.loads(json.dumps(guards.to_json()))) == guards
