@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxprune.axes.rules.einsum import _spelled_out
-from fxprune.costs.polynomial import Polynomial, product
+from fxprune.costs.polynomial import Polynomial, product, total
 from fxprune.costs.sizes import ValueSizes
 from fxprune.errors import CostError
 from fxprune.trace.arguments import argument
@@ -110,6 +110,14 @@ def _tensordot(sizes: ValueSizes, node: fx.Node) -> Polynomial:
     return sizes.elements(node) * product(axes[i] for i in argument(node, "dims_self"))
 
 
+def _recurrent(sizes: ValueSizes, node: fx.Node) -> Polynomial:
+    """Every step multiplies with every matrix once; directions and layers have their own."""
+    given: Any = node.args
+    weights = given[2] if isinstance(given[2], list | tuple) else given[2:]
+    matrices = (w for w in weights if isinstance(w, fx.Node) and w.meta["val"].dim() == 2)
+    return product(sizes.axes(given[0])[:-1]) * total(map(sizes.elements, matrices))
+
+
 def _grouped(sizes: ValueSizes, node: fx.Node) -> Polynomial:
     """Rows sorted by expert: each meets the matrix of its own."""
     given: Any = node.args
@@ -132,6 +140,14 @@ RULES: dict[str, Rule] = {
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
     "tensordot": _tensordot,
+    **dict.fromkeys(
+        (
+            f"{kind}{form}"
+            for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+            for form in ("", "_cell")
+        ),
+        _recurrent,
+    ),
     "_grouped_mm": _grouped,
     "grouped_mm_fallback": _grouped,
     **dict.fromkeys(

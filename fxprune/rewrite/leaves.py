@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.rewrite import views
+from fxprune.rewrite import recurrent, views
 from fxprune.rewrite.shrink import TORCH_LEAVES, equivalent, one_op, smaller
 from fxprune.trace.storage import mutates
 from fxprune.trace.traced import Traced
@@ -140,7 +140,7 @@ def restore(
             call.result.replace_all_uses_with(call.place(graph, call.source))
         for node in reversed(call.nodes):
             graph.erase_node(node)
-    return built
+    return built | recurrent.restore(traced, _innermost(graph), tensors)
 
 
 def _calls(traced: Traced, graph: fx.Graph) -> Iterator[Call]:

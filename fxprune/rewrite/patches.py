@@ -247,6 +247,18 @@ def attention(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
         new.update_kwarg("scale", float(layout.size) ** -0.5)
 
 
+@register_patch(aten.lstm.input)
+def lstm(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """A projection is told by its size, which must be another than the hidden one."""
+    given: Any = old.args
+    hidden, cell = (resize.axes(state)[-1] for state in given[1])
+    if hidden.size != cell.size and resize.size(hidden) == resize.size(cell):
+        raise RewriteError(
+            f"{new.name} would project {resize.size(cell)} hidden units to as many outputs, and "
+            "torch takes such an LSTM for one without a projection: keep more of its hidden units"
+        )
+
+
 @register_patch(aten.squeeze, aten.squeeze_)
 def squeeze(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """Name the axes that go: one pruned down to a single unit must stay."""

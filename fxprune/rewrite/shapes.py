@@ -19,6 +19,8 @@ from fxprune.rewrite.resize import Axis, Resizer
 from fxprune.trace.source import location
 from fxprune.trace.storage import mutates
 
+aten = torch.ops.aten
+_RECURRENT = (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)
 _SLICES = (torch.ops.aten.slice.Tensor, torch.ops.aten.narrow.default)
 
 
@@ -58,10 +60,8 @@ def propagate(
             continue
         if node.op == "get_attr":
             run.value(node)
-        elif old is not None and _sliced_to_symbol(old):
-            # The stand-in of a length may be more than there is, such as 10007 of 512 positions.
-            shape = [resize.size(layout) for layout in resize.axes(old)]
-            run.put(node, torch.empty(shape, dtype=old.meta["val"].dtype, device="meta"))
+        elif old is not None and _not_run(old):
+            run.put(node, _predicted(resize, old))
         elif node.op == "placeholder" or (old is not None and not affected(old)):
             continue
         else:
@@ -73,10 +73,29 @@ def propagate(
         node.meta["val"] = _renewed(resize, old, fakes)
 
 
-def _sliced_to_symbol(node: fx.Node) -> bool:
+def _not_run(node: fx.Node) -> bool:
+    """Whether an op cannot be run with stand-ins for lengths.
+
+    A stand-in may be more than there is, such as 10007 of 512 positions; or more steps of a
+    recurrent layer than there is time for.
+    """
+    if getattr(node.target, "overloadpacket", None) in _RECURRENT:
+        return True
     return node.target in _SLICES and any(
         isinstance(bound, fx.Node) for bound in (*node.args[1:], *node.kwargs.values())
     )
+
+
+def _predicted(resize: Resizer, node: fx.Node) -> Any:
+    """What the layouts say that a node gives, on ``meta``."""
+
+    def empty(axes: Any, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty([resize.size(layout) for layout in axes], dtype=dtype, device="meta")
+
+    value, axes = node.meta["val"], resize.inferred.axes[node]
+    if isinstance(value, torch.Tensor):
+        return empty(axes, value.dtype)
+    return [empty(*each) for each in zip(axes, (v.dtype for v in value), strict=True)]
 
 
 class _Run:

@@ -65,6 +65,14 @@ def _mend_sizes(module: nn.Module, result: Any, nodes: list[fx.Node]) -> bool:
         result.groups = _argument(nodes, "groups", module.groups)
         channels = result.weight.shape[0], result.weight.shape[1] * result.groups
         result.in_channels, result.out_channels = channels if module.transposed else channels[::-1]
+    elif isinstance(module, nn.RNNBase):
+        gates = len(module._parameters["weight_hh_l0"]) // module.hidden_size  # type: ignore[arg-type]
+        result.hidden_size = result.weight_hh_l0.shape[0] // gates
+        result.input_size = result.weight_ih_l0.shape[1]
+        result.proj_size = result.weight_hr_l0.shape[0] if module.proj_size else 0
+        result._init_flat_weights()
+    elif isinstance(module, nn.RNNCellBase):
+        result.hidden_size, result.input_size = result.weight_hh.shape[1], result.weight_ih.shape[1]
     elif {"nx", "nf"} <= vars(module).keys():  # transformers' Conv1D: a transposed Linear
         result.nx, result.nf = result.weight.shape
     else:

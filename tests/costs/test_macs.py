@@ -173,12 +173,28 @@ def test_single_ops(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::fxprune.errors.FxpruneWarning")
 @pytest.mark.parametrize(
-    "model", [nn.LSTM(6, 5, batch_first=True), Op(lambda x, w: torch.cdist(x, w), 7, 6)]
+    "model",
+    [
+        Op(lambda x, w: torch.nn.functional.bilinear(x, x, w), 5, 6, 6),
+        Op(lambda x, w: torch.cdist(x, w), 7, 6),
+    ],
 )
 def test_ops_with_products_inside_are_refused(model: nn.Module) -> None:
     graph = fxprune.discover(fxprune.trace(model.eval(), (torch.zeros(4, 9, 6),)))
-    with pytest.raises(CostError, match=r"lstm|cdist"):
+    with pytest.raises(CostError, match=r"bilinear|cdist"):
         macs(graph, length=9)
+
+
+@pytest.mark.filterwarnings("ignore::fxprune.errors.FxpruneWarning")
+def test_recurrent_layers_by_hand() -> None:
+    """Batch 3, 9 steps; every matrix once a step, those of both directions and of every layer."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.LSTM(4, 5, 2, bidirectional=True, batch_first=True))
+    graph = fxprune.discover(fxprune.trace(model.eval(), (torch.zeros(4, 9, 6),)))
+    first, second = 2 * 4 * 5 * (4 + 5), 2 * 4 * 5 * (10 + 5)
+    assert macs(graph, batch=3, length=9) == 3 * 9 * (6 * 4 + first + second)
+    cell = nn.GRUCell(6, 5)
+    graph = fxprune.discover(fxprune.trace(cell.eval(), (torch.zeros(4, 6),)))
+    assert macs(graph, batch=3, length=1) == 3 * 3 * 5 * (6 + 5)
 
 
 # sizes

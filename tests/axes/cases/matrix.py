@@ -212,13 +212,4 @@ CASES = [
         exact=False,
         normalised=False,
     ),
-    mid(
-        "lstm",
-        lambda m, x: m.r(x)[0],
-        "12!",
-        down=9,
-        extra=lambda: {"r": nn.LSTM(12, 9)},
-        why={"up.weight[0]": "unknown op aten.lstm"},
-        batches=False,
-    ),
 ]
