@@ -132,8 +132,7 @@ def _masks(alive: Alive, values: Any) -> Any:
 
 @rule(
     "linear matmul __matmul__ __rmatmul__ bmm mm mv dot vdot inner outer addmm addmv addbmm "
-    "baddbmm "
-    "einsum tensordot bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
+    "baddbmm einsum tensordot bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
     "conv_transpose3d max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
     "adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_bilinear2d "
@@ -216,6 +215,30 @@ def _weight_norm(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
     direction, length = args[:2]
     mask = alive.whole(direction) & alive.whole(length)
     return alive.mark(func(alive.zeroed(direction), *args[1:], **kwargs), mask)
+
+
+@rule("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+def _cell(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
+    given = tree_map_only(Tensor, alive.zeroed, args)
+    result = func(*given, **kwargs)
+    units = alive.whole(args[3]).any(0)  # columns of the recurrent weight
+    for state in tree_leaves(result):
+        alive.mark(state, units.expand(state.shape))
+    return result
+
+
+@rule("index_add scatter_add index_copy")
+def _written(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
+    """What dead entries are written to is dead."""
+    target, dim, index, source = args[:4]
+    result = func(alive.zeroed(target), dim, index, alive.zeroed(source), *args[4:], **kwargs)
+    dead = func(torch.zeros(target.shape), dim, index, (~alive.whole(source)).float())
+    return alive.mark(result, alive.whole(target) & (dead == 0))
+
+
+@rule("index_fill")
+def _index_fill(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
+    return alive.mark(func(*args, **kwargs), alive.whole(args[0]))
 
 
 @rule("gru lstm rnn_tanh rnn_relu")
