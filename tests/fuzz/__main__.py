@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--plans", type=int, default=1000, help="random plans to try")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--family", help="a model of the zoo, zoo, generated, features, image, ...")
+    parser.add_argument("--family", help="zoo, vision, generated, or one: image, llama, vision/fcn")
     parser.add_argument("--only", type=int, metavar="INDEX", help="replay the task of this index")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--show", type=int, default=5, help="failures to make small and print")

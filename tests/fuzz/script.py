@@ -73,11 +73,10 @@ def _made(x: object) -> str:
 
 def zoo_script(family: str, low: bool, spec: Spec | None, outcome: Outcome) -> str:
     """The program of a model of the zoo."""
-    name, _, attention = family.rpartition("-")
     lines = [f"# {outcome}", "import torch", "", *_IMPORTS.splitlines()]
     lines += ["from tests.fuzz.check import fidelity, try_shrink",
               "from tests.fuzz.subject import of_the_zoo", "",
-              f"subject = of_the_zoo({name!r}, {attention!r})",
+              f"subject = of_the_zoo({family!r})",
               "case = capture(subject)"]  # fmt: skip
     if spec is None:
         return "\n".join([*lines, "print(*fidelity(case), sep='\\n')"]) + "\n"

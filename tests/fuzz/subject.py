@@ -16,6 +16,8 @@ import fxprune
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
 from tests.fuzz.reference import flat, shake
+from tests.vision.families import BY_NAME as VISION
+from tests.vision.families import Family
 from tests.zoo import BY_NAME
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -130,8 +132,11 @@ def _same(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) and bool(a == b))
 
 
-def of_the_zoo(name: str, attention: str) -> Subject:
-    """A model of the zoo."""
+def of_the_zoo(family: str) -> Subject:
+    """A model of the zoo (``llama-sdpa``), or a small vision family (``vision/densenet``)."""
+    if family.startswith("vision/"):
+        return _of_vision(VISION[family.removeprefix("vision/")])
+    name, _, attention = family.rpartition("-")
     entry = BY_NAME[name]
     torch.manual_seed(0)
     model = entry.make(attention).eval()
@@ -140,4 +145,13 @@ def of_the_zoo(name: str, attention: str) -> Subject:
     if entry.inputs == "image":
         for height, width in ((20, 12), (24, 24)):
             inputs.append(((torch.randn(2, 3, height, width),), {}))
-    return Subject(f"{name}-{attention}", model, inputs)
+    return Subject(family, model, inputs)
+
+
+def _of_vision(family: Family) -> Subject:
+    torch.manual_seed(0)
+    model = family.make().eval()
+    shake(model)
+    sizes = ((2, family.size), (3, family.size), (4, family.other), (1, family.other))
+    inputs: list[Inputs] = [((family.pictures(batch, size),), {}) for batch, size in sizes]
+    return Subject(f"vision/{family.name}", model, inputs)

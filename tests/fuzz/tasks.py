@@ -14,6 +14,7 @@ from tests.fuzz.grammar import DOMAINS, random_program, subject_of
 from tests.fuzz.plans import random_plan
 from tests.fuzz.program import Program
 from tests.fuzz.subject import Captured, Inputs, Spec, Subject, capture, of_the_zoo
+from tests.vision.families import BY_NAME as VISION
 from tests.zoo import CASES
 
 PLANS_EACH = 20
@@ -26,7 +27,8 @@ class Task:
     Attributes:
         index: its place in the run, by which it is replayed.
         seed: of the run.
-        family: a domain of generated modules, or a name of the zoo with its attention.
+        family: a domain of generated modules, or a name of the zoo with its attention, or of the
+            vision families behind ``vision/``.
         low: whether the model runs in bfloat16.
         plans: how many to try.
     """
@@ -69,22 +71,28 @@ def families(wanted: str | None) -> list[str]:
     """The families a run takes turns among.
 
     Args:
-        wanted: a domain, a name of the zoo (with or without its attention), ``zoo`` or
-            ``generated``; all if left out.
+        wanted: a domain, a name of the zoo (with or without its attention), ``vision`` or
+            ``vision/`` and a name, ``zoo`` (with vision) or ``generated``; all if left out.
 
     Raises:
         ValueError: there is none.
     """
-    zoo = ["-".join(case) for case in CASES]
+    zoo = ["-".join(case) for case in CASES] + [f"vision/{name}" for name in VISION]
     if wanted is None:
         # Two generated modules to one of the zoo.
         pairs = [(DOMAINS[(2 * i) % 5], DOMAINS[(2 * i + 1) % 5]) for i in range(len(zoo))]
         return [each for case, pair in zip(zoo, pairs, strict=True) for each in (case, *pair)]
     some = {"zoo": zoo, "generated": list(DOMAINS)}.get(wanted)
-    some = some or [f for f in (*DOMAINS, *zoo) if wanted in (f, f.rpartition("-")[0])]
+    some = some or [
+        family
+        for family in (*DOMAINS, *zoo)
+        if wanted in (family, family.rpartition("-")[0], family.partition("/")[0])
+    ]
     if not some:
-        raise ValueError(f"no family {wanted!r}: take zoo, generated, {', '.join(DOMAINS)}, or "
-                         + ", ".join(dict.fromkeys(name for name, _ in CASES)))  # fmt: skip
+        names = dict.fromkeys(name for name, _ in CASES)
+        raise ValueError(
+            f"no family {wanted!r}: take zoo, vision, generated, {', '.join((*DOMAINS, *names))}"
+        )
     return some
 
 
@@ -105,8 +113,7 @@ def program_of(task: Task) -> Program:
 def subject_for(task: Task) -> Subject:
     """The model of a task."""
     if task.family not in DOMAINS:
-        name, _, attention = task.family.rpartition("-")
-        return of_the_zoo(name, attention)
+        return of_the_zoo(task.family)
     subject = subject_of(program_of(task))
     assert subject is not None
     return subject
@@ -115,8 +122,7 @@ def subject_for(task: Task) -> Subject:
 @functools.cache
 def _of_the_zoo(family: str) -> tuple[Captured, list[Outcome]]:
     """One capture for all tasks of a family, and what came of it."""
-    name, _, attention = family.rpartition("-")
-    case = capture(of_the_zoo(name, attention))
+    case = capture(of_the_zoo(family))
     return case, list(fidelity(case))
 
 
