@@ -6,6 +6,7 @@ same number of units in every layer, the rest of the model as it is.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -212,7 +213,10 @@ def _refused(config: Any, heads: int, hidden: int) -> list[str]:
 
 
 def _config(graph: DependencyGraph) -> Any:
-    config = getattr(graph.traced.module, "config", None)
+    config: Any = getattr(graph.traced.module, "config", None)
+    if getattr(config, "is_heterogeneous", False):  # what differs cannot be read off it
+        config = copy.deepcopy(config)
+        config.per_layer_config = None
     sizes = [getattr(config, name, None) for name in ("hidden_size", "num_attention_heads")]
     return config if all(isinstance(size, int) for size in sizes) else None
 

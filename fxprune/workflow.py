@@ -332,6 +332,7 @@ def store(
         What was saved, and how to open it, in words.
     """
     from fxprune.hf import checkpoint
+    from fxprune.hf.parts import uneven
     from fxprune.hf.shrink import shrink
 
     graph_module, plan = result.graph_module, result.plan
@@ -343,7 +344,7 @@ def store(
         except (ShrinkError, CheckpointError) as error:
             why = f" (not for transformers: {error})"
         else:
-            remote = ", trust_remote_code=True" if small.config.is_heterogeneous else ""
+            remote = ", trust_remote_code=True" if uneven(small.config) else ""
             return small, f"{opened} or from_pretrained({str(folder)!r}{remote})"
     checkpoint.save(graph_module, folder, plan=plan, traced=result.traced, tokenizer=tokenizer)
     return graph_module, opened + why

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxprune.errors import ModelError
+from fxprune.hf import layers_apart
+from fxprune.hf.parts import even, stacks_apart, uneven
 from fxprune.hf.quiet import quiet
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ def build(
 ) -> PreTrainedModel:
     """A model without weights, on the ``meta`` device, in evaluation mode.
 
+    Its layers have sizes of their own where the config has ``per_layer_config``.
+
     Args:
         config: its config.
         dtype: of its parameters; by default what the config says.
@@ -84,6 +88,9 @@ def build(
         options["attn_implementation"] = attn_implementation
     try:
         with quiet(), torch.device("meta"):
+            if uneven(config):
+                alike = cls._from_config(even(config), **options)
+                cls = layers_apart.apart(cls, stacks_apart(alike, config))
             model = cls._from_config(config, **options)
     except Exception as error:  # whatever a model's constructor may raise
         raise ModelError(f"{cls.__name__} cannot be built: {last_line(error)}") from error

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxprune.groups.kinds import layer_of
+from fxprune.hf.parts import Part, inside, part_of
 from fxprune.hf.stacks import Stack
 from fxprune.plan import Plan
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Edits = dict[str, int]
 
@@ -45,6 +46,7 @@ class Change:
         size: how many there were.
         kept: how many stay.
         layer: list and number of the layer that it lies in, None for several.
+        part: of the config that speaks of it.
     """
 
     group: str
@@ -52,32 +54,41 @@ class Change:
     size: int
     kept: int
     layer: tuple[str, int] | None
+    part: Part = ()
 
     def of(self, value: int) -> int | None:
         """What becomes of a number that counts the units, or so many for each; None if none."""
         return value // self.size * self.kept if value > 0 and value % self.size == 0 else None
 
 
-def changes(plan: Plan) -> list[Change]:
-    """The groups that lose units in a plan."""
+def changes(plan: Plan, model: PreTrainedModel) -> list[Change]:
+    """The groups that lose units in a plan for a model."""
     found = []
     for name, units in plan.kept.items():
         place, _, word = name.rpartition(":")
-        found.append(Change(name, word, plan.sizes[name], len(units), layer_of(place)))
+        layer, part = layer_of(place), part_of(model, place)
+        found.append(Change(name, word, plan.sizes[name], len(units), layer, part))
     return found
 
 
-def entries(config: PreTrainedConfig) -> dict[str, Any]:
-    """The entries of the part of a config that describes the language model."""
-    text = config.get_text_config()
-    return {name: getattr(text, name) for name in text.to_dict() if hasattr(text, name)}
+def same_entry(one: Change, other: Change) -> bool:
+    """Whether a config counts the units of both by one number, as dims of queries and values."""
+    return _ENTRIES.get(one.units) == _ENTRIES.get(other.units, "")
+
+
+def entries(config: PreTrainedConfig, part: Part) -> dict[str, Any]:
+    """The entries of a part of a config, by names that lead there from the whole."""
+    own = inside(config, part)
+    names = [name for name in own.to_dict() if hasattr(own, name)]
+    return {".".join((*part, name)): getattr(own, name) for name in names}
 
 
 def edited(config: PreTrainedConfig, edits: Mapping[str, Any]) -> PreTrainedConfig:
     """A copy with other values, which no validator of the config sees."""
     changed = copy.deepcopy(config)
-    target = changed.get_text_config()
-    for name, value in edits.items():
+    for path, value in edits.items():
+        *part, name = path.split(".")
+        target = inside(changed, tuple(part))
         target.__dict__[target.attribute_map.get(name, name)] = value
     return changed
 
@@ -90,15 +101,17 @@ def choices(
     """New values of entries that may express some changes, the more plausible ones first.
 
     Args:
-        config: the config.
-        changed: the changes; those of equal numbers in many layers are one.
+        config: the config, of a model whose layers are alike.
+        changed: the changes; those of equal numbers in many layers of a list are one.
         known: names of entries that have served before, by what the units are called.
 
     Yields:
         The new values, and the names of the entries by what the units are called.
     """
-    values = entries(config)
-    distinct = list({(c.units, c.size, c.kept): c for c in changed}.values())
+    values: dict[str, Any] = {}
+    for part in dict.fromkeys(change.part for change in changed):
+        values |= entries(config, part)
+    distinct = list({(c.units, c.size, c.kept, c.part): c for c in changed}.values())
     options = [list(_names(values, change, (known or {}).get(change.units))) for change in distinct]
     for names in itertools.product(*options):
         edits = _applied(values, zip(distinct, names, strict=True))
@@ -107,25 +120,39 @@ def choices(
         chosen = {c.units: picked for c, picked in zip(distinct, names, strict=True)}
         yield edits, chosen
         # Many configs leave the size of a head to be computed from what changes.
-        if values.get("head_dim") is None and {"heads", "queries", "channels"} & chosen.keys():
-            yield edits | {"head_dim": head_size(config)}, chosen
+        sizes = {
+            ".".join((*c.part, "head_dim")): head_size(inside(config, c.part))
+            for c in distinct
+            if c.units in ("heads", "queries", "channels")
+        }
+        sizes = {name: size for name, size in sizes.items() if values.get(name) is None}
+        if sizes:
+            yield edits | sizes, chosen
 
 
-def apart(config: PreTrainedConfig, overrides: Mapping[int | str, dict[str, Any]]) -> Any:
-    """A copy with entries for single layers, such that it can be written and read again."""
+def apart(
+    config: PreTrainedConfig, overrides: Mapping[Part, Mapping[int, dict[str, Any]]]
+) -> PreTrainedConfig:
+    """A copy with entries for single layers, such that it can be written and read again.
+
+    Args:
+        config: without such entries.
+        overrides: of each part that gets some, entries by the numbers of its layers.
+    """
     made = copy.deepcopy(config)
-    made.per_layer_config = dict(overrides)
+    for part, entries_of in overrides.items():
+        inside(made, part).per_layer_config = {n: dict(own) for n, own in entries_of.items()}
     try:
         type(made).from_dict(made.to_dict())
     except Exception:  # validators of an architecture that read what differs from layer to layer
-        made.allow_global_per_layer_attribute_access = True
+        for part in overrides:
+            inside(made, part).allow_global_per_layer_attribute_access = True
     return made
 
 
 def head_size(config: PreTrainedConfig) -> int:
-    """Numbers in a head, where a config leaves that to be computed."""
-    text = config.get_text_config()
-    size, heads = (getattr(text, name, 0) for name in ("hidden_size", "num_attention_heads"))
+    """Numbers in a head, where a (part of a) config leaves that to be computed."""
+    size, heads = (getattr(config, name, 0) for name in ("hidden_size", "num_attention_heads"))
     return int(size) // max(1, int(heads))
 
 
@@ -137,8 +164,9 @@ def _names(
     found = [
         name
         for name, value in values.items()
-        if pattern.search(name)
-        and "layer" not in name
+        if _part(name) == change.part
+        and pattern.search(_last(name))
+        and "layer" not in _last(name)
         and (value is None or (type(value) is int and change.of(value) is not None))
     ]
     counts = [name for name in found if values[name] is not None]
@@ -168,31 +196,48 @@ def _applied(
     return edits
 
 
-def shorter(config: PreTrainedConfig, stacks: Sequence[Stack]) -> Iterator[PreTrainedConfig]:
-    """Configs with fewer layers: every choice of one entry per list that has its length."""
-    values = entries(config)
-    numbers = {
-        name: value
-        for name, value in values.items()
-        if type(value) is int and "layer" in name.replace("n_block", "layer")
-    }
-    options = [
-        sorted(
-            (name for name, value in numbers.items() if value == stack.size),
+def shorter(
+    config: PreTrainedConfig, stacks: Sequence[Stack], parts: Sequence[Part]
+) -> Iterator[PreTrainedConfig]:
+    """Configs with fewer layers: every choice of one entry per list that has its length.
+
+    Args:
+        config: the config.
+        stacks: the lists.
+        parts: of the config that speak of them, one each.
+    """
+    options = []
+    for stack, part in zip(stacks, parts, strict=True):
+        names = [
+            name
+            for name, value in entries(config, part).items()
+            if value == stack.size
+            and type(value) is int
+            and "layer" in _last(name).replace("n_block", "layer")
+        ]
+        names.sort(
             key=lambda name, path=stack.path: (  # type: ignore[misc]
-                ("decoder" in name) != ("decoder" in path),
-                name != "num_hidden_layers",
-            ),
+                ("decoder" in _last(name)) != ("decoder" in path),
+                _last(name) != "num_hidden_layers",
+            )
         )
-        for stack in stacks
-    ]
-    for names in itertools.product(*options):
-        if len(set(names)) < len(names):
+        options.append(names)
+    for chosen in itertools.product(*options):
+        if len(set(chosen)) < len(chosen):
             continue
         edits: dict[str, Any] = {}
-        for name, stack in zip(names, stacks, strict=True):
-            for other, value in values.items():
-                if isinstance(value, list) and len(value) == stack.size and "layer" in other:
+        for name, stack, part in zip(chosen, stacks, parts, strict=True):
+            for other, value in entries(config, part).items():
+                per_layer = isinstance(value, list) and len(value) == stack.size
+                if per_layer and "layer" in _last(other):
                     edits[other] = [value[i] for i in stack.kept]
             edits[name] = len(stack.kept)
         yield edited(config, edits)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _part(name: str) -> Part:
+    return tuple(name.split(".")[:-1])

@@ -122,7 +122,7 @@ def check_buffers(small: PreTrainedModel, tensors: Tensors, names: Names) -> Non
         for name, blank in own.items():
             module._buffers[name] = torch.zeros_like(blank, device="cpu")
         if own:
-            small._init_weights(module)  # type: ignore[no-untyped-call]
+            _owner(small, path)._init_weights(module)
         for name in own:
             full = f"{path}.{name}" if path else name
             buffer, tensor = module._buffers[name], tensors.get(names.original(full))
@@ -133,6 +133,15 @@ def check_buffers(small: PreTrainedModel, tensors: Tensors, names: Names) -> Non
                     f"{full} is not saved, and {type(small).__name__} would compute other values "
                     "for it than the pruned model has"
                 )
+
+
+def _owner(model: PreTrainedModel, path: str) -> Any:
+    """The innermost model of transformers around a module: it knows how to begin with it."""
+    found, module = model, model
+    for name in path.split(".") if path else ():
+        module = getattr(module, name)
+        found = module if hasattr(module, "_init_weights") else found
+    return found
 
 
 def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:

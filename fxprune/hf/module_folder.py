@@ -19,9 +19,10 @@ from fxprune.files import write_text
 from fxprune.hf import architecture, guard, layers_apart, shards
 from fxprune.hf.fill import misfit, named_tensors
 from fxprune.hf.graph_folder import CONFIG, PLAN
+from fxprune.hf.parts import stacks_apart, uneven
 from fxprune.hf.quiet import quiet
 from fxprune.hf.rehost import acceptable
-from fxprune.hf.stacks import Names, layer_lists
+from fxprune.hf.stacks import Names
 from fxprune.plan import Plan
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ def write_module(folder: Path, model: PreTrainedModel, plan: Plan | None) -> dic
 
     Raises:
         CheckpointError: the weights are on ``meta``, or no class of transformers takes the config.
+        ModelError: it cannot be told of which list of layers the config speaks.
     """
     if blank := [name for name, t in named_tensors(model).items() if t.is_meta]:
         raise CheckpointError(f"{blank[0]!r} is on meta: a model without weights cannot be saved")
     model = acceptable(model)
     with quiet():
         # transformers renames the tensors of old checkpoints for its own classes alone.
-        apart = model.config.is_heterogeneous
+        apart = bool(uneven(model.config))
         model.save_pretrained(folder, save_original_format=not apart)
     write_config(folder, model)
     if plan is not None:
@@ -59,12 +61,9 @@ def write_module(folder: Path, model: PreTrainedModel, plan: Plan | None) -> dic
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:
     """What :func:`read_module` needs to know besides the files of transformers."""
-    stack = None
-    if model.config.is_heterogeneous:
-        (stack,) = (path for path, _ in layer_lists(model))
     attention = model.config._attn_implementation
     named = {"class": type(model).__name__, "attn_implementation": attention}
-    return {"holds": "module", "model": named, "stack": stack}
+    return {"holds": "module", "model": named, "stack": stacks_apart(model) or None}
 
 
 def write_config(folder: Path, model: PreTrainedModel) -> None:
@@ -87,14 +86,14 @@ def write_config(folder: Path, model: PreTrainedModel) -> None:
         raise CheckpointError(f"the saved config would give another model: {wrong}")
 
 
-def add_loader(folder: Path, cls: type[PreTrainedModel], stack: str) -> None:
+def add_loader(folder: Path, cls: type[PreTrainedModel], stacks: dict[str, list[str]]) -> None:
     """Write the code that builds layers of their own sizes, and name it in the config."""
     name = cls.__name__
     code = Path(layers_apart.__file__).read_text(encoding="utf-8")
     write_text(
         folder / f"{LOADER}.py",
         code.replace("from typing import Any\n", "from typing import Any\n\nimport transformers\n")
-        + f"\n\n{name} = apart(transformers.{name}, {stack!r})\n",
+        + f"\n\n{name} = apart(transformers.{name}, {stacks!r})\n",
     )
     file = folder / CONFIG
     data = json.loads(file.read_text(encoding="utf-8"))
@@ -158,13 +157,15 @@ def _check_config(path: Path) -> None:
 
 def _class(path: Path, facts: dict[str, Any]) -> Any:
     """The class that builds the model."""
-    stack = facts.get("stack")
+    stacks = facts.get("stack")
+    if isinstance(stacks, str):  # as older versions wrote it
+        stacks = {stacks: []}
     try:
         config = architecture.read_config(path / CONFIG)
         cls = architecture.model_class(config, facts["model"].get("class"))
     except ModelError as error:
         raise CheckpointError(f"{path} cannot be rebuilt: {error}") from error
-    return layers_apart.apart(cls, stack) if isinstance(stack, str) else cls
+    return layers_apart.apart(cls, stacks) if isinstance(stacks, dict) else cls
 
 
 def _auto_classes(cls: type[PreTrainedModel]) -> list[str]:

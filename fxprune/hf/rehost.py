@@ -11,6 +11,7 @@ import torch
 from fxprune.errors import CheckpointError, FxpruneWarning, ModelError
 from fxprune.hf import architecture
 from fxprune.hf.fill import fill, misfit, named_tensors
+from fxprune.hf.parts import uneven
 from fxprune.hf.quiet import quiet
 from fxprune.hf.stacks import Names
 from fxprune.trace.inputs import from_config
@@ -39,7 +40,7 @@ def acceptable(model: PreTrainedModel) -> PreTrainedModel:
         return model
     advice = "select with multiple_of=, or see fxprune.legality; the graph can be saved in any case"
     host = _HOSTS.get(type(model).__name__)
-    if host is None or model.config.is_heterogeneous:
+    if host is None or uneven(model.config):
         raise CheckpointError(
             f"{type(model.config).__name__} refuses the smaller sizes ({refused}): {advice}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -43,14 +43,17 @@ def shrink(
     So ``generate``, key/value caches, ``save_pretrained``, training and PEFT work as before. Where
     all layers lose alike, the config says the new sizes (``intermediate_size``, numbers of heads);
     else each layer is built with a config of its own, and transformers' schema for that,
-    ``config.per_layer_config``, says which. Removed blocks make the list of layers shorter,
-    with ``layer_idx``, ``layer_types`` and the number of layers renumbered. (But a T5 whose encoder
-    is shorter than its decoder generates with ``use_cache=False`` alone in transformers.)
+    ``config.per_layer_config``, says which; a model that has one already can be shrunk again. Of a
+    model of several parts the nested config that its layers hold says them. Removed blocks make the
+    list of layers shorter, with ``layer_idx``, ``layer_types`` and the number of layers renumbered.
+    (But a T5 whose encoder is shorter than its decoder generates with ``use_cache=False`` alone in
+    transformers.)
 
     Entries of the config are found by their value and name, and proven: the shape of every tensor,
     before any weight is touched; the attributes of every module (scales, windows); buffers that a
-    checkpoint does not hold; and, where there are weights and inputs can be made from the config,
-    the outputs, which must be those of the rewritten graph.
+    checkpoint does not hold; and, where there are weights and a graph, the outputs, which must be
+    those of the rewritten graph on the inputs of ``traced`` or such as the config gives. (A plan
+    that removes blocks alone needs no graph: its outputs are compared if one of the two is given.)
 
     Args:
         model: the model. Its weights are not needed if ``graph_module`` is given.
@@ -72,7 +75,7 @@ def shrink(
     plan = _for(model, plan, graph_module)
     _check(model, plan)
     stacks = shortened(model, plan.removed)
-    changed = fields.changes(plan)
+    changed = fields.changes(plan, model)
     if not stacks and not changed:
         return model if share else copy.deepcopy(model)
     names = Names(stacks)
@@ -97,8 +100,10 @@ def shrink(
     if generation is not None:
         small.generation_config = copy.deepcopy(generation)
     small.train(model.training)
+    if graph_module is None and traced is not None and _whole(traced):
+        graph_module = rewrite(traced, plan, share=True)
     if graph_module is not None:
-        _check_outputs(small, graph_module)
+        _check_outputs(small, graph_module, traced)
     if not share:
         set_apart(small, model, *given)
     return small
@@ -152,8 +157,15 @@ def _pruned(model: nn.Module, graph_module: fx.GraphModule) -> dict[str, torch.T
     return found | {other: found[name] for other, name in aliases.items()}
 
 
+def _whole(traced: Traced) -> bool:
+    """Whether a model has its weights: neither on ``meta`` nor consumed."""
+    return not any(t.is_meta or not t.numel() for t in traced.tensors.values())
+
+
 @torch.no_grad()
-def _check_outputs(small: PreTrainedModel, graph_module: fx.GraphModule) -> None:
+def _check_outputs(
+    small: PreTrainedModel, graph_module: fx.GraphModule, traced: Traced | None
+) -> None:
     """The outputs must be those of the graph.
 
     Raises:
@@ -161,18 +173,22 @@ def _check_outputs(small: PreTrainedModel, graph_module: fx.GraphModule) -> None
     """
     if any(p.is_meta for p in small.parameters()):
         return
-    try:
-        inputs = from_config(small)
-    except TraceError:
-        return
-    names = input_names(graph_module)
-    if "attention_mask" in names:
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    if set(inputs) != set(names):
-        return
+    args: tuple[Any, ...] = ()
+    if traced is not None:
+        args, inputs = traced.args, dict(traced.kwargs)
+    else:
+        try:
+            inputs = dict(from_config(small))
+        except TraceError:
+            return
+        names = input_names(graph_module)
+        if "attention_mask" in names:
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if set(inputs) != set(names):
+            return
     with evaluation(small), evaluation(graph_module):
         found, expected = (
-            next(x for x in pytree.tree_leaves(m(**inputs)) if isinstance(x, torch.Tensor))
+            next(x for x in pytree.tree_leaves(m(*args, **inputs)) if isinstance(x, torch.Tensor))
             for m in (small, graph_module)
         )
     error = float((found.double() - expected.double()).abs().max() / expected.abs().max())

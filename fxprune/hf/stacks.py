@@ -63,10 +63,12 @@ class Names:
         """Whether the path leads into one of the lists."""
         return any(path.startswith(f"{stack.path}.") for stack in self.stacks)
 
-    def shorter(self, path: str, number: int) -> int:
-        """The number that a layer of the whole model has in the shorter one."""
+    def shorter(self, path: str, number: int) -> int | None:
+        """The number that a layer of the whole model has in the shorter one; None if it goes."""
         kept = next((stack.kept for stack in self.stacks if stack.path == path), None)
-        return number if kept is None else kept.index(number)
+        if kept is None:
+            return number
+        return kept.index(number) if number in kept else None
 
 
 def shortened(model: nn.Module, removed: Sequence[str]) -> list[Stack]:
