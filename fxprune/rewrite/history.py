@@ -119,7 +119,9 @@ def remember(traced: Traced, step: Step) -> History:
     known = history_of(whole.module)
     if known is not None:
         return replace(known, steps=(*known.steps, step))
-    graph, rest = _without_weights(whole)
+    if "without_weights" not in whole.cache:  # it serves every plan
+        whole.cache["without_weights"] = _without_weights(whole)
+    graph, rest = whole.cache["without_weights"]
     return History(graph, rest, (step,))
 
 

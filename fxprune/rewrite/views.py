@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from fxprune.trace.storage import Memory
+from fxprune.trace.storage import Memory, mutates
 
 aten = torch.ops.aten
 _SHAPED = (aten.view.default, aten.reshape.default)
@@ -20,9 +20,9 @@ _SHAPED = (aten.view.default, aten.reshape.default)
 
 def relax(graph: fx.Graph) -> None:
     """Make every view a reshape, which copies where it must, but for views of memory written to."""
-    memory = Memory(graph)
+    memory = Memory(graph) if any(map(mutates, graph.nodes)) else None
     for node in graph.nodes:
-        if node.target is aten.view.default and not memory.written(node):
+        if node.target is aten.view.default and not (memory and memory.written(node)):
             node.target = aten.reshape.default
 
 
