@@ -71,11 +71,6 @@ def changes(plan: Plan, model: PreTrainedModel) -> list[Change]:
     return found
 
 
-def same_entry(one: Change, other: Change) -> bool:
-    """Whether a config counts the units of both by one number, as dims of queries and values."""
-    return _ENTRIES.get(one.units) == _ENTRIES.get(other.units, "")
-
-
 def entries(config: PreTrainedConfig, part: Part) -> dict[str, Any]:
     """The entries of a part of a config, by names that lead there from the whole."""
     own = inside(config, part)

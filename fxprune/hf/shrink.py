@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import PlanError, ShrinkError, TraceError
+from fxprune.errors import InputError, PlanError, ShrinkError, TraceError
 from fxprune.hf import architecture, fields
 from fxprune.hf.builder import Builder
 from fxprune.hf.fill import check_attributes, check_buffers, fill, lost, misfit, named_tensors
@@ -100,10 +100,7 @@ def shrink(
     if generation is not None:
         small.generation_config = copy.deepcopy(generation)
     small.train(model.training)
-    if graph_module is None and traced is not None and _whole(traced):
-        graph_module = rewrite(traced, plan, share=True)
-    if graph_module is not None:
-        _check_outputs(small, graph_module, traced)
+    _check_outputs(small, plan, graph_module, traced)
     if not share:
         set_apart(small, model, *given)
     return small
@@ -164,36 +161,48 @@ def _whole(traced: Traced) -> bool:
 
 @torch.no_grad()
 def _check_outputs(
-    small: PreTrainedModel, graph_module: fx.GraphModule, traced: Traced | None
+    small: PreTrainedModel, plan: Plan, graph_module: fx.GraphModule | None, traced: Traced | None
 ) -> None:
-    """The outputs must be those of the graph.
+    """The outputs must be those of the graph, if there is one or it can be made at once.
 
     Raises:
         ShrinkError: they are not.
     """
     if any(p.is_meta for p in small.parameters()):
         return
-    args: tuple[Any, ...] = ()
-    if traced is not None:
-        args, inputs = traced.args, dict(traced.kwargs)
-    else:
-        try:
-            inputs = dict(from_config(small))
-        except TraceError:
-            return
-        names = input_names(graph_module)
-        if "attention_mask" in names:
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if set(inputs) != set(names):
-            return
+    if graph_module is None and traced is not None and _whole(traced):
+        graph_module = rewrite(traced, plan, share=True)
+    if graph_module is None:
+        return
+    inputs = _example(small, graph_module) if traced is None else (traced.args, traced.kwargs)
+    if inputs is None:
+        return
     with evaluation(small), evaluation(graph_module):
-        found, expected = (
-            next(x for x in pytree.tree_leaves(m(*args, **inputs)) if isinstance(x, torch.Tensor))
-            for m in (small, graph_module)
-        )
+        try:
+            outputs = [m(*inputs[0], **inputs[1]) for m in (graph_module, small)]
+        except InputError:  # made from the config, and not of the sizes that the graph is for
+            return
+    expected, found = (
+        next(x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
+        for output in outputs
+    )
     error = float((found.double() - expected.double()).abs().max() / expected.abs().max())
     if not error <= TOLERANCE.get(found.dtype, 1e-4):
         raise ShrinkError(
             f"{type(small).__name__} with the smaller config does not compute what the rewritten "
             f"graph does ({error:.1e} relative); use the graph"
         )
+
+
+def _example(
+    small: PreTrainedModel, graph_module: fx.GraphModule
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Inputs made from the config, if they are all that the graph reads."""
+    try:
+        inputs = dict(from_config(small))
+    except TraceError:
+        return None
+    names = input_names(graph_module)
+    if "attention_mask" in names:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return ((), inputs) if set(inputs) == set(names) else None

@@ -83,18 +83,18 @@ def test_each_kind_after_mlp_and_heads(kind: str, tmp_path: Path) -> None:
     assert_comes_back(small, tmp_path / "m")
 
 
-@pytest.mark.parametrize("kind", ["channel", "head_dim"])
-def test_what_all_layers_share_after_mlp_and_heads(kind: str, tmp_path: Path) -> None:
+def test_the_stream_after_mlp_and_heads(tmp_path: Path) -> None:
     first = global_pruned(disturbed())
     traced = fxprune.trace(first)
     graph = fxprune.discover(traced)
-    units = {24: range(16), 3: (0, 2), 6: (0, 2, 3, 5)}  # the stream; rotary pairs, dims of values
-    plan = Plan.of(graph, {g.name: units[g.size] for g in graph.groups if g.kind == kind})
+    (stream,) = (group.name for group in graph.groups if group.kind == "channel")
+    plan = Plan.of(graph, {stream: range(16)})
     small: Any = fxprune.shrink(first, plan, traced=traced)
     with torch.no_grad():
         expected = fxprune.rewrite(traced, plan)(input_ids=IDS).logits
         torch.testing.assert_close(small(IDS).logits, expected, rtol=0, atol=1e-5)
-    assert small.config.hidden_size == (16 if kind == "channel" else 24)
+    assert small.config.hidden_size == 16
+    assert sizes(small) == sizes(first)
     assert_comes_back(small, tmp_path / "m")
 
 
@@ -184,12 +184,14 @@ VISION: dict[str, Any] = {
 }  # fmt: skip
 
 
-def llava(**vision: Any) -> Any:
+def llava(feature_layer: int = -1) -> Any:
+    """Language and pictures; the tower's values come from one of its last layers."""
     torch.manual_seed(0)
     config = transformers.LlavaConfig(
         text_config=transformers.LlamaConfig(**TEXT),
-        vision_config=transformers.CLIPVisionConfig(**{**VISION, **vision}),
+        vision_config=transformers.CLIPVisionConfig(**VISION),
         image_token_id=IMAGE,
+        vision_feature_layer=feature_layer,
     )
     model = transformers.LlavaForConditionalGeneration(config).eval()
     zoo.disturb(model)
@@ -307,6 +309,19 @@ def test_a_part_pruned_again(sight: tuple[Any, fxprune.Traced], tmp_path: Path) 
     assert torch.equal(written(last), written(small))
     layers = last.model.language_model.layers
     assert [layer.mlp.up_proj.out_features for layer in layers] == [37, 33]
+
+
+def test_a_layer_that_nothing_reads_stays_as_it_is() -> None:
+    """The default of such models: the last layer of the tower is there, and is not run."""
+    model = llava(feature_layer=-2)
+    traced = traced_quietly(model)
+    plan = hidden(fxprune.discover(traced), {(TOWER, 0): 5, (TOWER, 1): 5})
+    small: Any = fxprune.shrink(model, plan, traced=traced)
+    layers = small.model.vision_tower.encoder.layers
+    assert [layer.mlp.fc1.out_features for layer in layers] == [39, 39, 44]
+    with torch.no_grad():
+        expected = fxprune.rewrite(traced, plan)(**seen())["logits"]
+        torch.testing.assert_close(small(**seen()).logits, expected, rtol=0, atol=1e-5)
 
 
 def test_default_kinds_leave_the_projector(sight: tuple[Any, fxprune.Traced]) -> None:

@@ -429,6 +429,17 @@ def test_outputs_must_be_those_of_the_graph(patched: bool) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+def test_outputs_are_compared_without_a_width_too() -> None:
+    """A plan that removes blocks alone needs no graph; with the trace one is made to compare."""
+    model: Any = deep("llama")
+    model.model.layers[1].mlp.act_fn.forward = nn.GELU().forward
+    traced = fxprune.trace(model)
+    plan = plan_for(traced, "model.layers.2:block")
+    shrink(model, plan)
+    with pytest.raises(ShrinkError, match="does not compute what the rewritten graph does"):
+        shrink(model, plan, traced=traced)
+
+
 def test_every_layer() -> None:
     model, traced = deep_traced("llama")
     with pytest.raises(ShrinkError, match=r"no layer of model.layers would stay"):
