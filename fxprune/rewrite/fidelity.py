@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import FxpruneError, TraceError
+from fxprune.errors import FxpruneError, FxpruneWarning, TraceError
 from fxprune.rewrite.runs import call, written_tensors
 from fxprune.trace.attributes import get_attribute
 from fxprune.trace.modes import as_captured
@@ -68,17 +70,44 @@ def check_fidelity(
             f"the graph of {_name(traced)} does not run on inputs that the model takes "
             f"({type(error).__name__}: {error}). {_WAY_OUT}"
         ) from error
+    _check_constants(traced, before, theirs, mine)
+    for report in _compared(expected, actual, theirs, mine):
+        if report.problem:
+            raise TraceError(_difference(traced, report, args, kwargs))
+    if said := _fused(module, args, kwargs, expected):
+        warnings.warn(f"{_name(traced)}: {said}", FxpruneWarning, stacklevel=2)
+    return COMPARED
+
+
+def _check_constants(
+    traced: Traced, before: dict[str, Any], theirs: dict[str, Any], mine: dict[str, Any]
+) -> None:
+    """Refuse a graph that writes into a constant that the model makes anew in every call."""
     for name, value in before.items():
-        # A constant that the model makes anew in every call.
         if theirs[name] is None and compared(name, value, mine[name]).problem:
             raise TraceError(
                 f"the graph of {_name(traced)} writes into its constant {name}, so that each call "
                 f"gives something else. {_WAY_OUT}"
             )
-    for report in _compared(expected, actual, theirs, mine):
-        if report.problem:
-            raise TraceError(_difference(traced, report, args, kwargs))
-    return COMPARED
+
+
+def _fused(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], plain: Any) -> str:
+    """What torch's fused encoder layers make different, which no graph has; "" for nothing."""
+    if not torch.backends.mha.get_fastpath_enabled() or not any(
+        isinstance(each, nn.TransformerEncoderLayer) for each in module.modules()
+    ):
+        return ""
+    with as_captured(module), contextlib.suppress(Exception):
+        torch.backends.mha.set_fastpath_enabled(True)  # as_captured puts it back
+        for report in _compared(plain, call(module, args, kwargs), {}, {}):
+            if report.problem:
+                return (
+                    f"without gradients, torch's fused layers of nn.TransformerEncoder give output "
+                    f"`{report.path}` otherwise than the layers themselves, whose values at padded "
+                    "places the graph keeps. With enable_nested_tensor=False, or "
+                    "torch.backends.mha.set_fastpath_enabled(False), the model does as well"
+                )
+    return ""
 
 
 def _run(

@@ -6,6 +6,7 @@ import copy
 import functools
 import importlib
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
-from fxprune.errors import TraceError
+from fxprune.errors import FxpruneWarning, TraceError
 from fxprune.plan import Plan
 from fxprune.rewrite.examples import checked
 from fxprune.rewrite.fidelity import COMPARED, check_fidelity
@@ -187,3 +188,31 @@ def test_prune_compares_before_it_scores(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "discover", lambda traced: pytest.fail("too late"))
     with pytest.raises(TraceError, match="does not compute what the model does"):
         fxprune.prune(wrong.module, wrong.args, pruning_ratio=0.1, criterion=fxprune.Magnitude())
+
+
+class Padded(nn.Module):
+    """Averages over padded places too."""
+
+    def __init__(self, nested: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested)
+
+    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        return self.encoder(x, src_key_padding_mask=padding).mean(1)
+
+
+def test_what_fused_encoder_layers_make_different_is_said() -> None:
+    inputs = torch.randn(2, 5, 8), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # nested tensors are a prototype, torch says
+        traced = fxprune.trace(Padded(True).eval(), inputs)
+        warnings.simplefilter("error", FxpruneWarning)
+        with pytest.raises(FxpruneWarning, match="fused layers .* output `output` otherwise"):
+            check_fidelity(traced)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            check_fidelity(traced)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+    check_fidelity(fxprune.trace(Padded(False).eval(), inputs))
