@@ -150,6 +150,7 @@ STACKS: dict[
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*torch's fused layers:fxprune.errors.FxpruneWarning")
 @pytest.mark.parametrize("name", STACKS)
 def test_stacks_of_layers(name: str) -> None:
     make, call, example, count = STACKS[name]

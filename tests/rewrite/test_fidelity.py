@@ -208,7 +208,7 @@ def test_what_fused_encoder_layers_make_different_is_said() -> None:
         warnings.simplefilter("ignore", UserWarning)  # nested tensors are a prototype, torch says
         traced = fxprune.trace(Padded(True).eval(), inputs)
         warnings.simplefilter("error", FxpruneWarning)
-        with pytest.raises(FxpruneWarning, match="fused layers .* output `output` otherwise"):
+        with pytest.raises(FxpruneWarning, match=r"fused layers .* output `output` otherwise"):
             check_fidelity(traced)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
