@@ -16,6 +16,7 @@ from fxprune.branches.reach import Reach, dying, is_size
 from fxprune.branches.sums import ResidualSum, is_sum, residual_sums, same_value
 from fxprune.branches.unit import KINDS, Unit
 from fxprune.errors import DepthError
+from fxprune.trace.sizes import form
 from fxprune.trace.source import location
 from fxprune.trace.traced import Traced
 
@@ -192,7 +193,7 @@ def _alike(one: fx.Node, other: fx.Node) -> bool:
     mine, theirs = one.meta.get("val"), other.meta.get("val")
     if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
         return False
-    return mine.shape == theirs.shape and mine.dtype == theirs.dtype
+    return form(mine) == form(theirs) and mine.dtype == theirs.dtype
 
 
 def _reads_weights(region: Iterable[fx.Node]) -> bool:

@@ -12,6 +12,7 @@ from torch import fx
 
 from fxprune.branches.ops import WEIGHTED, packet
 from fxprune.branches.reach import Reach
+from fxprune.trace.sizes import form
 
 aten = torch.ops.aten
 
@@ -57,7 +58,7 @@ def is_sum(node: fx.Node) -> bool:
     values = [x.meta.get("val") if isinstance(x, fx.Node) else None for x in (node, *node.args)]
     if not all(isinstance(value, torch.Tensor) for value in values):
         return False
-    kinds: list[Any] = [(v.shape, v.dtype) for v in values if isinstance(v, torch.Tensor)]
+    kinds: list[Any] = [(form(v), v.dtype) for v in values if isinstance(v, torch.Tensor)]
     return bool(kinds[0] == kinds[1] == kinds[2] and kinds[0][1].is_floating_point)
 
 

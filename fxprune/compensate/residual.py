@@ -64,4 +64,4 @@ def _operands(node: fx.Node, value: fx.Node, add: fx.Node) -> tuple[fx.Node, fx.
     mine, theirs = (x.meta.get("val") for x in (value, other))
     if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
         return None
-    return (add, other) if mine.shape == theirs.shape else None
+    return (add, other) if form(mine) == form(theirs) else None

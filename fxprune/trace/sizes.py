@@ -35,6 +35,15 @@ def is_symbolic(size: int | torch.SymInt) -> bool:
     return not isinstance(size, int) and bool(size.node.expr.free_symbols)
 
 
+def form(value: torch.Tensor) -> tuple[Any, ...]:
+    """The shape as numbers and expressions.
+
+    To compare symbolic sizes themselves is to ask torch, which then takes sizes for one another that
+    happen to be equal in the example.
+    """
+    return tuple(s if isinstance(s, int) else s.node.expr for s in value.shape)
+
+
 class Sizes:
     """Stand-ins for the symbols of one traced graph.
 
