@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from fxprune.trace.sizes import form
+
 aten = torch.ops.aten
 
 SAME_ROWS = {

@@ -38,8 +38,8 @@ def is_symbolic(size: int | torch.SymInt) -> bool:
 def form(value: torch.Tensor) -> tuple[Any, ...]:
     """The shape as numbers and expressions.
 
-    To compare symbolic sizes themselves is to ask torch, which then takes sizes for one another that
-    happen to be equal in the example.
+    To compare symbolic sizes themselves is to ask torch, which then takes for one what happens to
+    be equal in the example.
     """
     return tuple(s if isinstance(s, int) else s.node.expr for s in value.shape)
 
