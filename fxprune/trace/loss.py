@@ -95,10 +95,10 @@ def _is_loss(
         return bool(capture.refused)
     leaves = pytree.tree_leaves((capture.args, capture.kwargs))
     if question.by and not question.by.startswith(("_assert", "_check_with")):
-        if axis == 0 or not leaves[place].is_floating_point():
-            return axis == 0 or not _WEIGHTED.search(question.by)
-        if _WEIGHTED.search(question.by):
+        if axis > 0 and _WEIGHTED.search(question.by):
             return False
+        if axis < 2 and role(leaves[place], axis) in ("batch", "sequence"):
+            return True
     shapes = [getattr(leaf, "shape", None) for leaf in leaves]
     shape = shapes[place]
     assert shape is not None

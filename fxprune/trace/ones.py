@@ -46,10 +46,15 @@ def with_ones(model: nn.Module, graph: fx.GraphModule, capture: _Capture) -> Gua
     for name, (low, _) in guards.ranges.items():
         if low > 2 or guards.example[name] == 1:
             continue
-        sizes = {**guards.example, name: 1}
-        if _agree(model, graph, guards, capture.args, capture.kwargs, sizes):
+        alone = {**guards.example, name: 1}
+        size = guards.example[name]
+        together = {n: 1 if other == size else other for n, other in guards.example.items()}
+        agree = _agree(model, graph, guards, capture.args, capture.kwargs, alone)
+        if agree is None:  # the batch of a mask, say, must be that of the tokens
+            agree = _agree(model, graph, guards, capture.args, capture.kwargs, together)
+        if agree:
             guards = guards.admitting(name)
-        elif guards.allow(sizes):  # what a squeeze leaves, say, is asked of no size
+        elif agree is False and guards.allow(alone):  # what a squeeze leaves is asked of no size
             guards = replace(guards, conditions=(*guards.conditions, ("ne", name, 1)))
     return guards
 
@@ -86,17 +91,17 @@ def _agree(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     sizes: Mapping[str, int],
-) -> bool:
-    """Whether both give the same at these sizes."""
+) -> bool | None:
+    """Whether both give the same at these sizes; None where the model itself does not take them."""
     results = []
-    for run in (model, graph):
+    for run, otherwise in ((model, None), (graph, False)):
         inputs = resized((args, kwargs), guards, sizes)
         try:
             with preserved(model), torch.random.fork_rng():
                 torch.manual_seed(0)
                 results.append(pytree.tree_leaves(run(*inputs[0], **inputs[1])))
         except Exception:
-            return False
+            return otherwise
     first, second = results
     return len(first) == len(second) and not any(
         compared("", one, other).problem for one, other in zip(first, second, strict=True)
