@@ -67,7 +67,7 @@ def merged(code: Code, x: Value, d: Draw, others: list[Value]) -> Value:
         ("F.layer_norm({0}, {0}.shape[-1:])", x.width, True),
         ("F.layer_norm({0}, ({1},), {2}, {2})", x.width, True),
     ))  # fmt: skip
-    code.keeps |= "BatchNorm" in norm and form.startswith(norm[:8])
+    code.keeps |= form.startswith(norm)
     text = form.format(x.name, x.width, code.parameter(x.width))
     return code.value(text, x, width=made, space=x.space if same else code.fresh("T"))
 
