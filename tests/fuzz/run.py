@@ -46,6 +46,8 @@ def run(
             total.add(result)
             words = f"{len(total.failures)} failures"
             progress.update(bar, completed=total.plans.total(), description=words)
+            if console is not None and not console.is_terminal:
+                console.print(summary(total), soft_wrap=True)
             if total.plans.total() >= plans:
                 break
     if console is not None:
@@ -53,8 +55,15 @@ def run(
         for failure in different(total.failures)[:shown]:
             console.rule(f"{failure.outcome}", style="red")
             console.print(f"task {failure.task}\nplan {failure.spec}", soft_wrap=True)
-            console.print(reduced(failure), markup=False, highlight=False, soft_wrap=True)
+            console.print(_made_small(failure), markup=False, highlight=False, soft_wrap=True)
     return total
+
+
+def _made_small(failure: Failure) -> str:
+    try:
+        return reduced(failure)
+    except Exception as error:  # then the task's index must do
+        return f"it could not be made smaller: {type(error).__name__}: {error}"
 
 
 def _results(work: Iterator[Task], jobs: int) -> Iterator[Result]:

@@ -194,15 +194,19 @@ def run_task(task: Task) -> Result:
     result = Result()
     try:
         case, twin = captures(task, result)
+        _note(result, task, list(unchanged(case)))
+        _try_plans(task, case, twin, result)
     except Stop as stop:
         result.captures[short(stop.outcome)] += 1
         if stop.outcome.failed:
             result.failures.append(Failure(task, stop.outcome))
-        return result
-    _note(result, task, list(unchanged(case)))
+    return result
+
+
+def _try_plans(task: Task, case: Captured, twin: Captured | None, result: Result) -> None:
     draw = random.Random(f"{task.seed}-{task.index}")
     for _ in range(task.plans):
-        spec = random_plan(case, draw)
+        spec = attempt("a random plan", lambda: random_plan(case, draw))
         if not spec.kept and not spec.removed:
             continue
         places = (0, draw.randrange(1, len(case.inputs)))
@@ -215,4 +219,3 @@ def run_task(task: Task) -> Result:
             result.shrinks[short(outcome)] += 1
             if outcome.failed:
                 result.failures.append(Failure(task, outcome, spec))
-    return result
