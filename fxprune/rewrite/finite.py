@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ def check_finite(
     nodes: list[fx.Node],
     names: list[str],
     what: str,
-    make: Callable[[], Run],
+    run: Run,
     inputs: list[Any],
 ) -> None:
     """Check that a reference can prove something.
@@ -34,7 +34,7 @@ def check_finite(
         nodes: what gives them.
         names: their paths.
         what: of which sizes the inputs are, in words.
-        make: the run that gave them; it runs once more to find where it began.
+        run: what gave them; it runs once more to find where it began.
         inputs: of that run.
 
     Raises:
@@ -48,7 +48,6 @@ def check_finite(
         nan = bool(value.isnan().any())
         if not nan and value.isfinite().any():
             continue
-        run = make()
         run.flags = {}
         run.outputs(inputs)
         found = "NaN" if nan else "no finite number"

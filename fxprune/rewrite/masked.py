@@ -47,29 +47,42 @@ class Masked(Run):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(traced.graph_module, dtype)
-        self._layouts = graph.layouts
         self._resize = resize
         self._symbols: dict[int, int] = {}
+        # Where symbolic sizes are first seen: the axis of a value, and the stand-in.
+        self._sized: dict[fx.Node, list[tuple[int, int]]] = {}
+        self._shrinking: set[fx.Node] = set()  # values that lose units
+        self._weights: dict[fx.Node, tuple[Layout, ...]] = {}  # parameters that do
+        seen: set[int] = set()
+        for node in traced.graph_module.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor):
+                for axis, (size, free) in enumerate(resize.sizes.shape(value)):
+                    if free and size not in seen:
+                        seen.add(size)
+                        self._sized.setdefault(node, []).append((axis, size))
+            axes = resize.inferred.axes.get(node)
+            if isinstance(axes, tuple) and any(map(resize.changed, axes)):
+                self._shrinking.add(node)
+            layouts = graph.layouts.get(str(node.target)) if node.op == "get_attr" else None
+            if layouts and any(map(resize.changed, layouts)):
+                self._weights[node] = layouts
 
     def load(self, node: fx.Node, user: fx.Node) -> Any:
         """The value of a node, in which removed units are zero where they could count."""
         value = super().load(node, user)
-        if node.op == "get_attr" and isinstance(self.env[node], nn.Parameter):
-            return self._zeroed(value, self._layouts[str(node.target)])
+        if node in self._weights and isinstance(self.env[node], nn.Parameter):
+            return self._zeroed(value, self._weights[node])
         contracts = getattr(user.target, "overloadpacket", None) in _CONTRACTIONS
-        if contracts and isinstance(value, torch.Tensor) and value.is_floating_point():
+        if contracts and node in self._shrinking and value.is_floating_point():
             return self._zeroed(value, self._resize.axes(node))
         return value
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, and note what its symbolic sizes are in this run."""
         result = self._run(n)
-        value = n.meta.get("val")
-        if isinstance(value, torch.Tensor):
-            shape = self._resize.sizes.shape(value)
-            for (size, free), actual in zip(shape, result.shape, strict=True):
-                if free:
-                    self._symbols[size] = actual
+        for axis, size in self._sized.get(n, ()):
+            self._symbols[size] = result.shape[axis]
         self.note(n, result)
         return result
 
@@ -81,12 +94,7 @@ class Masked(Run):
         return type(layout)(tuple(map(self._actual, layout.parts)))
 
     def _run(self, n: fx.Node) -> Any:
-        if not any(
-            self._resize.changed(layout)
-            for source in n.all_input_nodes
-            if isinstance(axes := self._resize.inferred.axes.get(source), tuple)
-            for layout in axes
-        ):
+        if self._shrinking.isdisjoint(n.all_input_nodes):
             return super().run_node(n)
         if n.target is aten.group_norm.default:
             return self._group_norm(n)

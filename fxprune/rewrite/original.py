@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -85,18 +84,18 @@ class Original:
         Raises:
             OracleError: outputs are not finite, or bypassing is not what switching off is.
         """
-        return tuple(self._run(example, dtype) for example in examples.each)
+        masked = Masked(self.graph.traced, self.graph, self.resize, dtype)
+        return tuple(self._run(example, masked) for example in examples.each)
 
-    def _run(self, example: Example, dtype: torch.dtype | None) -> OriginalRun:
+    def _run(self, example: Example, masked: Masked) -> OriginalRun:
         shorter, inferred = self.graph.traced, self.graph.inferred
         module = shorter.graph_module
         flat = placeholders(self._whole, example.args, example.kwargs)
         names = output_paths(shorter)
-        bypassed = self._bypassed(flat, names, dtype) if self._plan.removed else ()
-        make = partial(Masked, shorter, self.graph, self.resize, dtype)
-        outputs = make().outputs(flat)
+        bypassed = self._bypassed(flat, names, masked.dtype) if self._plan.removed else ()
+        outputs = masked.outputs(flat)
         nodes = pytree.tree_leaves(module.graph.output_node().args[0])
-        check_finite(outputs, nodes, names, example.what, make, flat)
+        check_finite(outputs, nodes, names, example.what, masked, flat)
         for place in inferred.intermediate:
             axes = self.resize.axes(nodes[place])
             outputs[place] = self.resize.slice(outputs[place], axes)

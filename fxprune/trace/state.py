@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ _SKIPPED = (
     str, bytes, int, float, complex, bool, type(None),
     torch.dtype, torch.device, torch.Size, torch.Generator,
 )  # fmt: skip
+_PLAIN = frozenset(_SKIPPED) | {nn.Parameter}  # at once, for most values are
 _DEPTH = 8
 
 
@@ -63,11 +65,13 @@ class _Snapshot:
 
     def visit(self, value: Any, depth: int) -> None:
         """Remember a value and what it leads to."""
+        if type(value) in _PLAIN or id(value) in self._seen:
+            return
         if isinstance(value, torch.Tensor):
             if not isinstance(value, nn.Parameter):
                 self.keep_values(value)
             return
-        if isinstance(value, _SKIPPED) or depth > _DEPTH or id(value) in self._seen:
+        if isinstance(value, _SKIPPED) or depth > _DEPTH:
             return
         inside: Iterable[Any]
         if isinstance(value, dict):
@@ -100,9 +104,7 @@ class _Snapshot:
                 if container != set(held):
                     container.clear()
                     container.update(held)
-            elif len(container) != len(held) or any(
-                a is not b for a, b in zip(container, held, strict=True)
-            ):
+            elif not _same(container, held):
                 container.clear()
                 container.extend(held)
         for tensor, values, version in self._tensors:
@@ -114,9 +116,11 @@ class _Snapshot:
 
 
 def _restore_dict(container: dict[Any, Any], held: dict[Any, Any]) -> None:
-    same = len(container) == len(held) and all(
-        a is b and x is y for (a, x), (b, y) in zip(container.items(), held.items(), strict=True)
-    )
-    if not same:
+    if not (_same(container, held) and _same(container.values(), held.values())):
         container.clear()
         container.update(held)
+
+
+def _same(some: Collection[Any], others: Collection[Any]) -> bool:
+    """Whether two containers hold the same objects in the same order."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
