@@ -7,6 +7,7 @@ stand-in numbers; the shape it gives must be the one its layouts predict.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ def propagate(
             continue
         else:
             # A call of a leaf module computes what one op of the original does.
-            run.run(node, old if node.op == "call_module" and old is not None else node)
+            op = old if node.op == "call_module" and old is not None else node
+            run.run(node, op, partial(_predicted, resize, old) if old else None)
         if old is None:
             continue
         _check(resize, old, node, run.value(node))
@@ -135,12 +137,14 @@ class _Run:
         value = self._read(str(node.target))
         return value.to("meta") if isinstance(value, torch.Tensor) else value
 
-    def run(self, node: fx.Node, op: fx.Node) -> None:
+    def run(self, node: fx.Node, op: fx.Node, predict: Callable[[], Any] | None = None) -> None:
         """Call an op for the value of a node.
 
         Args:
             node: whose value it gives.
             op: the node itself, or the original node that it stands for.
+            predict: gives the value where stand-ins for height and width make products that no
+                tensor can have.
 
         Raises:
             RewriteError: it does not take the sizes.
@@ -152,7 +156,7 @@ class _Run:
         key = None if changes else self._key(op)
         found = self._known.get(key)
         if found is None:
-            self.put(node, self._call(op))
+            self.put(node, self._call(op, predict))
             if key is not None:
                 self._known[key] = self._values[node], self._facts[node]
         else:
@@ -185,13 +189,15 @@ class _Run:
             return tuple([(name, self._signature(each)) for name, each in argument.items()])
         return type(argument), argument
 
-    def _call(self, node: fx.Node) -> Any:
+    def _call(self, node: fx.Node, predict: Callable[[], Any] | None) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.value)
         assert callable(node.target)
         try:
             with torch.no_grad():
                 return node.target(*args, **kwargs)
         except Exception as error:
+            if predict is not None and "overflow" in str(error):
+                return predict()
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RewriteError(
                 f"{node.target} at {location(node) or node.name} does not take the smaller sizes: "

@@ -105,6 +105,7 @@ def _traced(
         exported = _unlifted(model, capture.program)
         unmarked = dropout.mark(exported, model, capture.args, capture.kwargs)
         graph_module, tensors, aliases = clean(exported, model)
+        refusals.check_ops(model, graph_module.graph)
         check_values(model, graph_module, args, given)
         guards = with_ones(model, graph_module, capture)
         guards = without_squeezed(graph_module.graph, guards)

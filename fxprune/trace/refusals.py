@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fxprune.errors import TraceError
+from fxprune.trace.source import location
 
 # Packages whose modules hold weights as codes.
 _QUANTISERS = (
@@ -59,6 +60,22 @@ def check(model: Any) -> None:
             raise TraceError(
                 f"{where} is quantised ({what}): prune the model in its floating-point dtype and "
                 "quantise the result; model.dequantize() gives such a model of transformers"
+            )
+
+
+def check_ops(model: nn.Module, graph: fx.Graph) -> None:
+    """Refuse a capture that is none.
+
+    Raises:
+        TraceError: it holds half of ``torch.vmap`` or another transform of functorch: the functions
+            that wrap and unwrap tensors, which mean nothing outside of it.
+    """
+    for node in graph.nodes:
+        if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
+            raise TraceError(
+                f"{type(model).__name__} calls torch.vmap or another function transform at "
+                f"{location(node) or node.name}, which torch.export does not capture: write the "
+                "axis out (most modules take it as one more batch axis)"
             )
 
 

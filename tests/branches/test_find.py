@@ -465,3 +465,22 @@ def test_finding_needs_no_weights_and_changes_nothing() -> None:
     code = on_meta.graph_module.code
     assert list(fxprune.find_branches(on_meta).units) == [":mlp"]
     assert on_meta.graph_module.code == code
+
+
+def test_sizes_that_are_equal_in_the_example_stay_apart() -> None:
+    """To ask torch whether two symbolic sizes are equal makes one of them, for good."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(31, 9), nn.Embedding(64, 9)
+            self.head = nn.Linear(9, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.tokens(x) + self.positions(torch.arange(x.shape[1])))
+
+    traced = fxprune.trace(Positions(), torch.randint(31, (10, 10)))
+    fxprune.find_branches(traced)
+    node = next(n for n in traced.graph_module.graph.nodes if "add" in str(n.target))
+    batch, length, _ = node.meta["val"].shape
+    assert traced.sizes.value(batch) != traced.sizes.value(length)

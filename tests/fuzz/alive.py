@@ -40,10 +40,6 @@ class Alive(TorchFunctionMode):
 
     def record(self, value: Tensor) -> Tensor | None:
         """The record of a tensor, a view into that of its storage; None if all is alive."""
-        if torch._C._functorch.is_batchedtensor(value):
-            if self.record(torch._C._functorch.get_unwrapped(value)) is not None:
-                raise UnknownOpError("vmap")
-            return None
         found = self._records.get(value.untyped_storage().data_ptr())
         if found is None:
             return None

@@ -139,6 +139,8 @@ def _centred(
 def _layer_norm(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
     x, shape, weight, bias, eps, *_ = (*args, *(None, None, 1e-5)[len(args) - 2 :])
     mask = alive.whole(x)
+    if weight is not None:  # of units that no parameter made, it knows alone which are gone
+        mask = mask & alive.whole(weight)
     if mask.all():
         result = func(*args, **kwargs)
         return _only_weights(alive, result, (weight, bias))

@@ -30,12 +30,28 @@ def random_plan(case: Captured, draw: random.Random) -> Spec:
 def removable(case: Captured) -> list[str]:
     """Units of depth that the reference can switch off.
 
-    A block must be a module that can be passed by. A branch must have parameters of its own: it is
-    switched off by its parameters, and those that others read too cannot be.
+    A block must be a module that can be passed by. A branch is switched off by its parameters: it
+    must have some that nothing else reads, and be nothing without them.
     """
     paths = {name for name, _ in case.model.named_modules()}
     return [
         name
         for name, unit in fxprune.find_branches(case.traced).units.items()
-        if (unit.place.partition("@")[0] in paths if unit.kind == "block" else unit.parameters)
+        if (
+            unit.place.partition("@")[0] in paths
+            if unit.kind == "block"
+            else unit.parameters and not _passes_by(unit)
+        )
     ]
+
+
+def _passes_by(branch: fxprune.Unit) -> bool:
+    """Whether what enters a branch also leaves it without meeting a parameter."""
+    waiting = [branch.exit]
+    while waiting:
+        node = waiting.pop()
+        if node is branch.entry:
+            return True
+        if not any(source.op == "get_attr" for source in node.all_input_nodes):
+            waiting += node.all_input_nodes
+    return False

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -74,6 +75,8 @@ def kept_positions(small: nn.Module, original: nn.Module) -> Kept:
 def _positions(name: str, small: Tensor, big: Tensor) -> tuple[Tensor | None, ...]:
     if small.dim() != big.dim() or 0 in small.shape:
         raise NotASliceError(f"{name}: {tuple(small.shape)} of {tuple(big.shape)}")
+    if sum(a != b for a, b in zip(small.shape, big.shape, strict=True)) == 1:
+        return _rows(name, small, big)
     values, order = np.unique(big.flatten().numpy(), return_index=True)
     here = np.searchsorted(values, small.flatten().numpy()).clip(max=len(values) - 1)
     places = np.unravel_index(order[here], big.shape)
@@ -90,6 +93,18 @@ def _positions(name: str, small: Tensor, big: Tensor) -> tuple[Tensor | None, ..
     if not ascending or not torch.equal(taken, small):
         raise NotASliceError(f"{name}: {tuple(small.shape)} is no slice of {tuple(big.shape)}")
     return tuple(result)
+
+
+def _rows(name: str, small: Tensor, big: Tensor) -> tuple[Tensor | None, ...]:
+    """Positions along the one axis that is shorter; whole rows are equal where values repeat."""
+    axis = next(a for a, size in enumerate(small.shape) if size != big.shape[a])
+    found, rest = [], iter(enumerate(big.unbind(axis)))
+    for row in small.unbind(axis):
+        place = next((place for place, each in rest if torch.equal(each, row)), None)
+        if place is None:
+            raise NotASliceError(f"{name}: {tuple(small.shape)} is no slice of {tuple(big.shape)}")
+        found.append(place)
+    return tuple(torch.tensor(found) if a == axis else None for a in range(small.dim()))
 
 
 def take(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
@@ -124,13 +139,14 @@ def expected(
         UnknownOpError: it uses dead entries in a way that is not known here.
     """
     alive = Alive(RULES)
-    tensors = named_tensors(model)
-    for name, positions in kept.items():
-        alive.mark(tensors[name], _mask(tensors[name], positions))
-    for name in gone:
-        alive.mark(tensors[name], torch.zeros(tensors[name].shape, dtype=torch.bool))
-    with passed_by(model, skipped), plainly(), alive:
-        output = model(*args, **kwargs)
+    with _memories_apart(model):
+        tensors = named_tensors(model)
+        for name, positions in kept.items():
+            alive.mark(tensors[name], _mask(tensors[name], positions))
+        for name in gone:
+            alive.mark(tensors[name], torch.zeros(tensors[name].shape, dtype=torch.bool))
+        with passed_by(model, skipped), plainly(), eager_cond(), alive:
+            output = model(*args, **kwargs)
     may_shrink = isinstance(output, ModelOutput)
     return [_as_given(alive, each, may_shrink) for each in flat(output)]
 
@@ -154,6 +170,32 @@ def _mask(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
             row[positions] = True
             mask &= row.view([-1 if a == axis else 1 for a in range(tensor.dim())])
     return mask
+
+
+@contextlib.contextmanager
+def _memories_apart(model: nn.Module) -> Iterator[None]:
+    """Parameters that are views of one memory with memories of their own: each loses its units."""
+    seen: set[int] = set()
+    views = []
+    for parameter in model.parameters():
+        if (place := parameter.untyped_storage().data_ptr()) in seen:
+            views.append((parameter, parameter.data))
+            parameter.data = parameter.data.clone()
+        seen.add(place)
+    try:
+        yield
+    finally:
+        for parameter, view in views:
+            parameter.data = view
+
+
+def eager_cond() -> contextlib.AbstractContextManager[Any]:
+    """``torch.cond`` as a plain branch: it compiles what it calls, past every mode of torch."""
+
+    def cond(pred: Any, yes: Any, no: Any, operands: Any = ()) -> Any:
+        return (yes if bool(pred) else no)(*operands)
+
+    return mock.patch.object(torch, "cond", cond)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ ELEMENTWISE = (
     "__mod__ __abs__ tril triu threshold hardshrink softshrink tanhshrink rrelu sgn frac trunc "
     "log_sigmoid"
 )
-_SUMS = {"add", "sub", "__add__", "__radd__", "__sub__", "__rsub__", "rsub", "subtract"}
+_SUMS = {"add", "radd", "sub", "rsub", "subtract"}
 
 
 def _pointwise(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
@@ -70,12 +70,17 @@ def _elementwise(alive: Alive, func: Function, args: Any, kwargs: Any) -> tuple[
 
     But for a term that is dead as a whole, a removed branch: it adds nothing.
     """
-    if name_of(func).rstrip("_") in {n.rstrip("_") for n in _SUMS} or name_of(func) in _SUMS:
-        dead = [isinstance(x, Tensor) and x.numel() and not alive.whole(x).any() for x in args]
-        if any(dead) and not all(dead[:2]):
-            args = tuple(torch.zeros_like(x) if d else x for x, d in zip(args, dead, strict=True))
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     masks = [alive.whole(x) for x in tensors]
+    if name_of(func).strip("_").removeprefix("i") in _SUMS:
+        dead = [isinstance(x, Tensor) and x.numel() and not alive.whole(x).any() for x in args]
+        if any(dead) and not all(dead[:2]):
+            masks = [torch.ones_like(mask) if not mask.any() else mask for mask in masks]
+            if name_of(func).startswith("__i") or name_of(func).endswith("_"):
+                if dead[0]:
+                    args[0].zero_()  # it is written into
+                dead[0] = False
+            args = tuple(torch.zeros_like(x) if d else x for x, d in zip(args, dead, strict=True))
     shape = torch.broadcast_shapes(*(m.shape for m in masks))
     mask = torch.ones(shape, dtype=torch.bool)
     for each in masks:

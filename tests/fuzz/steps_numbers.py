@@ -187,8 +187,8 @@ def wrapped(code: Code, x: Value, d: Draw, others: list[Value]) -> Value:
         f"nn.Sequential(nn.Linear({x.width}, 10), nn.GELU(), nn.Linear(10, {x.width}))"
     )
     form = d.pick((
-        f"torch.vmap({layer})({{0}})", f"torch.utils.checkpoint.checkpoint({layer}, {{0}}, "
-        "use_reentrant=False)", f"torch.cond({{0}}.sum() > 0, {layer}, torch.tanh, ({{0}},))",
+        f"torch.utils.checkpoint.checkpoint({layer}, {{0}}, use_reentrant=False)",
+        f"torch.cond({{0}}.sum() > 0, {layer}, torch.tanh, ({{0}},))",
         f"{layer}({{0}}.double().float().to({{0}}.dtype))",
         "torch.view_as_real(torch.view_as_complex({0}[..., :4].float().contiguous()"
         ".unflatten(-1, (2, 2))) * "

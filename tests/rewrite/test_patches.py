@@ -203,3 +203,26 @@ def test_unpruned_graph_is_shared_and_unpatched() -> None:
     assert small.a is graph.traced.module.a
     x = torch.rand(3, 4, 6)
     assert torch.equal(small(x), graph.traced.module(x))
+
+
+def test_attention_over_the_pixels_of_pictures_of_any_size() -> None:
+    """Its scores, pixels by pixels, are more than a tensor holds at the stand-ins for sizes."""
+
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.qkv = nn.Conv2d(3, 8, 1), nn.Linear(8, 24)
+            self.out = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).flatten(2).transpose(1, 2)
+            q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.out(x + y)
+
+    model = Pixels().eval()
+    graph = fxprune.discover(fxprune.trace(model, torch.randn(2, 3, 6, 5)))
+    plan = Plan.of(graph, {group.name: range(1, group.size) for group in graph.groups})
+    small = fxprune.rewrite(graph.traced, plan)
+    fxprune.verify(graph.traced, small, plan)
+    assert small(torch.randn(3, 3, 4, 7)).shape == (3, 28, 4)

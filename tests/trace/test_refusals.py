@@ -118,6 +118,19 @@ def test_refused_by_name_with_the_way_out(make: Any, message: str) -> None:
         assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_function_transform_is_refused_at_its_line() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = plain()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.vmap(self.inner)(x) + x.sum()
+
+    with pytest.raises(TraceError, match=r"calls torch.vmap .*test_refusals.py:.*write the axis"):
+        fxprune.trace(Mapped(), X)
+
+
 def test_wrapped_for_training_in_parallel(tmp_path: Any) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
