@@ -16,8 +16,8 @@ import torch
 import fxprune
 from benches.bench_speed import SHAPE, UNITS, _model
 from benches.sizes import pick
-from fxprune import report
-from fxprune.evaluate.speed import generated
+from fxprune.measure import report
+from fxprune.measure.speed import generated
 from fxprune.plan import Plan
 
 BLOCKS, VOCABULARY = SHAPE["num_hidden_layers"], SHAPE["vocab_size"]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import fxprune
-from fxprune import report
-from fxprune.hf.models import load_model
+from fxprune.hf.open.models import load_model
+from fxprune.measure import report
 
 SHAPE, STAYS, TOLERANCE = (1, 128), 0.8, 0.05
 

@@ -2,7 +2,7 @@
 
 ``pytest benches/bench_speed.py -s``. Interleaved runs, random weights in the shapes of SmolLM2-135M
 pruned by about 20 %, float32. Masked is the original with the removed units switched off
-(:mod:`fxprune.rewrite.masked`). The ideal is the ratio of MACs, and that of the bytes of weights.
+(:mod:`fxprune.proof.masked`). The ideal is the ratio of MACs, and that of the bytes of weights.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from transformers import LlamaForCausalLM
 import fxprune
 from benches.models import SMOLLM2, llama
 from benches.sizes import pick
-from fxprune import report
+from fxprune.measure import report
 from fxprune.plan import Plan
-from fxprune.rewrite.masked import Masked
+from fxprune.proof.masked import Masked
 from fxprune.rewrite.resize import planned
 
 SMALL = {

@@ -22,8 +22,8 @@ import fxprune
 from benches import tables
 from fxprune import Depth
 from fxprune.branches import bypass
-from fxprune.hf import text
-from fxprune.hf.models import load_model
+from fxprune.data import text
+from fxprune.hf.open.models import load_model
 from fxprune.select.depth import choose_units
 
 COUNTS = (6, 10)

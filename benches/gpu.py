@@ -32,10 +32,9 @@ from benches.record import Record
 from benches.session import Session
 from benches.slicing import sliced, slices
 from benches.turns import in_turns
-from fxprune import report
 from fxprune.costs import facts, memory_estimate
-from fxprune.evaluate import memory
-from fxprune.evaluate.speed import generated
+from fxprune.measure import memory, report
+from fxprune.measure.speed import generated
 from fxprune.plan import Plan
 
 GIB = 2**30

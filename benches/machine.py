@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fxprune.latency.store import processor
+from fxprune.measure.latency_tables import processor
 
 LIBRARIES = ("torch", "transformers", "peft", "torch-pruning")
 

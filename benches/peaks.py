@@ -15,8 +15,8 @@ import fxprune
 from benches import naive, peer
 from benches.models import GIGABYTE, MODELS, QUARTER, THIN, filled, llama, thinned
 from benches.slicing import sliced, slices
-from fxprune.evaluate import memory
 from fxprune.importance import by_name, estimate
+from fxprune.measure import memory
 
 SHAPES = {"1.2 GB": GIGABYTE, "0.25 GB": QUARTER, "thin": THIN}
 KEPT = 0.8
@@ -120,7 +120,7 @@ def importance(shape: str, criterion: str, how: str, rows: int, length: int) -> 
 
 def inspect(config: str) -> dict[str, float]:
     """Seconds and peak of ``fxprune inspect config.json``, which loads no weights."""
-    from fxprune.cli import main
+    from fxprune.cli.app import main
 
     sys.argv = ["fxprune", "inspect", config]
     start = time.perf_counter()

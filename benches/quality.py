@@ -22,9 +22,9 @@ from torch import nn
 
 import fxprune
 from benches import tables
+from fxprune.data import text
 from fxprune.groups.group import Group
-from fxprune.hf import text
-from fxprune.hf.models import load_model
+from fxprune.hf.open.models import load_model
 
 PARAMETERS, KINDS = 105_747_264, ("mlp", "attention")
 UNIFORM = {"*.mlp:units": 523 / 1536, "*:heads": 1 / 3}

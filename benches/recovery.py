@@ -23,8 +23,8 @@ import torch
 import fxprune
 from benches import tables
 from fxprune import Depth
-from fxprune.hf import text
-from fxprune.hf.models import load_model
+from fxprune.data import text
+from fxprune.hf.open.models import load_model
 from fxprune.recover import Distillation, FullTraining, LoRA, Training, recover
 
 PRUNINGS = ("width", "depth")

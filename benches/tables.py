@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from fxprune.hf import text
-from fxprune.hf.perplexity import perplexity, windows
+from fxprune.data import text
+from fxprune.measure.perplexity import perplexity, windows
 
 Columns = dict[str, torch.Tensor]
 

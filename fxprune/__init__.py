@@ -13,14 +13,13 @@ from fxprune.depth import (
     score_units,
 )
 from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.export import export
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.groups.explain import Explanation
 from fxprune.groups.group import Group, Site
 from fxprune.hf.adapter import shrink_adapter
-from fxprune.hf.apply import apply
-from fxprune.hf.checkpoint import load, save
-from fxprune.hf.shrink import shrink
+from fxprune.hf.folder.apply import apply
+from fxprune.hf.folder.checkpoint import load, save
+from fxprune.hf.shrink.shrink import shrink
 from fxprune.importance import (
     FLAP,
     OBS,
@@ -36,10 +35,11 @@ from fxprune.importance import (
     WandaSP,
     estimate,
 )
-from fxprune.latency import LatencyReport, LatencyTable, measure_latency
-from fxprune.legality import check_plan, legality
+from fxprune.inspect.legality import check_plan, legality
+from fxprune.measure.latency import measure_latency
+from fxprune.measure.latency_report import LatencyReport
 from fxprune.plan import Plan
-from fxprune.propagate import propagate
+from fxprune.proof.oracle import VerifyReport, verify
 from fxprune.prune import PruneResult, prune
 from fxprune.recover import (
     Distillation,
@@ -51,10 +51,12 @@ from fxprune.recover import (
     prune_and_recover,
     recover,
 )
-from fxprune.rewrite.oracle import VerifyReport, verify
 from fxprune.rewrite.patches import register_patch
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select import Budget, Depth, select
+from fxprune.select.latency import LatencyTable
+from fxprune.serve.pt2 import export
+from fxprune.stream import propagate
 from fxprune.trace import Traced, trace
 
 __version__ = "0.1.0"

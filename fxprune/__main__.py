@@ -1,6 +1,6 @@
 """``python -m fxprune``."""
 
-from fxprune.cli import main
+from fxprune.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -14,13 +14,13 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from fxprune.compensate.compensate import Method
+from fxprune.data.calibrate import Calibration
+from fxprune.data.loss_function import LossFunction
 from fxprune.depth import DepthCriterion
 from fxprune.errors import CriterionError
 from fxprune.groups.dependency import discover
 from fxprune.importance.activations import can_observe
-from fxprune.importance.calibrate import Calibration
 from fxprune.importance.criterion import Criterion
-from fxprune.importance.loss_function import LossFunction
 from fxprune.importance.scores import Scores
 from fxprune.plan import Plan
 from fxprune.prune import prune

@@ -11,25 +11,26 @@ from torch import fx, nn
 from fxprune.branches import bypass
 from fxprune.compensate import CompensationReport
 from fxprune.compensate.compensate import Method, Scope, check_options, compensate
+from fxprune.data.calibrate import Calibration
+from fxprune.data.loss import GraphLoss
+from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.errors import CalibrationError, CriterionError, SelectionError
 from fxprune.groups.dependency import DependencyGraph, discover
-from fxprune.importance.calibrate import Calibration
 from fxprune.importance.criterion import Criterion
-from fxprune.importance.loss import GraphLoss
-from fxprune.importance.loss_function import LossFunction, check_loss
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
-from fxprune.iterate import iterate
-from fxprune.latency import LatencyReport, LatencyTable, measure_latency
-from fxprune.latency.outcome import corrected, latency_report
+from fxprune.measure.latency import measure_latency
+from fxprune.measure.latency_report import LatencyReport, corrected, latency_report
 from fxprune.plan import Plan
 from fxprune.progress import step
-from fxprune.rewrite import oracle
-from fxprune.rewrite.examples import Examples, checked
-from fxprune.rewrite.oracle import VerifyReport
+from fxprune.proof import oracle
+from fxprune.proof.examples import Examples, checked
+from fxprune.proof.oracle import VerifyReport
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select import Budget, Depth, goals, select
+from fxprune.select.latency import LatencyTable
+from fxprune.stream.iterate import iterate
 from fxprune.trace import Traced, trace
 
 

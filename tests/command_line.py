@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fxprune import cli
+from fxprune.cli import app as cli
 
 
 def run_command(

@@ -33,7 +33,7 @@ def _seeds() -> None:
 @pytest.fixture
 def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test as soon as a model is loaded."""
-    from fxprune.hf import models
+    from fxprune.hf.open import models
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         pytest.fail("a model was loaded")

@@ -14,10 +14,12 @@ import torch
 import transformers
 
 import fxprune
-from fxprune import cli, iterate, workflow
+from fxprune.cli import app as cli
+from fxprune.cli import workflow
+from fxprune.stream import iterate
 from tests.command_line import run_command
 from tests.hf import tiny
-from tests.html.reading import check_alone
+from tests.inspect.page.reading import check_alone
 
 QUICK = ("--calibration-samples", "3", "--calibration-length", "16", "--eval-samples", "4")
 

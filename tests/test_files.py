@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune import cli
+from fxprune.cli import app as cli
 from fxprune.errors import CheckpointError, PlanError
 from fxprune.files import check_writable, replacing, write_text, writing
 from tests.hf import tiny
@@ -120,7 +120,7 @@ def test_the_command_line_says_what_the_system_says(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "/there/x")
 
-    monkeypatch.setattr("fxprune.hf.apply.apply", fail)
+    monkeypatch.setattr("fxprune.hf.folder.apply.apply", fail)
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().err.strip() == "error: /there/x: No space left on device"

@@ -16,10 +16,10 @@ from fxprune.compensate.refit import Refit
 from fxprune.compensate.report import Compensated, CompensationReport
 from fxprune.compensate.residual import ends
 from fxprune.compensate.temperature import fit_temperature
+from fxprune.data.calibrate import Calibration, batches
+from fxprune.data.graph_inputs import graph_inputs, masks
 from fxprune.errors import CalibrationError, PlanError
 from fxprune.groups.dependency import discover
-from fxprune.importance.calibrate import Calibration, batches
-from fxprune.importance.graph_inputs import graph_inputs, masks
 from fxprune.plan import Plan
 from fxprune.progress import track
 from fxprune.rewrite.resize import Resizer

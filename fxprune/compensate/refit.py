@@ -15,8 +15,8 @@ from fxprune.compensate.edits import Write
 from fxprune.compensate.matching import Match
 from fxprune.compensate.moments import Products, Residuals
 from fxprune.compensate.report import Compensated
+from fxprune.data.graph_inputs import Masks, row_count
 from fxprune.errors import CalibrationError
-from fxprune.importance.graph_inputs import Masks, row_count
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.traced import Traced
 

@@ -12,11 +12,11 @@ from torch import Tensor, fx
 from fxprune.compensate.edits import Write, own
 from fxprune.compensate.head import factors
 from fxprune.compensate.places import place, readers
+from fxprune.data.calibrate import Batch, batches
+from fxprune.data.graph_inputs import graph_inputs
+from fxprune.data.loss import output_loss, predictions
 from fxprune.errors import CalibrationError
 from fxprune.groups.dependency import DependencyGraph
-from fxprune.importance.calibrate import Batch, batches
-from fxprune.importance.graph_inputs import graph_inputs
-from fxprune.importance.loss import output_loss, predictions
 from fxprune.progress import step
 from fxprune.trace.branching import BranchingRun
 from fxprune.trace.traced import Traced

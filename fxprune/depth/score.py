@@ -12,16 +12,16 @@ from torch import Tensor, fx
 
 from fxprune.axes.dims import Dim
 from fxprune.branches import Unit, find_branches
+from fxprune.data.calibrate import Batch, Calibration, batches
+from fxprune.data.graph_inputs import Masks, graph_inputs, masks, row_count
+from fxprune.data.loss import GraphLoss, output_loss
+from fxprune.data.loss_function import LossFunction
 from fxprune.depth.criteria import PPL, DepthCriterion, StreamCriterion
 from fxprune.errors import CalibrationError, CriterionError
 from fxprune.groups.dependency import discover
 from fxprune.groups.group import Group, Site
-from fxprune.importance.calibrate import Batch, Calibration, batches
 from fxprune.importance.criterion import Criterion, ElementCriterion
 from fxprune.importance.estimate import estimate
-from fxprune.importance.graph_inputs import Masks, graph_inputs, masks, row_count
-from fxprune.importance.loss import GraphLoss, output_loss
-from fxprune.importance.loss_function import LossFunction
 from fxprune.importance.random_scores import Random
 from fxprune.importance.scores import Scores
 from fxprune.progress import track, track_some

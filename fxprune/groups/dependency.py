@@ -151,8 +151,8 @@ class DependencyGraph:
         group: str | None = None,
         collapse: bool = False,
     ) -> Path:
-        """Write the graph as a Graphviz DOT file, see :func:`fxprune.groups.dot.write`."""
-        from fxprune.groups import dot
+        """Write the graph as a Graphviz DOT file, see :func:`fxprune.inspect.dot.write`."""
+        from fxprune.inspect import dot
 
         return dot.write(self, path, layer=layer, group=group, collapse=collapse)
 

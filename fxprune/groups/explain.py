@@ -12,8 +12,8 @@ import networkx as nx
 from torch import fx
 
 from fxprune.errors import GroupError
-from fxprune.groups.drawing.wires import Wire, wires
 from fxprune.groups.network import NeuronSet
+from fxprune.inspect.drawing.wires import Wire, wires
 from fxprune.trace.source import location, module_path
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Explanation:
     couplings: tuple[Coupling, ...]
 
     def __str__(self) -> str:
-        from fxprune.groups.explain_text import text
+        from fxprune.inspect.explain_text import text
 
         return text(self)
 

@@ -16,10 +16,10 @@ from torch import nn
 from fxprune.axes.dims import Layout
 from fxprune.errors import CheckpointError, ShrinkError
 from fxprune.groups.dependency import DependencyGraph
-from fxprune.hf import architecture
-from fxprune.hf.adapter_folder import Factors, factors_of, read, write
-from fxprune.hf.folders import taken
-from fxprune.hf.stacks import Names, shortened
+from fxprune.hf.folder.adapter_folder import Factors, factors_of, read, write
+from fxprune.hf.folder.folders import taken
+from fxprune.hf.open import architecture
+from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.plan import Plan
 from fxprune.rewrite.resize import Resizer, planned
 from fxprune.trace import Traced, trace

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
-from fxprune.importance.calibrate import Batch, rows
+from fxprune.data.calibrate import Batch, rows
 from fxprune.importance.statistics import Statistics, measure, merge
 
 

@@ -9,15 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fxprune.data.calibrate import Batch
+from fxprune.data.loss import batch_loss, predictions, run_forward
+from fxprune.data.loss_function import LossFunction
 from fxprune.groups.group import Group
 from fxprune.importance.activations import Recorder
-from fxprune.importance.calibrate import Batch
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.evidence import Gradients
 from fxprune.importance.gradients import stream_mean, stream_samples
-from fxprune.importance.loss import batch_loss, predictions, run_forward
-from fxprune.importance.loss_function import LossFunction
 from fxprune.progress import track
 from fxprune.trace.modes import evaluation
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxprune.data.calibrate import Batch
 from fxprune.importance.activations import hooked, token_mask, tokens
-from fxprune.importance.calibrate import Batch
 
 
 @dataclass(eq=False)

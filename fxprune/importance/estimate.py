@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, overload
 
 from torch import nn
 
+from fxprune.data.calibrate import Calibration, batches
+from fxprune.data.graph_inputs import check_tokens
+from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.errors import CriterionError
 from fxprune.groups.group import Group
 from fxprune.importance import targets
 from fxprune.importance.activations import Recorder
-from fxprune.importance.calibrate import Calibration, batches
 from fxprune.importance.collect import DATA, Vectors, differentiate, observe, score_weights
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
-from fxprune.importance.graph_inputs import check_tokens
-from fxprune.importance.loss_function import LossFunction, check_loss
 from fxprune.importance.scores import Scores
 from fxprune.importance.targets import Reader
 

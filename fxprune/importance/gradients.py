@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fxprune.data.calibrate import Batch
 from fxprune.errors import CalibrationError
-from fxprune.importance.calibrate import Batch
 from fxprune.importance.criterion import Needs
 from fxprune.importance.evidence import Gradients
 from fxprune.progress import track

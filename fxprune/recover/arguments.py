@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fxprune.errors import RecoveryError
-from fxprune.hf.quiet import quiet
+from fxprune.hf.open.quiet import quiet
 from fxprune.recover.data import Rows
 from fxprune.recover.settings import Training
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fxprune.data.calibrate import arguments
+from fxprune.data.loss import IGNORED
 from fxprune.errors import CalibrationError, RecoveryError
-from fxprune.hf.perplexity import logits
-from fxprune.importance.calibrate import arguments
-from fxprune.importance.loss import IGNORED
+from fxprune.measure.perplexity import logits
 from fxprune.trace.inputs import device_of
 from fxprune.trace.lockstep import input_names
 from fxprune.trace.modes import evaluation

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fxprune.data import overlap
+from fxprune.data.records import Records, from_text, read_records
+from fxprune.data.rows import Row, make_rows
+from fxprune.data.split import split
+from fxprune.data.text import Text
 from fxprune.errors import RecoveryError
-from fxprune.hf.text import Text
-from fxprune.recover import overlap
-from fxprune.recover.records import Records, from_text, read_records
-from fxprune.recover.rows import Row, make_rows
-from fxprune.recover.split import split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import RecoveryError
-from fxprune.hf.stacks import Names, at, shortened
+from fxprune.hf.shrink.stacks import Names, at, shortened
 from fxprune.plan import Plan
 from fxprune.recover.methods import Distillation
 from fxprune.rewrite.resize import planned

@@ -13,9 +13,10 @@ import torch
 from torch import fx, nn
 from transformers import EarlyStoppingCallback, TrainingArguments
 
+from fxprune.data.loss import IGNORED
+from fxprune.data.rows import collate
 from fxprune.errors import FxpruneWarning, RecoveryError
-from fxprune.hf.quiet import hushed, quiet
-from fxprune.importance.loss import IGNORED
+from fxprune.hf.open.quiet import hushed, quiet
 from fxprune.recover import adapters, runs, teacher
 from fxprune.recover.calls import LossFunction, taker
 from fxprune.recover.data import Rows
@@ -23,7 +24,6 @@ from fxprune.recover.history import History
 from fxprune.recover.methods import FullTraining, LoRA, Method
 from fxprune.recover.own import cast_back, own, own_buffers, own_flags, own_weights
 from fxprune.recover.reinitialise import reinitialise
-from fxprune.recover.rows import collate
 from fxprune.recover.segments import Segmented
 from fxprune.recover.settings import Training
 from fxprune.recover.trainer import RecoveryTrainer

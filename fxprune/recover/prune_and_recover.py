@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxprune.data.loss import GraphLoss
 from fxprune.errors import SelectionError
-from fxprune.importance.loss import GraphLoss
 from fxprune.plan import Plan
 from fxprune.prune import PruneResult, prune
 from fxprune.recover.data import Data

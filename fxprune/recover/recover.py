@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fxprune.data.loss_function import compares
 from fxprune.digests import digest, model_digest
 from fxprune.errors import RecoveryError
-from fxprune.importance.loss_function import compares
 from fxprune.recover import runs
 from fxprune.recover.arguments import training_arguments
 from fxprune.recover.calls import LossFunction, check_causal
@@ -27,7 +27,7 @@ from fxprune.recover.settings import Training
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from fxprune.hf.text import Text
+    from fxprune.data.text import Text
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fxprune.errors import RecoveryError
 from fxprune.files import check_writable, write_text, writing
-from fxprune.hf.folders import taken
+from fxprune.hf.folder.folders import taken
 
 CHECKPOINTS, FACTS, ADAPTER = "checkpoints", "run.json", "adapter"
 STATE = "trainer_state.json"

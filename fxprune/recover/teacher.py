@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxprune.data.loss import IGNORED
 from fxprune.errors import RecoveryError
-from fxprune.importance.loss import IGNORED
 from fxprune.recover.calls import Take, next_token, taker
 from fxprune.recover.hidden import HiddenStates
 from fxprune.recover.methods import Distillation

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 
+from fxprune.data.loss import IGNORED
 from fxprune.errors import RecoveryError
-from fxprune.importance.loss import IGNORED
 from fxprune.recover import runs
 from fxprune.recover.calls import Take, cross_entropy, next_token
 from fxprune.recover.teacher import Teacher

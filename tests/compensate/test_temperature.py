@@ -16,8 +16,8 @@ import fxprune
 from fxprune.compensate import CompensationReport, compensate
 from fxprune.compensate.head import Factor, factors
 from fxprune.compensate.temperature import least
+from fxprune.data.loss import batch_loss
 from fxprune.errors import CalibrationError, FxpruneWarning
-from fxprune.importance.loss import batch_loss
 from fxprune.plan import Plan
 from tests.zoo import BY_NAME, ZOO, disturb
 

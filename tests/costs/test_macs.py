@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 import fxprune
-from fxprune import report
 from fxprune.axes.dims import Dim
 from fxprune.costs import CostError, MacCount, macs
 from fxprune.costs.sizes import _solved
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.measure import report
 from fxprune.plan import Plan
 from tests.llama import tiny_llama
 from tests.test_conformance import discovered, every_case

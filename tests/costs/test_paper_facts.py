@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import fxprune
-from fxprune import report
 from fxprune.costs import facts, macs
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.measure import report
 from fxprune.plan import Plan
 from fxprune.select import Budget, select
 from tests.costs.published import CONFIGS, graph_of, on

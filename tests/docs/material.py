@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 import fxprune
-from fxprune.hf.text import builtin
+from fxprune.data.text import builtin
 from tests.evaluate import material
 from tests.hf import tiny
 from tests.zoo import built

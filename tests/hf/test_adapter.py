@@ -16,7 +16,7 @@ import fxprune
 from fxprune.errors import CheckpointError, PlanError, ShrinkError
 from fxprune.plan import Plan
 from tests.hf import tiny
-from tests.hf.test_module_folder import halved
+from tests.hf.folder.test_module_folder import halved
 
 # What PEFT says of transformers, and of weights that are tied.
 pytestmark = [

@@ -13,7 +13,7 @@ from torch import nn
 import fxprune
 from tests.docs.blocks import ROOT, blocks
 from tests.hf import tiny
-from tests.hf.test_module_folder import halved
+from tests.hf.folder.test_module_folder import halved
 
 PAGE = ROOT / "docs" / "saving.md"
 

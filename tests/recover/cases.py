@@ -15,8 +15,8 @@ from fxprune.plan import Plan
 from fxprune.recover import FullTraining, LoRA, Method, Recovery, Training, recover
 from tests import zoo
 from tests.hf import tiny
-from tests.hf.test_module_folder import halved, kinds_of
-from tests.hf.test_shrink import blocks
+from tests.hf.folder.test_module_folder import halved, kinds_of
+from tests.hf.shrink.test_shrink import blocks
 
 Row = dict[str, list[int]]
 

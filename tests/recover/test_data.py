@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fxprune.data.records import Document, Records
+from fxprune.data.text import Text
 from fxprune.errors import RecoveryError
-from fxprune.hf.text import Text
 from fxprune.recover.data import Reading, prepare
-from fxprune.recover.records import Document, Records
 from tests.hf import tiny
 
 TOKENIZER = tiny.tokenizer()

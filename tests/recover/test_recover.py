@@ -13,8 +13,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import fxprune
+from fxprune.data.text import Text
 from fxprune.errors import FxpruneWarning, RecoveryError
-from fxprune.hf.text import Text
 from fxprune.recover import FullTraining, LoRA, recover
 from tests.hf import tiny
 from tests.models import Perceptron, ResidualConvNet

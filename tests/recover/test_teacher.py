@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fxprune.data.loss import IGNORED
 from fxprune.errors import RecoveryError
-from fxprune.importance.loss import IGNORED
 from fxprune.recover import Distillation, FullTraining, LoRA
 from fxprune.recover.teacher import Teacher, make
 from tests.hf import tiny

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from fxprune.data.rows import collate
 from fxprune.errors import RecoveryError
 from fxprune.recover import runs
-from fxprune.recover.rows import collate
 from fxprune.recover.trainer import TENSORS
 from tests.models import Perceptron
 from tests.recover.cases import (

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import FxpruneError, RewriteError
-from fxprune.hf import checkpoint
+from fxprune.hf.folder import checkpoint
 from fxprune.plan import Plan
 from tests.llama import tiny_llama
 from tests.zoo import BY_NAME

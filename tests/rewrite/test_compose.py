@@ -15,7 +15,7 @@ from torch import fx, nn
 
 import fxprune
 from fxprune.errors import InputError, PlanError
-from fxprune.hf.tensors import tensors_of
+from fxprune.hf.folder.tensors import tensors_of
 from fxprune.plan import Plan
 from fxprune.rewrite.compose import compose
 from fxprune.rewrite.history import history_of

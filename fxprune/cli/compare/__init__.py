@@ -1,0 +1,8 @@
+"""Pruning configurations side by side: one model, equal data, one table."""
+
+from fxprune.cli.compare.command import compare
+from fxprune.cli.compare.comparison import Comparison, run
+from fxprune.cli.compare.configuration import Configuration
+from fxprune.cli.compare.grids import grid
+
+__all__ = ["Comparison", "Configuration", "compare", "grid", "run"]

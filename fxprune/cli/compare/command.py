@@ -1,0 +1,138 @@
+"""``fxprune compare``: options as they are typed, checked before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from fxprune.cli.compare import data as comparison_data
+from fxprune.cli.compare import results
+from fxprune.cli.compare.comparison import Comparison, run
+from fxprune.cli.compare.grids import grid
+from fxprune.errors import CalibrationError, CriterionError, SelectionError
+
+T = TypeVar("T")
+NONE = "none"
+
+
+def compare(
+    model_spec: str,
+    criteria: str = "random,magnitude,taylor",
+    ratios: str = "0.2",
+    text: str | None = None,
+    evals: Sequence[str] = (),
+    *,
+    out: str | Path,
+    lengths: str = "128",
+    windows: str = "64",
+    seeds: int = 1,
+    samples: str = "10",
+    length: str = "128",
+    ranking: str = "local",
+    normalise: str | None = None,
+    cost_aware: bool | None = None,
+    kinds: Sequence[str] = ("mlp,attention",),
+    aggregate: str | None = None,
+    compensate: str = NONE,
+    compensate_samples: int | None = None,
+    ablation: bool = False,
+    keep_first: int = 0,
+    keep_last: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Run every combination of some options on one model and equal data.
+
+    Options that take several values have them in one string, with commas between.
+
+    Args:
+        model_spec: a folder, a name on the hub, or ``smollm2``.
+        criteria: names of :data:`fxprune.importance.named.NAMES`.
+        ratios: fractions of all parameters to remove.
+        text: what to calibrate on, see :func:`fxprune.data.sources.source`; without it, prose that
+            comes with Python.
+        evals: texts to measure perplexity on; without one, half of the calibration text.
+        out: folder for the results; an earlier comparison there is continued.
+        lengths: tokens in the windows that perplexity is measured on.
+        windows: windows per text at most, one number or one for each length; 0 for all.
+        seeds: draws of calibration crops.
+        samples: crops that criteria see, numbers.
+        length: tokens in a crop, numbers.
+        ranking: ``local``, ``global``.
+        normalise: ``kind``, ``group``, ``standardise``, ``none``; None for the criterion's default.
+        cost_aware: rank by score per parameter; None for the criterion's default.
+        kinds: each entry is one set of kinds, with commas.
+        aggregate: how the members of a group are reduced; None for the criterion's default.
+        compensate: ``none``, ``bias``, ``least-squares``.
+        compensate_samples: crops that compensation sees; None for as many as the criterion.
+        ablation: add rows with the dependency ignored.
+        keep_first: leave this many layers at the start alone.
+        keep_last: leave this many layers at the end alone.
+        device: where to compute.
+        dtype: of the weights, ``float32``, ``bfloat16`` or ``float16``; None for the checkpoint's.
+        progress: show the stages.
+
+    Raises:
+        FxpruneError: whatever is refused.
+    """
+    names = _names("criteria", criteria, CriterionError)
+    configurations = grid(
+        criteria=names,
+        ratios=_numbers("ratios", ratios, float),
+        rankings=_names("ranking", ranking, SelectionError),
+        normalise=[None] if normalise is None else _names("normalise", normalise, SelectionError),
+        kinds=[tuple(_names("kinds", each, SelectionError)) for each in kinds],
+        aggregates=[None] if aggregate is None else _names("aggregate", aggregate, CriterionError),
+        compensate=[
+            None if method == NONE else method
+            for method in _names("compensate", compensate, SelectionError)
+        ],
+        samples=_numbers("samples", samples, int),
+        lengths=_numbers("length", length, int),
+        compensation_samples=compensate_samples,
+        cost_aware=cost_aware,
+        seeds=seeds,
+        ablation=ablation,
+        keep_first=keep_first,
+        keep_last=keep_last,
+    )
+    at = _numbers("lengths", lengths, int)
+    if min(at) < 2:
+        raise CalibrationError(f"lengths has {min(at)}: windows need at least 2 tokens")
+    most = _numbers("windows", windows, int)
+    if min(most) < 0:
+        raise CalibrationError(f"windows is {min(most)}: at least 1, or 0 for all")
+    if len(most) not in (1, len(at)):
+        raise CalibrationError(f"windows has {len(most)} numbers for {len(at)} lengths")
+    limits = most * len(at) if len(most) == 1 else most
+    results.check_folder(Path(out))
+    data = comparison_data.read(text, evals)
+    return run(
+        model_spec,
+        configurations,
+        data,
+        out,
+        lengths=dict(zip(at, (limit or None for limit in limits), strict=True)),
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+
+
+def _names(option: str, given: str, error: type[Exception]) -> list[str]:
+    found = [part.strip() for part in given.split(",") if part.strip()]
+    if not found:
+        raise error(f"no {option} given: name at least one")
+    return found
+
+
+def _numbers(option: str, given: str, kind: Callable[[str], T]) -> list[T]:
+    found = []
+    for part in _names(option, given, SelectionError):
+        try:
+            found.append(kind(part))
+        except ValueError as error:
+            raise SelectionError(f"{option} has {part!r}, which is no number") from error
+    return found

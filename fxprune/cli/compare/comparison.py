@@ -1,0 +1,194 @@
+"""Runs the configurations of a comparison and keeps its folder up to date."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fxprune.cli.compare import draws, plot, results, table
+from fxprune.cli.compare.configuration import Configuration
+from fxprune.cli.compare.data import Data
+from fxprune.cli.compare.draws import Draw
+from fxprune.cli.compare.measure import dense, measure, prepare, score, try_selections
+from fxprune.cli.compare.results import Result
+from fxprune.cli.compare.table import Row
+from fxprune.cli.workflow import check_device, load
+from fxprune.errors import (
+    CalibrationError,
+    FxpruneError,
+    FxpruneWarning,
+    ModelError,
+    SelectionError,
+)
+from fxprune.files import write_text, writing
+from fxprune.hf.open.models import LoadedModel
+from fxprune.progress import step
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A finished comparison.
+
+    Attributes:
+        rows: the table, the model as it was first.
+        results: every draw.
+        folder: where ``results.jsonl``, ``results.csv``, ``results.md`` and the plot are.
+        measured: how many results are new; the others were there.
+    """
+
+    rows: list[Row]
+    results: list[Result]
+    folder: Path
+    measured: int
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def run(
+    model: str,
+    configurations: Sequence[Configuration],
+    data: Data,
+    folder: str | Path,
+    *,
+    lengths: Mapping[int, int | None],
+    device: str = "cpu",
+    dtype: str | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Prune one model in several ways and measure all of them on the same data.
+
+    The model is loaded, traced and searched for groups once. All criteria that see the same draw of
+    calibration crops are estimated in one pass. A result is written as soon as it is there; a run
+    with the same settings, model and data takes it from there.
+
+    Args:
+        model: a folder, a name on the hub, or ``smollm2``.
+        configurations: what to try.
+        data: what to calibrate and to measure on.
+        folder: where the results go.
+        lengths: tokens in the windows that perplexity is measured on, each with the most windows
+            per text, spread over it; None for all.
+        device: where to compute.
+        dtype: of the weights, a name of :data:`DTYPES`; None for the checkpoint's.
+        progress: show the stages.
+
+    Raises:
+        FxpruneError: whatever a stage refuses; results that are there stay.
+    """
+    folder = Path(folder)
+    configurations = list(dict.fromkeys(configurations))
+    for configuration in configurations:
+        configuration.check()
+    results.check_folder(folder)
+    check_device(device)
+    if dtype is not None and dtype not in DTYPES:
+        raise SelectionError(f"no dtype {dtype!r}: take {', '.join(DTYPES)}")
+    done = results.load(folder)
+    loaded = _loaded(model, lengths, device, dtype, progress)
+    columns = draws.windows(loaded, data, lengths)
+    crops = draws.crops(loaded, configurations, data)
+    with step("fingerprinting the model and the data", progress):
+        keys = draws.keys(loaded, configurations, columns, crops)
+    wanted: list[Configuration | None] = [None, *configurations]
+    missing = [each for each in wanted if keys[each] not in done]
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    notes = _notes(loaded, data, columns)
+
+    def keep(result: Result) -> None:
+        results.add(folder, result)
+        done[result.key] = result
+        _write_tables(folder, [done[keys[c]] for c in wanted if keys[c] in done], notes)
+
+    if missing:
+        _measure_all(loaded, missing, keys, columns, crops, keep, progress)
+    found = [done[keys[each]] for each in wanted]
+    rows = _write_tables(folder, found, notes)
+    if not plot.plot(rows, folder / plot.FILE):
+        warnings.warn(
+            "no plot: it needs matplotlib (pip install 'fxprune[plot]')",
+            FxpruneWarning,
+            stacklevel=2,
+        )
+    return Comparison(rows, found, folder, len(missing))
+
+
+def _measure_all(
+    loaded: LoadedModel,
+    missing: Sequence[Configuration | None],
+    keys: dict[Configuration | None, str],
+    columns: dict[str, torch.Tensor],
+    crops: dict[Draw, torch.Tensor],
+    keep: Callable[[Result], None],
+    progress: bool,
+) -> None:
+    pending = [each for each in missing if each is not None]
+    bench = prepare(loaded, columns, progress)
+    # Impossible budgets and groups come to light before anything slow.
+    try_selections(bench, pending)
+    if None in missing:
+        keep(dense(bench, keys[None]))
+    by_draw: dict[Draw, list[Configuration]] = {}
+    for each in pending:
+        by_draw.setdefault(draws.draw(each), []).append(each)
+    number = 0
+    for draw, members in by_draw.items():
+        scores = score(bench, members, crops[draw])
+        for each in members:
+            number += 1
+            title = f"[{number}/{len(pending)}] {each.label}, seed {each.seed}"
+            try:
+                keep(measure(bench, each, scores, crops[draws.more(each)], keys[each], title))
+            except FxpruneError as error:
+                raise type(error)(f"{each.label}, seed {each.seed}: {error}") from error
+
+
+def _loaded(
+    model: str,
+    lengths: Mapping[int, int | None],
+    device: str,
+    dtype: str | None,
+    progress: bool,
+) -> LoadedModel:
+    """The model, once its config promises what a comparison needs."""
+    from fxprune.hf.open.architecture import is_causal, model_class
+    from fxprune.hf.open.models import fetch, load_config
+
+    config = load_config(model)
+    if not is_causal(config):
+        raise ModelError(
+            f"{model_class(config).__name__} is no causal language model; a comparison measures "
+            "perplexity"
+        )
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and max(lengths) > positions:
+        raise CalibrationError(
+            f"windows of {max(lengths)} tokens are too long: the model takes {positions}"
+        )
+    fetch(model)
+    with step(f"loading {model}", progress):
+        return load(model, device, None if dtype is None else DTYPES[dtype])
+
+
+def _notes(loaded: LoadedModel, data: Data, columns: dict[str, torch.Tensor]) -> list[str]:
+    kind = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
+    measured = ", ".join(f"{name}: {ids.shape[0]} windows" for name, ids in columns.items())
+    return [
+        f"model: {loaded.name}, {type(loaded.model).__name__}, {kind}",
+        f"calibration: crops of {data.name}; draws are seeds 0, 1, ...",
+        f"perplexity: mean over the draws (smallest to largest); {measured}",
+        "seconds: estimate is one pass that all criteria of a draw share; compensate is the "
+        "configuration's own",
+    ]
+
+
+def _write_tables(folder: Path, found: Sequence[Result], notes: Sequence[str]) -> list[Row]:
+    rows = table.rows(found)
+    write_text(folder / "results.csv", table.as_csv(rows))
+    write_text(folder / "results.md", table.markdown(rows, notes))
+    return rows

@@ -1,0 +1,92 @@
+"""What a comparison calibrates and measures on, and that the two are not the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fxprune.data import sources, text
+from fxprune.data.text import Text
+from fxprune.errors import CalibrationError
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Data of a comparison.
+
+    Attributes:
+        name: what to show for the calibration data.
+        calibration: text, or token ids of shape (N, L).
+        evaluations: texts to measure on, by the name to show.
+    """
+
+    name: str
+    calibration: Text | torch.Tensor
+    evaluations: dict[str, Text]
+
+
+def read(calibration: str | Path | None, evaluations: Sequence[str | Path] = ()) -> Data:
+    """Read all data, and see that none of it serves twice.
+
+    Args:
+        calibration: what :func:`fxprune.data.sources.source` reads; None takes prose that comes with
+            Python.
+        evaluations: texts to measure on. Without one, half of the calibration text measures.
+
+    Raises:
+        CalibrationError: something cannot be read or is empty, an evaluation is not text, or a file
+            or a record both calibrates and measures.
+    """
+    _check_files(calibration, evaluations)
+    if calibration is None:
+        given, half = text.builtin()
+        if not evaluations:
+            return Data(given.name, given, {half.name: half})
+        return Data(given.name, given, _evaluations(given, evaluations))
+    found = sources.source(calibration)
+    name = found.name if isinstance(found, Text) else Path(calibration).name
+    if evaluations:
+        return Data(name, found, _evaluations(found, evaluations))
+    if not isinstance(found, Text):
+        raise CalibrationError(f"{name} holds token ids to calibrate on: give a text to measure on")
+    first, second = text.split(found)
+    return Data(first.name, first, {second.name: second})
+
+
+def _check_files(calibration: str | Path | None, evaluations: Sequence[str | Path]) -> None:
+    paths = [Path(each).resolve() for each in evaluations]
+    if calibration is not None and Path(calibration).resolve() in paths:
+        raise CalibrationError(
+            f"{calibration} cannot both calibrate and measure; give another text to measure on"
+        )
+    for place, path in enumerate(paths):
+        if path in paths[:place]:
+            raise CalibrationError(f"{evaluations[place]} is given twice to measure on")
+
+
+def _evaluations(
+    calibration: Text | torch.Tensor, evaluations: Sequence[str | Path]
+) -> dict[str, Text]:
+    found: dict[str, Text] = {}
+    seen = set(_plain(calibration.records)) if isinstance(calibration, Text) else set()
+    for spec in evaluations:
+        data = sources.source(spec)
+        if not isinstance(data, Text):
+            raise CalibrationError(f"{spec} holds token ids: give text to measure on")
+        shared = [record for record in _plain(data.records) if record in seen]
+        if shared:
+            raise CalibrationError(
+                f"{spec}: {len(shared)} of its {len(data.records)} records are in the calibration "
+                f"text too, the first begins {shared[0][:40]!r}; take them out of one of the two"
+            )
+        # Two files of one name in two folders are told apart by their folders.
+        found[str(spec) if data.name in found else data.name] = data
+    return found
+
+
+def _plain(records: Iterable[str]) -> list[str]:
+    """The records without differences in white space."""
+    return [" ".join(record.split()) for record in records]

@@ -1,0 +1,208 @@
+"""One configuration: selected, rewritten, compensated and measured."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.cli.compare import ablation
+from fxprune.cli.compare.configuration import ABLATION, Configuration
+from fxprune.cli.compare.results import Result
+from fxprune.cli.workflow import is_static
+from fxprune.compensate import compensate
+from fxprune.errors import FxpruneError, ModelError
+from fxprune.groups.dependency import DependencyGraph, discover
+from fxprune.hf.open.models import LoadedModel
+from fxprune.importance import Random, Scores, estimate
+from fxprune.measure.perplexity import perplexity
+from fxprune.measure.report import parameters
+from fxprune.plan import Plan
+from fxprune.progress import step
+from fxprune.rewrite.rewrite import rewrite
+from fxprune.select import select
+from fxprune.trace import Traced, trace
+from fxprune.trace.inputs import from_config
+
+if TYPE_CHECKING:
+    from fxprune.importance import Criterion
+
+# Scores and seconds of their pass, by (criterion, aggregate, ablation).
+Scored = dict[tuple[str, str | None, str | None], tuple[Scores, float]]
+
+BATCH = 16  # sequences of a calibration pass, unless there are fewer
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What all configurations share.
+
+    Attributes:
+        loaded: the model, which no configuration changes.
+        traced: the model as a graph.
+        graph: its groups.
+        columns: windows to measure on by column, int64 of shape (windows, length).
+        progress: show the stages.
+        measured: perplexity by the units that stay, of models whose weights were only sliced:
+            draws and criteria that choose the same units need one measurement.
+    """
+
+    loaded: LoadedModel
+    traced: Traced
+    graph: DependencyGraph
+    columns: dict[str, torch.Tensor]
+    progress: bool
+    measured: dict[Any, dict[str, float]] = field(default_factory=dict)
+
+
+def prepare(loaded: LoadedModel, columns: dict[str, torch.Tensor], progress: bool) -> Bench:
+    """Trace the model and find its groups.
+
+    Raises:
+        ModelError: its graph takes only inputs of one size.
+        TraceError: it cannot be traced.
+    """
+    with step("tracing", progress):
+        traced = trace(loaded.model, (), from_config(loaded.model))
+    if is_static(traced.graph_module):
+        raise ModelError(
+            f"{type(loaded.model).__name__} is captured with fixed sizes only, so perplexity "
+            "cannot be measured on windows of text"
+        )
+    with step("discovering groups", progress):
+        graph = discover(traced)
+    return Bench(loaded, traced, graph, columns, progress)
+
+
+def dense(bench: Bench, key: str) -> Result:
+    """The model as it is."""
+    seconds: dict[str, float] = {}
+    with step("measuring the model as it is", bench.progress), _timed(seconds, "measure"):
+        found = _perplexities(bench, bench.loaded.model)
+    return Result(key, None, parameters(bench.loaded.model), found, seconds)
+
+
+def try_selections(bench: Bench, configurations: Sequence[Configuration]) -> None:
+    """Select by random scores, to learn of budgets that cannot be met before the work begins.
+
+    Raises:
+        FxpruneError: a configuration cannot be met; the message begins with its label.
+    """
+    kinds = sorted({kind for each in configurations for kind in each.kinds})
+    scores = estimate(bench.loaded.model, bench.graph, Random(0), kinds=kinds)
+    tried: set[str] = set()
+    for each in configurations:
+        asked = str((each.ratio, sorted(each.selection().items())))
+        if asked in tried:
+            continue
+        tried.add(asked)
+        try:
+            _plan(bench, each, scores)
+        except FxpruneError as error:
+            raise type(error)(f"{each.label}: {error}") from error
+
+
+def score(bench: Bench, configurations: Sequence[Configuration], crops: torch.Tensor) -> Scored:
+    """Scores of all criteria, in one pass over one draw; one more where dependency is ignored.
+
+    Args:
+        bench: the model.
+        configurations: those that see this draw.
+        crops: int64 of shape (samples, length).
+    """
+    kinds = {kind for each in configurations for kind in each.kinds}
+    groups = [group for group in bench.graph.groups if group.kind in kinds]
+    alone = ablation.site_groups(groups)
+    scored: Scored = {}
+    for what, chosen in ((None, groups), (ABLATION, alone)):
+        criteria: dict[tuple[str, str | None, str | None], Criterion] = {}
+        for each in configurations:
+            # The ablation needs the coupled scores too, for the numbers of units.
+            if what in (None, each.ablation):
+                criteria.setdefault((each.criterion, each.aggregate, what), each.make_criterion())
+        if not criteria:
+            continue
+        began = time.perf_counter()
+        found = estimate(
+            bench.loaded.model,
+            bench.graph,
+            list(criteria.values()),
+            crops,
+            batch_size=BATCH,
+            groups=chosen,
+            progress=bench.progress,
+        )
+        seconds = round(time.perf_counter() - began, 3)
+        scored.update((key, (s, seconds)) for key, s in zip(criteria, found, strict=True))
+    return scored
+
+
+def measure(
+    bench: Bench,
+    configuration: Configuration,
+    scored: Scored,
+    crops: torch.Tensor,
+    key: str,
+    title: str,
+) -> Result:
+    """Prune a copy of the model by one configuration and measure it.
+
+    Args:
+        bench: the model, which is not changed.
+        configuration: what to do.
+        scored: from :func:`score`, for the draw of the configuration.
+        crops: what compensation sees, int64 of shape (samples, length).
+        key: of the result.
+        title: what to show while it runs.
+    """
+    seconds: dict[str, float] = {}
+    with step(title, bench.progress):
+        small, plan = _prune(bench, configuration, scored, seconds)
+        if configuration.compensate:
+            with _timed(seconds, "compensate"):
+                options: dict[str, Any] = {"method": configuration.compensate}
+                compensate(bench.traced, small, plan, crops, **options)
+        plain = not (configuration.ablation or configuration.compensate)
+        found = bench.measured.get(sliced := tuple(sorted(plan.kept.items()))) if plain else None
+        if found is None:
+            with _timed(seconds, "measure"):
+                found = _perplexities(bench, small)
+            if plain:
+                bench.measured[sliced] = found
+    return Result(key, configuration, parameters(small), found, seconds)
+
+
+def _prune(
+    bench: Bench, configuration: Configuration, scored: Scored, seconds: dict[str, float]
+) -> tuple[fx.GraphModule, Plan]:
+    name = configuration.criterion, configuration.aggregate
+    scores, seconds["estimate"] = scored[*name, None]
+    with _timed(seconds, "select"):
+        plan = _plan(bench, configuration, scores)
+    if not configuration.ablation:
+        with _timed(seconds, "rewrite"):
+            return rewrite(bench.traced, plan), plan
+    own, seconds["estimate"] = scored[*name, configuration.ablation]
+    with _timed(seconds, "rewrite"):
+        choice = ablation.choose(bench.graph, plan, own)
+        return ablation.rewrite_uncoupled(bench.traced, bench.graph, plan, choice), plan
+
+
+def _plan(bench: Bench, configuration: Configuration, scores: Scores) -> Plan:
+    return select(bench.graph, scores, configuration.ratio, **configuration.selection())
+
+
+def _perplexities(bench: Bench, module: nn.Module) -> dict[str, float]:
+    return {column: perplexity(module, ids) for column, ids in bench.columns.items()}
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - began, 3)

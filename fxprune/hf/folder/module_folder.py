@@ -1,0 +1,189 @@
+"""Models of transformers in a folder that plain transformers loads.
+
+Where layers have sizes of their own, transformers' classes cannot build the model yet. Then the
+folder has a small file of code as well, which ``from_pretrained(folder, trust_remote_code=True)``
+runs. Without that, a stock class refuses the config rather than build another model.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fxprune.errors import CheckpointError, ModelError
+from fxprune.files import write_text
+from fxprune.hf.folder import shards
+from fxprune.hf.folder.graph_folder import CONFIG, PLAN
+from fxprune.hf.open import architecture, guard
+from fxprune.hf.open.quiet import quiet
+from fxprune.hf.shrink import layers_apart
+from fxprune.hf.shrink.fill import misfit, named_tensors
+from fxprune.hf.shrink.parts import stacks_apart, uneven
+from fxprune.hf.shrink.rehost import acceptable
+from fxprune.hf.shrink.stacks import Names
+from fxprune.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOADER = "modeling_fxprune"
+
+
+def write_module(folder: Path, model: PreTrainedModel, plan: Plan | None) -> dict[str, Any]:
+    """Write a model's files into a folder, and prove that its config gives these shapes again.
+
+    Args:
+        folder: where.
+        model: with its weights.
+        plan: kept beside them, if there is one.
+
+    Returns:
+        What :func:`read_module` needs to know besides.
+
+    Raises:
+        CheckpointError: the weights are on ``meta``, or no class of transformers takes the config.
+        ModelError: it cannot be told of which list of layers the config speaks.
+    """
+    if blank := [name for name, t in named_tensors(model).items() if t.is_meta]:
+        raise CheckpointError(f"{blank[0]!r} is on meta: a model without weights cannot be saved")
+    model = acceptable(model)
+    with quiet():
+        # transformers renames the tensors of old checkpoints for its own classes alone.
+        apart = bool(uneven(model.config))
+        model.save_pretrained(folder, save_original_format=not apart)
+    write_config(folder, model)
+    if plan is not None:
+        plan.save(folder / PLAN)
+    return describe(model)
+
+
+def describe(model: PreTrainedModel) -> dict[str, Any]:
+    """What :func:`read_module` needs to know besides the files of transformers."""
+    attention = model.config._attn_implementation
+    named = {"class": type(model).__name__, "attn_implementation": attention}
+    return {"holds": "module", "model": named, "stack": stacks_apart(model) or None}
+
+
+def write_config(folder: Path, model: PreTrainedModel) -> None:
+    """Write the config, and the code where layers differ; prove that they give these shapes.
+
+    Raises:
+        CheckpointError: they would give another model.
+    """
+    facts = describe(model)
+    with quiet():
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.dtype = model.dtype
+        config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+    if facts["stack"] is not None:
+        add_loader(folder, type(model), facts["stack"])
+    if wrong := misfit(_built(folder, facts), named_tensors(model), Names(())):
+        raise CheckpointError(f"the saved config would give another model: {wrong}")
+
+
+def add_loader(folder: Path, cls: type[PreTrainedModel], stacks: dict[str, list[str]]) -> None:
+    """Write the code that builds layers of their own sizes, and name it in the config."""
+    name = cls.__name__
+    code = Path(layers_apart.__file__).read_text(encoding="utf-8")
+    write_text(
+        folder / f"{LOADER}.py",
+        code.replace("from typing import Any\n", "from typing import Any\n\nimport transformers\n")
+        + f"\n\n{name} = apart(transformers.{name}, {stacks!r})\n",
+    )
+    file = folder / CONFIG
+    data = json.loads(file.read_text(encoding="utf-8"))
+    data["auto_map"] = dict.fromkeys(_auto_classes(cls), f"{LOADER}.{name}")
+    write_text(file, json.dumps(data, indent=2) + "\n")
+
+
+def read_module(path: Path, facts: dict[str, Any], device: str | torch.device) -> PreTrainedModel:
+    """The model, without running any code of the folder.
+
+    Raises:
+        CheckpointError: a file is damaged or of another model.
+    """
+    from safetensors import SafetensorError
+
+    _check_config(path)
+    cls = _class(path, facts)
+    try:
+        with quiet():
+            model, info = cls.from_pretrained(
+                path,
+                dtype="auto",
+                attn_implementation=facts["model"].get("attn_implementation"),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        why = architecture.last_line(error)
+        raise CheckpointError(f"{path} cannot be loaded: {why}; copy or save it again") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[what]:
+            raise CheckpointError(f"{path}: {what.replace('_', ' ')}: {sorted(info[what])[0]}")
+    made: PreTrainedModel = model.to(device)
+    return made
+
+
+def blank_module(path: Path, facts: dict[str, Any]) -> PreTrainedModel:
+    """The model without weights, on ``meta``, in evaluation mode.
+
+    Raises:
+        CheckpointError: the config is damaged.
+    """
+    _check_config(path)
+    model: Any = _built(path, facts)
+    blank: PreTrainedModel = model.eval()
+    return blank
+
+
+def _built(path: Path, facts: dict[str, Any]) -> PreTrainedModel:
+    cls = _class(path, facts)
+    with quiet(), torch.device("meta"):
+        built: PreTrainedModel = cls._from_config(architecture.read_config(path / CONFIG))
+    return built
+
+
+def _check_config(path: Path) -> None:
+    count = sum(len(shards.names(file)) for file in sorted(path.glob("*.safetensors")))
+    guard.check_config(path / CONFIG, count)
+
+
+def _class(path: Path, facts: dict[str, Any]) -> Any:
+    """The class that builds the model."""
+    stacks = facts.get("stack")
+    if isinstance(stacks, str):  # as older versions wrote it
+        stacks = {stacks: []}
+    try:
+        config = architecture.read_config(path / CONFIG)
+        cls = architecture.model_class(config, facts["model"].get("class"))
+    except ModelError as error:
+        raise CheckpointError(f"{path} cannot be rebuilt: {error}") from error
+    return layers_apart.apart(cls, stacks) if isinstance(stacks, dict) else cls
+
+
+def _auto_classes(cls: type[PreTrainedModel]) -> list[str]:
+    """The auto classes of transformers that give a class."""
+    from transformers.models.auto import modeling_auto
+
+    config: Any = cls.config_class
+    found = []
+    for name, auto in vars(modeling_auto).items():
+        mapping = getattr(auto, "_model_mapping", None) if isinstance(auto, type) else None
+        if mapping is None or config not in mapping:
+            continue
+        held = mapping[config]
+        # By name: a model that was loaded with layers of their own sizes is of a subclass.
+        if cls.__name__ in {
+            x.__name__ for x in (held if isinstance(held, tuple | list) else [held])
+        }:
+            found.append(name)
+    return found

@@ -1,0 +1,1 @@
+"""transformers models and their configs, read and loaded."""

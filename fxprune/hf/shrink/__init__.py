@@ -1,0 +1,1 @@
+"""The same class of transformers, smaller."""

@@ -1,0 +1,216 @@
+"""A smaller model of the same transformers class, for ``generate`` and everything else."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import InputError, PlanError, ShrinkError, TraceError
+from fxprune.hf.folder.tensors import tensors_of
+from fxprune.hf.open import architecture
+from fxprune.hf.shrink import fields
+from fxprune.hf.shrink.builder import Builder
+from fxprune.hf.shrink.fill import (
+    check_attributes,
+    check_buffers,
+    fill,
+    lost,
+    misfit,
+    named_tensors,
+)
+from fxprune.hf.shrink.stacks import Names, shortened
+from fxprune.plan import Plan
+from fxprune.rewrite.apart import set_apart
+from fxprune.rewrite.compose import whole
+from fxprune.rewrite.history import history_of
+from fxprune.rewrite.rewrite import rewrite
+from fxprune.trace import Traced, trace
+from fxprune.trace.inputs import from_config
+from fxprune.trace.lockstep import input_names
+from fxprune.trace.modes import evaluation
+from fxprune.trace.outputs import TOLERANCE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def shrink(
+    model: PreTrainedModel,
+    plan: Plan,
+    graph_module: fx.GraphModule | None = None,
+    *,
+    traced: Traced | None = None,
+    share: bool = False,
+) -> PreTrainedModel:
+    """What a plan leaves of a model, as the same transformers class.
+
+    So ``generate``, key/value caches, ``save_pretrained``, training and PEFT work as before. Where
+    all layers lose alike, the config says the new sizes (``intermediate_size``, numbers of heads);
+    else each layer is built with a config of its own, and transformers' schema for that,
+    ``config.per_layer_config``, says which; a model that has one already can be shrunk again. Of a
+    model of several parts the nested config that its layers hold says them. Removed blocks make the
+    list of layers shorter, with ``layer_idx``, ``layer_types`` and the number of layers renumbered.
+    (But a T5 whose encoder is shorter than its decoder generates with ``use_cache=False`` alone in
+    transformers.)
+
+    Entries of the config are found by their value and name, and proven: the shape of every tensor,
+    before any weight is touched; the attributes of every module (scales, windows); buffers that a
+    checkpoint does not hold; and, where there are weights and a graph, the outputs, which must be
+    those of the rewritten graph on the inputs of ``traced`` or such as the config gives. (A plan
+    that removes blocks alone needs no graph: its outputs are compared if one of the two is given.)
+
+    Args:
+        model: the model. Its weights are not needed if ``graph_module`` is given.
+        plan: a plan for it; or, with ``graph_module``, the last of several that led to that graph.
+        graph_module: what :func:`fxprune.rewrite` made of the model by that plan, compensated or
+            trained since, perhaps: its tensors are used. Made here if left out.
+        traced: the model as :func:`fxprune.trace` gives it, which saves tracing it again.
+        share: share the tensors that lose nothing with ``model``, and all with ``graph_module``,
+            which saves their memory. By default the result has tensors of its own.
+
+    Returns:
+        The smaller model, in the training or evaluation mode of ``model``.
+
+    Raises:
+        ShrinkError: no config of the class can say what the plan leaves (the message says what
+            stands in the way), or the model is none of transformers. The graph can always be had.
+        PlanError: the plan is for another model.
+    """
+    plan = _for(model, plan, graph_module)
+    _check(model, plan)
+    stacks = shortened(model, plan.removed)
+    changed = fields.changes(plan, model)
+    if not stacks and not changed:
+        return model if share else copy.deepcopy(model)
+    names = Names(stacks)
+    tensors: dict[str, torch.Tensor] = named_tensors(model)
+    given = [] if graph_module is None else [graph_module]
+    if changed and graph_module is None:
+        traced = traced or trace(model)
+        graph_module = rewrite(traced, plan)
+        _check_constants(traced, graph_module, plan)
+    if graph_module is not None:
+        tensors |= _pruned(model, graph_module)
+    small = Builder(model, stacks, names, tensors, changed).build()
+    check_attributes(model, small, names, changed)
+    if wrong := misfit(small, tensors, names):
+        raise ShrinkError(wrong)
+    check_buffers(small, tensors, names)
+    for name in lost(tensors, small, names):
+        if name in model.state_dict() or name in plan.biases:
+            raise ShrinkError(f"{name} has no place in the smaller model, which would lose it")
+    fill(small, tensors, names)
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        small.generation_config = copy.deepcopy(generation)
+    small.train(model.training)
+    _check_outputs(small, plan, graph_module, traced)
+    if not share:
+        set_apart(small, model, *given)
+    return small
+
+
+def _for(model: nn.Module, plan: Plan, graph_module: fx.GraphModule | None) -> Plan:
+    """The plan; of a graph that was pruned several times the one for what was pruned first."""
+    known = None if graph_module is None else history_of(graph_module)
+    if known is None or len(known.steps) < 2 or known.steps[-1].plan != plan:
+        return plan
+    try:
+        plan.check_model(model)
+    except PlanError:
+        return whole(known)
+    return plan
+
+
+def _check(model: nn.Module, plan: Plan) -> None:
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise ShrinkError(
+            f"{type(model).__name__} is no model of transformers, with a config to make a smaller "
+            "one from; fxprune.rewrite makes a graph of it"
+        )
+    if any(parameter.numel() == 0 for parameter in model.parameters()):  # consumed
+        model = architecture.build(model.config, architecture=type(model).__name__)
+    plan.check_model(model)
+
+
+def _check_constants(traced: Traced, graph_module: fx.GraphModule, plan: Plan) -> None:
+    """Nothing that is counted from the number of units, such as ALiBi slopes, was kept in part."""
+    own = tensors_of(traced.graph_module).keys() | set(plan.biases)
+    for name in tensors_of(graph_module):
+        if traced.canonical(name) not in own:
+            raise ShrinkError(
+                f"the pruned graph keeps some numbers of a range ({name}) that "
+                f"{type(traced.module).__name__} would count anew"
+            )
+
+
+def _pruned(model: nn.Module, graph_module: fx.GraphModule) -> dict[str, torch.Tensor]:
+    """The tensors of the graph under all names that they have in the model."""
+    same: dict[int, list[str]] = {}
+    for name, tensor in named_tensors(model).items():
+        same.setdefault(id(tensor), []).append(name)
+    found = tensors_of(graph_module)
+    aliases = {
+        other: name for names in same.values() for name in names if name in found for other in names
+    }
+    return found | {other: found[name] for other, name in aliases.items()}
+
+
+def _whole(traced: Traced) -> bool:
+    """Whether a model has its weights: neither on ``meta`` nor consumed."""
+    return not any(t.is_meta or not t.numel() for t in traced.tensors.values())
+
+
+@torch.no_grad()
+def _check_outputs(
+    small: PreTrainedModel, plan: Plan, graph_module: fx.GraphModule | None, traced: Traced | None
+) -> None:
+    """The outputs must be those of the graph, if there is one or it can be made at once.
+
+    Raises:
+        ShrinkError: they are not.
+    """
+    if any(p.is_meta for p in small.parameters()):
+        return
+    if graph_module is None and traced is not None and _whole(traced):
+        graph_module = rewrite(traced, plan, share=True)
+    if graph_module is None:
+        return
+    inputs = _example(small, graph_module) if traced is None else (traced.args, traced.kwargs)
+    if inputs is None:
+        return
+    with evaluation(small), evaluation(graph_module):
+        try:
+            outputs = [m(*inputs[0], **inputs[1]) for m in (graph_module, small)]
+        except InputError:  # made from the config, and not of the sizes that the graph is for
+            return
+    expected, found = (
+        next(x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
+        for output in outputs
+    )
+    error = float((found.double() - expected.double()).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE.get(found.dtype, 1e-4):
+        raise ShrinkError(
+            f"{type(small).__name__} with the smaller config does not compute what the rewritten "
+            f"graph does ({error:.1e} relative); use the graph"
+        )
+
+
+def _example(
+    small: PreTrainedModel, graph_module: fx.GraphModule
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Inputs made from the config, if they are all that the graph reads."""
+    try:
+        inputs = dict(from_config(small))
+    except TraceError:
+        return None
+    names = input_names(graph_module)
+    if "attention_mask" in names:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return ((), inputs) if set(inputs) == set(names) else None

@@ -1,6 +1,0 @@
-"""A model, or what became of it, as one HTML page that needs nothing else."""
-
-from fxprune.html.page import write, write_blank
-from fxprune.html.runs import Runs, read_runs
-
-__all__ = ["Runs", "read_runs", "write", "write_blank"]

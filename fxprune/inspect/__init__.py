@@ -1,0 +1,1 @@
+"""To look at a model: its groups, what they can take, pictures and pages."""

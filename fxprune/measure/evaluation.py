@@ -1,0 +1,204 @@
+"""Everything there is to measure of one model, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fxprune.data import text
+from fxprune.data.text import Text
+from fxprune.errors import CalibrationError
+from fxprune.measure import cache, memory, report, sliding, speed
+from fxprune.measure.harness import TaskScore, run
+from fxprune.measure.settings import Settings
+from fxprune.measure.sliding import Score, Window
+from fxprune.measure.speed import Speed
+from fxprune.progress import step
+from fxprune.trace.inputs import device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Perplexity on one text in windows of one length; ``bos`` is the token at their heads."""
+
+    text: str
+    length: int
+    stride: int | None
+    bos: str | None
+    score: Score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a model.
+
+    Attributes:
+        model: facts about it, and the versions of the libraries that measured it.
+        settings: how it was measured.
+        parameters: numbers in its parameters, a tied tensor once.
+        size: bytes of its tensors.
+        kv_cache: bytes cached per token of one row, None where they cannot be told.
+        kv_cache_how: how they were found, or why not.
+        speeds: times and memory.
+        memory_how: what the memory is.
+        no_generation: why there are no times of generation, if so.
+        perplexities: by text and length.
+        tasks: by task and metric.
+    """
+
+    model: dict[str, Any]
+    settings: Settings
+    parameters: int
+    size: int
+    kv_cache: int | None
+    kv_cache_how: str
+    speeds: tuple[Speed, ...] = ()
+    memory_how: str = ""
+    no_generation: str | None = None
+    perplexities: tuple[Perplexity, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def evaluate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig | None = None,
+    *,
+    texts: Sequence[Text] = (),
+    tasks: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+    name: str | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Measure a model.
+
+    Args:
+        model: a causal language model of transformers, dense or shrunk, or a GraphModule of one,
+            called with ``input_ids=``. It is put into evaluation mode.
+        tokenizer: of the model.
+        config: of the original, for a GraphModule; says how long a text may be.
+        texts: to measure perplexity on.
+        tasks: from :func:`fxprune.measure.tasks.load`; None for none.
+        settings: how to measure.
+        name: to show.
+        progress: show what runs.
+
+    Raises:
+        EvaluationError: a setting makes no sense.
+        CalibrationError: a text is too short, windows are longer than the model takes, or the
+            tokenizer has no BOS token and one is asked for.
+    """
+    settings = settings or Settings()
+    settings.check()
+    config = config or getattr(model, "config", None)
+    model.eval()
+    bos = sliding.bos_token(tokenizer, settings.bos)
+    cut = _windows(tokenizer, config, texts, settings, bos)
+    head = None if bos is None else str(tokenizer.convert_ids_to_tokens(bos))
+    # First of all: memory that other measurements leave behind would hide what this one takes.
+    speeds, why = _speeds(model, len(tokenizer), settings, progress)
+    with step("cache", progress):
+        cached, how = cache.bytes_per_token(model)
+    perplexities = []
+    for (text_name, length), windows in cut.items():
+        found = sliding.score(model, windows, batch_size=settings.batch_size, progress=progress)
+        perplexities.append(Perplexity(text_name, length, settings.stride, head, found))
+    scores: list[TaskScore] = []
+    if tasks is not None and tasks["tasks"]:
+        scores = run(
+            model,
+            tokenizer,
+            config,
+            tasks,
+            limit=settings.limit,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+    return Evaluation(
+        model=_facts(model, name, tasks is not None),
+        settings=settings,
+        parameters=report.parameters(model),
+        size=report.size(model),
+        kv_cache=cached,
+        kv_cache_how=how,
+        speeds=tuple(speeds),
+        memory_how=memory.meaning(device_of(model)) if speeds else "",
+        no_generation=why,
+        perplexities=tuple(perplexities),
+        tasks=tuple(scores),
+    )
+
+
+def _windows(
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig | None,
+    texts: Sequence[Text],
+    settings: Settings,
+    bos: int | None,
+) -> dict[tuple[str, int], list[Window]]:
+    """All windows, before anything is measured: a text that is too short is told at once."""
+    most = None
+    if config is not None:
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if texts and most is not None and max(settings.lengths) > most:
+        raise CalibrationError(
+            f"windows of {max(settings.lengths)} tokens: the model takes {most} at most"
+        )
+    cut: dict[tuple[str, int], list[Window]] = {}
+    for each in texts:
+        ids = text.joined(tokenizer, each)
+        for length in settings.lengths:
+            try:
+                found = sliding.sliding(ids, length, settings.stride, bos, settings.windows)
+            except CalibrationError as error:
+                raise CalibrationError(f"{each.name}: {error}") from error
+            cut[each.name, length] = found
+    return cut
+
+
+def _speeds(
+    model: nn.Module, vocabulary: int, settings: Settings, progress: bool
+) -> tuple[list[Speed], str | None]:
+    if not settings.generation:
+        return [], "not asked for"
+    why, before = speed.why_not_generate(model), memory.resident()
+    speeds: list[Speed] = []
+    prompt, new, rounds = settings.prompt, settings.new, settings.rounds
+    for batch in settings.batch_sizes:
+        with step(f"timing, batch {batch}", progress):
+            speeds.append(speed.forward(model, batch, prompt + new, rounds, before, vocabulary))
+            if why is None:
+                speeds.append(speed.generate(model, batch, prompt, new, rounds, before, vocabulary))
+    return speeds, why
+
+
+def _facts(model: nn.Module, name: str | None, tasks: bool) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    import transformers
+
+    import fxprune
+
+    parameter = next(model.parameters(), None)
+    facts = {
+        "name": name or type(model).__name__,
+        "class": type(model).__name__,
+        "dtype": "" if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        "device": str(device_of(model)),
+        "threads": torch.get_num_threads(),
+        "fxprune": fxprune.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return {**facts, "lm_eval": version("lm_eval")} if tasks else facts

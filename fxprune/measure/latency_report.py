@@ -1,0 +1,89 @@
+"""What a latency budget came to: asked, predicted, measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fxprune.measure.latency import timed, unpruned
+from fxprune.rewrite.rewrite import rewrite
+from fxprune.select.latency import LatencyTable
+
+if TYPE_CHECKING:
+    from fxprune.plan import Plan
+    from fxprune.trace import Traced
+
+ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """A pruned model's latency beside what was asked for, as fractions of the original's.
+
+    Attributes:
+        shape: sequences and tokens of the forward pass.
+        asked: what may stay.
+        predicted: from the table, corrected by a measurement where :func:`fxprune.prune` chose
+            the plan.
+        measured: of both models in turns, afterwards; None where the original is gone.
+        machine: where, in words.
+    """
+
+    shape: tuple[int, int]
+    asked: float
+    predicted: float
+    measured: float | None
+    machine: str
+
+    @property
+    def error(self) -> float | None:
+        """How far the measured latency is from the predicted one, as a fraction of it."""
+        return None if self.measured is None else self.measured / self.predicted - 1
+
+    def __str__(self) -> str:
+        batch, length = self.shape
+        words = f"latency of {batch} x {length} tokens: {self.asked:.3f} x the original's asked"
+        words += f", {self.predicted:.3f} predicted"
+        if self.error is None:
+            return words
+        return f"{words}, {self.measured:.3f} measured ({100 * self.error:+.1f} %)"
+
+
+def corrected(table: LatencyTable, plan: Plan, traced: Traced) -> LatencyTable:
+    """The table corrected by a measurement of the plan that was chosen by it.
+
+    Args:
+        table: the table.
+        plan: the plan.
+        traced: the traced original.
+    """
+    both = [unpruned(traced), rewrite(traced, plan)]
+    whole, pruned = timed(traced, both, table.shape, ROUNDS)
+    return table.corrected(plan, table.whole * pruned / whole)
+
+
+def latency_report(
+    table: LatencyTable, asked: float, plan: Plan, traced: Traced, small: nn.Module | None
+) -> LatencyReport:
+    """Hold a plan against the table it was chosen by.
+
+    Args:
+        table: the table.
+        asked: the budget: a fraction, or milliseconds above 1.
+        plan: the plan.
+        traced: the traced original.
+        small: the pruned model, to be timed in turns with the original; None leaves that out.
+    """
+    measured = None
+    if small is not None:
+        large, less = timed(traced, [unpruned(traced), small], table.shape, ROUNDS)
+        measured = less / large
+    return LatencyReport(
+        shape=table.shape,
+        asked=asked if asked <= 1 else asked / (1e3 * table.whole),
+        predicted=table.predict(plan) / table.whole,
+        measured=measured,
+        machine=table.machine,
+    )

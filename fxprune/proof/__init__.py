@@ -1,0 +1,1 @@
+"""Proof: the smaller model computes what the original does without the removed units."""

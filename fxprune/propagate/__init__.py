@@ -1,5 +1,0 @@
-"""Scores layer by layer, each from what the already pruned layers before it give."""
-
-from fxprune.propagate.propagate import propagate
-
-__all__ = ["propagate"]

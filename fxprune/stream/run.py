@@ -1,0 +1,116 @@
+"""The run over all batches: read the inputs of a layer, then go on without its removed units."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fxprune.axes.dims import Dim, Units
+from fxprune.data.calibrate import Calibration, batches, rows
+from fxprune.data.graph_inputs import Masks, graph_inputs, masks, row_count
+from fxprune.groups.consumers import Consumer
+from fxprune.groups.dependency import DependencyGraph
+from fxprune.importance import targets
+from fxprune.importance.activations import Recorder
+from fxprune.importance.collect import Vectors
+from fxprune.importance.criterion import Criterion
+from fxprune.importance.curvature import MomentRecorder
+from fxprune.importance.findings import Findings
+from fxprune.importance.statistics import measure, merge
+from fxprune.importance.targets import Reader
+from fxprune.rewrite.resize import Resizer
+from fxprune.stream.stops import Stage
+from fxprune.trace.lockstep import Lockstep
+from fxprune.trace.storage import mutates
+
+
+class Run:
+    """All batches, stopping at every consumer.
+
+    ``ahead`` reads the inputs of a whole stage, then ``behind`` runs it again and removes its
+    units. Where every stage has one consumer, the two are one run.
+    """
+
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        criterion: Criterion,
+        calibration: Calibration,
+        batch_size: int | None,
+        stages: Sequence[Stage],
+    ) -> None:
+        self.graph, self.criterion = graph, criterion
+        self.scores: dict[str, Tensor] = {}
+        traced = graph.traced
+        stops = [stop for stage in stages for stop in stage]
+        parameters = targets.parameters(traced.module, graph, [g for s in stops for g in s.groups])
+        data = batches(traced.module, calibration, batch_size)
+        inputs = [graph_inputs(traced, batch) for batch in data]
+        self.masks = [masks(traced, values) for values in inputs]
+        ends = [stop.consumer.node for stop in stops]
+        self.ahead = self.behind = Lockstep(traced.graph_module, inputs, ends)
+        self.shared = {id(tensor): tensor for tensor in traced.tensors.values()}
+        self.mutates = any(mutates(node) for node in traced.graph_module.graph.nodes)
+        if len(stages) < len(stops):
+            self.behind = Lockstep(traced.graph_module, self._apart(inputs), ends)
+        readers = {
+            group.name: (Reader(stop.consumer.site, stop.consumer.output_axis, ()),)
+            for stop in stops
+            for group in stop.groups
+        }
+        recorder = Recorder(samples=sum(map(rows, data)))
+        self.findings = Findings(
+            parameters, readers, recorder, MomentRecorder({}), Vectors(parameters, ())
+        )
+
+    def score(self, stage: Stage) -> None:
+        """Score the groups of a stage by what comes in now."""
+        known = self.findings.recorder.statistics
+        for consumer, groups in ((stop.consumer, stop.groups) for stop in stage):
+            name = consumer.site.tensor
+            for values, hidden in zip(self.ahead.advance(consumer.node), self.masks, strict=True):
+                tokens = self._tokens(consumer, values[consumer.source], hidden)
+                if len(tokens):
+                    found = measure(tokens)
+                    known[name] = merge(known[name], found) if name in known else found
+            for group in groups:
+                self.scores[group.name] = self.findings.score(self.criterion, group)
+
+    def remove(self, stage: Stage, kept: Mapping[Dim, Units]) -> None:
+        """Go on with what the stage gives without the removed units."""
+        resize = Resizer(self.graph.inferred, kept, self.graph.traced.sizes)
+        for consumer in (stop.consumer for stop in stage):
+            if self.behind is not self.ahead:
+                for _ in self.behind.advance(consumer.node):
+                    pass
+            layout = consumer.site.layout
+            if resize.changed(layout):
+                places, axis = resize.removed(layout), self._axis(consumer)
+                for values in self.behind.values:
+                    x = values[consumer.source]
+                    values[consumer.source] = x.index_fill(axis, places.to(x.device), 0)
+        if self.behind is not self.ahead:
+            for there, here in zip(self.ahead.values, self.behind.values, strict=True):
+                there.update(zip(here, self._apart(list(here.values())), strict=True))
+
+    def _apart(self, values: list[Any]) -> list[Any]:
+        """Values for another run: copies where a run changes values in place."""
+        return copy.deepcopy(values, dict(self.shared)) if self.mutates else values
+
+    def _tokens(self, consumer: Consumer, x: Tensor, hidden: Masks) -> Tensor:
+        """The input as (tokens, C), without those that an attention mask hides."""
+        axis = self._axis(consumer)
+        shape = consumer.source.meta["val"].movedim(axis, -1).shape
+        count = row_count(self.graph.traced, shape[:-1])
+        x = x.movedim(axis, -1)
+        x = x.reshape(-1, x.shape[-1])
+        mask = hidden.get(count)
+        return x if mask is None else x[mask.to(x.device)]
+
+    def _axis(self, consumer: Consumer) -> int:
+        """The axis of the input's channels; of a convolution, before those of the kernel."""
+        kernel = len(self.graph.layouts[consumer.site.tensor]) - 2
+        return -1 if consumer.source_axis == -1 else -1 - kernel

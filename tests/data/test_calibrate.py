@@ -1,0 +1,93 @@
+"""Calibration data in every accepted form, and the refusals."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune.data.calibrate import batches
+from fxprune.errors import CalibrationError
+from tests.toys import ToyLM
+
+IDS = torch.arange(12).reshape(3, 4) % 11
+
+
+class Image(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        IDS,
+        {"input_ids": IDS},
+        UserDict(input_ids=IDS),
+        [{"input_ids": IDS}],
+        ({"input_ids": ids} for ids in [IDS]),
+        [IDS],
+    ],
+    ids=["tensor", "dict", "mapping", "list", "generator", "tensors"],
+)
+def test_every_form_is_one_batch(data: Any) -> None:
+    (batch,) = batches(ToyLM(), data)
+    assert batch.keys() == {"input_ids"}
+    assert torch.equal(batch["input_ids"], IDS)
+
+
+def test_micro_batches() -> None:
+    data = {"input_ids": IDS, "position_ids": torch.arange(4)[None], "flag": True}
+    first, second = batches(ToyLM(), data, 2)
+    assert torch.equal(first["input_ids"], IDS[:2])
+    assert torch.equal(second["input_ids"], IDS[2:])
+    for part in (first, second):
+        assert part["position_ids"].shape == (1, 4)
+        assert part["flag"] is True
+
+
+def test_a_plain_module_reads_its_first_input() -> None:
+    (batch,) = batches(Image(), torch.ones(2, 4))
+    assert batch.keys() == {"x"}
+    (batch,) = batches(nn.Sequential(nn.Linear(4, 4)), torch.ones(2, 4))
+    assert batch.keys() == {"input"}
+
+
+@pytest.mark.parametrize("data", [[], {}, IDS[:0], [{}], iter(()), {"input_ids": IDS[:0]}])
+def test_empty(data: Any) -> None:
+    with pytest.raises(CalibrationError, match="the calibration data is empty"):
+        batches(ToyLM(), data)
+
+
+def test_too_short() -> None:
+    with pytest.raises(CalibrationError, match="sequences of 1 tokens are too short: at least 2"):
+        batches(ToyLM(), IDS[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (IDS.float(), r"must be integers \(token ids\), not torch.float32"),
+        (IDS[0], r"must have the shape \(N, L\), not \(4,\)"),
+        ("some text", "calibration data cannot be str"),
+        (3, "calibration data cannot be int"),
+        (["some text"], "calibration data cannot be str"),
+        ([{1, 2}], "calibration data cannot be set"),
+        ([(IDS, IDS, IDS)], "a batch of 3 values, and ToyLM takes 1 inputs"),
+    ],
+)
+def test_other_things(data: Any, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        batches(ToyLM(), data)
+
+
+def test_batch_size_is_positive() -> None:
+    with pytest.raises(CalibrationError, match="at least 1"):
+        batches(ToyLM(), IDS, 0)

@@ -1,0 +1,147 @@
+"""Tasks of lm-eval with local data: the config is its own, what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxprune.errors import EvaluationError
+from fxprune.measure import index, rows
+from fxprune.measure.tasks import TaskSpec, load, parse
+from tests.evaluate import material
+
+
+def test_typed() -> None:
+    assert parse(["arc_easy, piqa=a/b.jsonl", "boolq"]) == [
+        TaskSpec("arc_easy"),
+        TaskSpec("piqa", Path("a/b.jsonl")),
+        TaskSpec("boolq"),
+    ]
+    for wrong in ("", "arc_easy=", "=f.jsonl", "a,,b"):
+        with pytest.raises(EvaluationError, match=r"write NAME or NAME=FILE.jsonl"):
+            parse([wrong])
+    with pytest.raises(EvaluationError, match="twice"):
+        parse(["arc_easy", "arc_easy=x.jsonl"])
+
+
+def test_the_config_is_lm_evals_own_and_the_data_is_the_file(tmp_path: Path) -> None:
+    file = material.write(tmp_path / "a.jsonl", material.arc())
+    loaded = load([TaskSpec("arc_easy", file)])
+    assert list(loaded["tasks"]) == ["arc_easy"]
+    assert not loaded["groups"]
+    task = loaded["tasks"]["arc_easy"]
+    assert [doc["id"] for doc in task.eval_docs] == list("012345")
+    assert task.doc_to_text(task.eval_docs[0]) == "Question: Which colour is number 0?\nAnswer:"
+    assert task.doc_to_target(task.eval_docs[1]) == 1
+    assert task.get_config("num_fewshot") == 0
+    own = index.manager("arc_easy").task_index["arc_easy"].cfg
+    for field in ("doc_to_text", "doc_to_target", "doc_to_choice", "metric_list", "test_split"):
+        assert task.get_config(field) == own[field], field
+
+
+def test_several_from_different_folders(tmp_path: Path) -> None:
+    arc = material.write(tmp_path / "a.jsonl", material.arc())
+    piqa = material.write(tmp_path / "p.jsonl", material.piqa())
+    loaded = load([TaskSpec("piqa", piqa), TaskSpec("arc_easy", arc)])
+    assert list(loaded["tasks"]) == ["piqa", "arc_easy"]
+
+
+def test_unknown_task() -> None:
+    with pytest.raises(EvaluationError, match=r"no task 'arc_esay'; did you mean arc_easy"):
+        load([TaskSpec("arc_esay")])
+
+
+def test_a_dataset_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(EvaluationError, match=r"arc_easy cannot be loaded: no hub.*FILE.jsonl"):
+        load([TaskSpec("arc_easy")])
+
+
+def test_examples_do_not_come_from_what_is_measured(tmp_path: Path) -> None:
+    file = material.write(tmp_path / "a.jsonl", material.arc())
+    with pytest.raises(EvaluationError, match=r"a.jsonl, which is measured"):
+        load([TaskSpec("arc_easy", file)], num_fewshot=2)
+    assert load([TaskSpec("arc_easy", file)], num_fewshot=0)
+
+
+def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EvaluationError, match="pip install 'lm-eval"):
+        load([TaskSpec("arc_easy")])
+
+
+class TestRows:
+    def wrong(self, tmp_path: Path, change: Any, name: str = "arc_easy") -> str:
+        records = material.piqa() if name == "piqa" else material.arc()
+        change(records[2])
+        file = material.write(tmp_path / "data.jsonl", records)
+        with pytest.raises(EvaluationError) as caught:
+            load([TaskSpec(name, file)])
+        return str(caught.value)
+
+    def test_a_line_without_a_column(self, tmp_path: Path) -> None:
+        said = self.wrong(tmp_path, lambda record: record.pop("answerKey"))
+        assert "data.jsonl line 3 has no column 'answerKey', which arc_easy reads" in said
+        assert "it has id, question, choices" in said
+
+    def test_a_column_named_without_a_template(self, tmp_path: Path) -> None:
+        said = self.wrong(tmp_path, lambda record: record.pop("label"), "piqa")
+        assert "line 3 has no column 'label'" in said
+
+    def test_an_answer_that_is_no_choice(self, tmp_path: Path) -> None:
+        said = self.wrong(tmp_path, lambda record: record.update(answerKey="Z"))
+        assert "data.jsonl line 3 does not fit arc_easy: 'Z' is not in list" in said
+        said = self.wrong(tmp_path, lambda record: record.update(label=2), "piqa")
+        assert "line 3 does not fit piqa: answer 2 of 2 choices" in said
+
+    def test_the_first_line_is_wrong(self, tmp_path: Path) -> None:
+        records = material.arc()
+        records[0]["answerKey"] = "Z"
+        file = material.write(tmp_path / "data.jsonl", records)
+        with pytest.raises(EvaluationError, match=r"data.jsonl does not fit arc_easy"):
+            load([TaskSpec("arc_easy", file)])
+
+    def test_of_another_kind(self, tmp_path: Path) -> None:
+        said = self.wrong(tmp_path, lambda record: record.update(choices="red"))
+        assert "data.jsonl does not fit arc_easy" in said
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("", "has no lines"),
+            ("\n{\n", "line 2 is not JSON"),
+            ("[1]\n", "line 1 is no JSON object"),
+        ],
+    )
+    def test_unreadable(self, tmp_path: Path, content: str, message: str) -> None:
+        (file := tmp_path / "x.jsonl").write_text(content)
+        with pytest.raises(EvaluationError, match=message):
+            rows.read(file)
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(EvaluationError, match="cannot be read"):
+            rows.read(tmp_path / "none.jsonl")
+
+    def test_line_numbers_skip_blank_lines(self, tmp_path: Path) -> None:
+        (file := tmp_path / "x.jsonl").write_text('\n{"a": 1}\n\n{"a": "\u2028"}\n')
+        assert rows.read(file).lines == (2, 4)
+
+    def test_columns(self) -> None:
+        config = {"doc_to_text": "{{a}} {{b.c}}", "doc_to_target": "d", "doc_to_choice": ["x"]}
+        assert rows.columns(config) == ["a", "b", "d"]
+        assert rows.columns({**config, "process_docs": "some/where.function"}) is None
+        assert rows.columns({**config, "doc_to_target": "/some/where.function"}) is None
+
+    def test_rows_that_a_function_reads_are_alike(self, tmp_path: Path) -> None:
+        file = tmp_path / "x.jsonl"
+        file.write_text(json.dumps({"a": 1}) + "\n" + json.dumps({"b": 1}) + "\n")
+        with pytest.raises(EvaluationError, match="line 2 has no column 'a', which line 1 has"):
+            rows.check_columns(rows.read(file), "some", {"process_docs": "f"})
