@@ -14,7 +14,6 @@ from fxprune.depth import (
 )
 from fxprune.errors import FxpruneError, FxpruneWarning
 from fxprune.groups.dependency import DependencyGraph, discover
-from fxprune.groups.explain import Explanation
 from fxprune.groups.group import Group, Site
 from fxprune.hf.adapter import shrink_adapter
 from fxprune.hf.folder.apply import apply
@@ -35,6 +34,7 @@ from fxprune.importance import (
     WandaSP,
     estimate,
 )
+from fxprune.inspect.explanation import Explanation
 from fxprune.inspect.legality import check_plan, legality
 from fxprune.measure.latency import measure_latency
 from fxprune.measure.latency_report import LatencyReport

@@ -6,30 +6,35 @@ stay; everything else is as in :class:`Plan`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxprune.axes.dims import Dim, Units, find, kept_size
+from fxprune.axes.dims import Dim, Units, find
 from fxprune.errors import PlanError
 from fxprune.files import write_text
-from fxprune.plan_json import VERSION, decode, encode
+from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.parameters import Shapes, count_parameters, digest, parameter_shapes, weight_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from fxprune.groups.dependency import DependencyGraph
     from fxprune.groups.group import Group
 
-Shapes = dict[str, tuple[int, ...]]
+FORMAT = "fxprune-plan"
+VERSION = 1
+# Younger than the format: a file without them is read as if they were empty.
+_OPTIONAL = ("removed", "biases", "limits", "bound")
+_RANGES = re.compile(r"(\d{1,12}(-\d{1,12})?(,\d{1,12}(-\d{1,12})?)*)?")
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Plan:
         plan = cls(
             kept=losing,
             sizes={name: sizes[name] for name in losing if name in sizes},
-            fingerprint=_digest(shapes),
+            fingerprint=digest(shapes),
             pruning_ratio=pruning_ratio,
             criterion=criterion,
             shapes=shapes,
@@ -156,7 +161,7 @@ class Plan:
             PlanError: if a group keeps no unit, units are out of range, repeated or unsorted, a
                 bias is added twice, or the shapes are not those of the fingerprint.
         """
-        if self.shapes and _digest(self.shapes) != self.fingerprint:
+        if self.shapes and digest(self.shapes) != self.fingerprint:
             raise PlanError("its shapes do not match its fingerprint")
         if len(set(self.removed)) < len(self.removed):
             raise PlanError("it removes a branch or block twice")
@@ -214,7 +219,7 @@ class Plan:
         self._check_shapes({name: tuple(p.shape) for name, p in model.named_parameters()})
 
     def _check_shapes(self, shapes: Shapes) -> None:
-        if _digest(shapes) != self.fingerprint:
+        if digest(shapes) != self.fingerprint:
             raise PlanError(f"the plan is for another model: {_difference(self.shapes, shapes)}")
 
     def kept_units(self, graph: DependencyGraph) -> dict[Dim, Units]:
@@ -227,58 +232,6 @@ class Plan:
     def kept_counts(self, graph: DependencyGraph) -> dict[Dim, int]:
         """How many units stay, by the dim of each group that loses units."""
         return {find(graph[name].dim): len(units) for name, units in self.kept.items()}
-
-
-def parameter_shapes(graph: DependencyGraph) -> Shapes:
-    """Shape of every parameter of the model by canonical name; a tied parameter appears once."""
-    aliases = graph.traced.aliases
-    # The names of a tied parameter all lead to one entry, whether or not torch lists them all.
-    named = graph.traced.module.named_parameters(remove_duplicate=False)
-    return dict(sorted((aliases.get(name, name), tuple(p.shape)) for name, p in named))
-
-
-def remaining_shapes(graph: DependencyGraph) -> Shapes:
-    """:func:`parameter_shapes` without the parameters of removed branches and blocks."""
-    dropped = graph.traced.dropped
-    return {n: shape for n, shape in parameter_shapes(graph).items() if n not in dropped}
-
-
-def fingerprint(graph: DependencyGraph) -> str:
-    """What a plan calls its model: sha256 over the sorted (canonical name, shape) of parameters.
-
-    Sibling fine-tunes of one architecture share it; another size or family does not.
-    """
-    return _digest(parameter_shapes(graph))
-
-
-def count_parameters(
-    graph: DependencyGraph,
-    counts: Mapping[Dim, int] | None = None,
-    biases: Iterable[str] = (),
-) -> int:
-    """Exact number of parameters of the whole model.
-
-    A tied tensor counts once, buffers do not count, parameters that the graph does not use count
-    as they are, and those of removed branches are no more.
-
-    Args:
-        graph: the groups of the model; its tensors may be on ``meta``.
-        counts: units that stay, by dim; a dim that is absent keeps all.
-        biases: names of biases that are added, see :attr:`Plan.biases`.
-    """
-    total = 0
-    for name, shape in remaining_shapes(graph).items():
-        layouts = graph.layouts.get(name)
-        if counts and layouts is not None:
-            shape = tuple(kept_size(layout, counts) for layout in layouts)
-        total += prod(shape)
-    return total + sum(kept_size(graph.layouts[weight_of(b)][0], counts or {}) for b in biases)
-
-
-def weight_of(bias: str) -> str:
-    """The name of the weight beside a bias; "" if the name is not that of a bias."""
-    owner, dot, last = bias.rpartition(".")
-    return f"{owner}{dot}weight" if last == "bias" else ""
 
 
 def _check_units(name: str, size: int, units: Sequence[int]) -> None:
@@ -309,11 +262,6 @@ def _by_name(graph: DependencyGraph) -> dict[str, Group]:
     return {group.name: group for group in (*graph.groups, *graph.frozen)}
 
 
-def _digest(shapes: Shapes) -> str:
-    text = json.dumps([[name, *shape] for name, shape in sorted(shapes.items())])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _difference(planned: Shapes, here: Shapes) -> str:
     for name in sorted({*planned, *here}) if planned else ():
         if name not in here:
@@ -323,3 +271,149 @@ def _difference(planned: Shapes, here: Shapes) -> str:
         if planned[name] != here[name]:
             return f"{name!r} has shape {here[name]} here and {planned[name]} in the plan"
     return "the names or shapes of its parameters differ"
+
+
+def encode(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON values. What is optional and empty is left out."""
+    data = {
+        "format": FORMAT,
+        "version": plan.version,
+        "fingerprint": plan.fingerprint,
+        "pruning_ratio": plan.pruning_ratio,
+        "criterion": plan.criterion,
+        "parameters_before": plan.parameters_before,
+        "parameters_after": plan.parameters_after,
+        "groups": {
+            name: {"size": plan.sizes[name], "removed": _ranges(plan.sizes[name], units)}
+            for name, units in plan.kept.items()
+        },
+        "removed": list(plan.removed),
+        "biases": list(plan.biases),
+        "limits": dict(plan.limits),
+        "bound": plan.bound,
+        "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
+    }
+    return {name: value for name, value in data.items() if value or name not in _OPTIONAL}
+
+
+def decode(text: str) -> dict[str, Any]:
+    """The arguments of :class:`fxprune.plan.Plan` from the text of a file.
+
+    Raises:
+        PlanError: if the text is not JSON, of another format or version, or a field is missing,
+            of the wrong type or out of range.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"it is not valid JSON ({error})") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise PlanError(f'it is not a plan (no "format": "{FORMAT}")')
+    if data.get("version") != VERSION or isinstance(data["version"], bool):
+        raise PlanError(f"version {data.get('version')!r} is not supported; this reads {VERSION}")
+    before = _count(data, "parameters_before")
+    kept, sizes = {}, {}
+    for name, entry in _field(data, "groups", dict).items():
+        where = f"group {name!r}"
+        if not isinstance(entry, dict):
+            raise PlanError(f"{where} must be an object")
+        # A size beyond the parameters is damage; refused before it becomes a huge tuple.
+        sizes[name] = _count(entry, "size", where, most=before)
+        kept[name] = _kept(sizes[name], _field(entry, "removed", str, where), where)
+    optional = _optional(data)
+    # Only biases may outweigh what goes.
+    most = None if optional["biases"] else before
+    return {
+        "kept": kept,
+        "sizes": sizes,
+        "fingerprint": _field(data, "fingerprint", str),
+        "pruning_ratio": _ratio(data),
+        "criterion": _field(data, "criterion", (str, type(None))),
+        "parameters_before": before,
+        "parameters_after": _count(data, "parameters_after", most=most),
+        **optional,
+        "shapes": {name: _shape(name, s) for name, s in _field(data, "shapes", dict).items()},
+        "version": VERSION,
+    }
+
+
+def _field(data: dict[str, Any], name: str, kind: Any, where: str = "the plan") -> Any:
+    if name not in data:
+        raise PlanError(f"{where} has no field {name!r}")
+    value = data[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise PlanError(f"{where}: the field {name!r} is of the wrong type ({value!r:.60})")
+    return value
+
+
+def _count(
+    data: dict[str, Any], name: str, where: str = "the plan", most: int | None = None
+) -> int:
+    value: int = _field(data, name, int, where)
+    if value < 0 or (most is not None and value > most):
+        raise PlanError(f"{where}: the field {name!r} is out of range ({value})")
+    return value
+
+
+def _optional(data: dict[str, Any]) -> dict[str, Any]:
+    removed = _field(data, "removed", list) if "removed" in data else []
+    biases = _field(data, "biases", list) if "biases" in data else []
+    limits = _field(data, "limits", dict) if "limits" in data else {}
+    texts = {"removed": removed, "biases": biases, "limits": list(limits.values())}
+    for name, value in texts.items():
+        if not all(isinstance(item, str) for item in value):
+            raise PlanError(f"the field {name!r} must hold text only")
+    bound = _field(data, "bound", str) if "bound" in data else None
+    return {"removed": tuple(removed), "biases": tuple(biases), "limits": limits, "bound": bound}
+
+
+def _ratio(data: dict[str, Any]) -> float | None:
+    value = _field(data, "pruning_ratio", (int, float, type(None)))
+    if value is not None and not 0 <= value < 1:
+        raise PlanError(f"the field 'pruning_ratio' is outside [0, 1) ({value})")
+    return None if value is None else float(value)
+
+
+def _shape(name: str, shape: Any) -> tuple[int, ...]:
+    whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    if not whole:
+        raise PlanError(f"the field 'shapes': {name!r} has no valid shape ({shape!r:.60})")
+    return tuple(shape)
+
+
+def _ranges(size: int, kept: Iterable[int]) -> str:
+    """The units that are not kept, as text: ``"0-3,7"``."""
+    edges = (-1, *kept, size)
+    gaps = ((a + 1, b - 1) for a, b in pairwise(edges) if b - a > 1)
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in gaps)
+
+
+def _kept(size: int, removed: str, where: str) -> tuple[int, ...]:
+    if not _RANGES.fullmatch(removed):
+        raise PlanError(f"{where}: the removed units are no list of ranges ({removed!r:.60})")
+    kept: list[int] = []
+    following = 0
+    for piece in removed.split(",") if removed else ():
+        first, _, last = piece.partition("-")
+        start, stop = int(first), int(last or first) + 1
+        if stop > size:
+            raise PlanError(f"{where}: unit {stop - 1} is out of range; it has {size} units")
+        if start < following or stop <= start:
+            raise PlanError(f"{where}: the removed units repeat or are not sorted, at {piece!r}")
+        kept.extend(range(following, start))
+        following = stop
+    kept.extend(range(following, size))
+    return tuple(kept)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise PlanError(f"the name {twice!r} is a duplicate")
+    return data
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON number")

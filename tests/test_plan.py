@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fxprune.errors import CheckpointError, PlanError
-from fxprune.plan import Plan, count_parameters, fingerprint
-from fxprune.plan_json import decode, encode
+from fxprune.groups.parameters import count_parameters, fingerprint
+from fxprune.plan import Plan, decode, encode
 from tests.toys import ToyGraph, ToyLM, toy_graph
 
 MLP, KV = "layers.0.mlp:units", "layers.1.attention:kv"

@@ -10,8 +10,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxprune.axes import dims
-from fxprune.axes.dims import Dim, Layout
-from fxprune.axes.registry import Axes
+from fxprune.axes.dims import Axes, Dim, Layout
 from fxprune.trace.sizes import Sizes
 from fxprune.trace.source import location
 

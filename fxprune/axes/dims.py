@@ -71,6 +71,7 @@ class Sum:
 
 
 Layout = Dim | Product | Sum
+Axes = tuple[Layout, ...]  # of one tensor
 ONE = Product()
 
 

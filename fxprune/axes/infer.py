@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from fxprune.axes import outputs, rules
 from fxprune.axes.context import Context, Link
 from fxprune.axes.decompose import decompose
-from fxprune.axes.dims import Layout
-from fxprune.axes.registry import Axes, find_rule
+from fxprune.axes.dims import Axes, Layout
+from fxprune.axes.registry import find_rule
 from fxprune.trace.traced import Traced
 
 __all__ = ["Inferred", "infer", "rules"]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
-from fxprune.axes.dims import Layout
+from fxprune.axes.context import Context
+from fxprune.axes.dims import Axes
 from fxprune.errors import RuleError
 
-if TYPE_CHECKING:
-    from fxprune.axes.context import Context
-
-Axes = tuple[Layout, ...]
-Rule = Callable[["Context", fx.Node], "Axes | list[Axes]"]
+Rule = Callable[[Context, fx.Node], Axes | list[Axes]]
 
 RULES: dict[Any, Rule] = {}
 

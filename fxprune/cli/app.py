@@ -276,22 +276,23 @@ def prune(
     from rich.console import Console
 
     from fxprune.cli import workflow
+    from fxprune.hf.open.load import check_device, load
     from fxprune.progress import step
 
-    workflow.check_device(device)
+    check_device(device)
     calibration, evaluation = workflow.texts(text, eval_text)
     causal = workflow.check_model(model, recipe)
     if chain is not None and not causal:
         raise RecoveryError(f"{model} is no causal language model, which --recover needs here")
     with step(f"loading {model}"):
-        loaded = workflow.load(model, device)
+        loaded = load(model, device)
     outcome = workflow.run(
         loaded,
         recipe,
         out,
         calibration=calibration if causal else None,
         evaluation=evaluation if causal else None,
-        reload=lambda: workflow.load(model, device).model,
+        reload=lambda: load(model, device).model,
         save_scores=save_scores,
     )
     plan = outcome.result.plan

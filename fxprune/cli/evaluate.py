@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fxprune.cli.workflow import check_device
 from fxprune.data import text
 from fxprune.data.text import Text
 from fxprune.errors import CalibrationError, EvaluationError
 from fxprune.files import write_text
+from fxprune.hf.open.load import check_device, named_dtype
 from fxprune.measure import output, tasks
 from fxprune.measure.evaluation import Evaluation, evaluate
 from fxprune.measure.settings import Settings
@@ -48,12 +48,9 @@ def evaluate_spec(
     Raises:
         FxpruneError: an option makes no sense, or something cannot be read; see there.
     """
-    from fxprune.cli.compare.comparison import DTYPES
-
     settings = settings or Settings()
     settings.check()
-    if dtype is not None and dtype not in DTYPES:
-        raise EvaluationError(f"no dtype {dtype!r}: take {', '.join(DTYPES)}")
+    as_dtype = named_dtype(dtype)
     if num_fewshot is not None and num_fewshot < 0:
         raise EvaluationError(f"{num_fewshot} examples before each question: take 0 or more")
     check_device(device)
@@ -63,7 +60,7 @@ def evaluate_spec(
         with step("reading tasks", progress):
             loaded = tasks.load(specs, num_fewshot)
     with step(f"loading {model}", progress):
-        subject = open_subject(model, device, None if dtype is None else DTYPES[dtype])
+        subject = open_subject(model, device, as_dtype)
     assert subject.tokenizer is not None
     found = evaluate(
         subject.model,

@@ -68,7 +68,7 @@ def inspect_spec(model: str, wanted: Wanted) -> None:
     """
     from rich.console import Console
 
-    from fxprune import discover
+    from fxprune.groups.dependency import discover
     from fxprune.importance.scores import Scores
     from fxprune.inspect import facts as inspection
     from fxprune.inspect.blank import open_blank
@@ -107,8 +107,9 @@ def _show(
     wanted: Wanted,
 ) -> None:
     """Print the costs and the tables, and add the legal sizes to the facts."""
-    from fxprune import find_branches, legality
+    from fxprune.branches import find_branches
     from fxprune.inspect import facts as inspection
+    from fxprune.inspect.legality import legality
 
     sizes = legality(graph) if wanted.legal else None
     if sizes is not None:

@@ -18,6 +18,7 @@ from fxprune.errors import EvaluationError, RecoveryError
 from fxprune.files import write_text
 from fxprune.hf.folder import checkpoint
 from fxprune.hf.folder.graph_folder import PLAN, original
+from fxprune.hf.open.load import named_dtype
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.recover import runs
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from fxprune.hf.open.models import LoadedModel
 
-MODEL, REPORT = "model", "report.json"
 METHODS = ("lora", "full")
 WINDOWS = 64
 
@@ -98,11 +98,11 @@ class Outcome:
         for line in notes[:5]:
             console.print(f"left out: {line}", **plain)
         if len(notes) > 5:
-            console.print(f"left out: {len(notes) - 5} more, see {REPORT}", **plain)
+            console.print(f"left out: {len(notes) - 5} more, see {runs.REPORT}", **plain)
 
     def where(self) -> str:
         """Where the results are, in a line."""
-        found = [f"model: {self.folder / MODEL}"] if self.merged else []
+        found = [f"model: {self.folder / runs.MODEL}"] if self.merged else []
         adapter = self.folder / runs.ADAPTER
         found += [f"adapter: {adapter}"] if adapter.exists() else []
         return "   ".join([*found, f"log: {self.folder / CSV}"])
@@ -185,7 +185,7 @@ def recover_spec(
     after = _perplexities(replace(subject, model=found.module), evaluation, windows, progress)
     if merge:
         with step("saving", progress):
-            _save(subject, model, out / MODEL)
+            _save(subject, model, out / runs.MODEL)
     outcome = Outcome(found, before, after, out, merge)
     facts = {
         "model": model,
@@ -198,7 +198,7 @@ def recover_spec(
         "perplexity": {"before": before, "after": after, "windows": windows, "length": 128},
         "left_out": list(found.notes),
     }
-    write_text(out / REPORT, json.dumps(facts, indent=1) + "\n")
+    write_text(out / runs.REPORT, json.dumps(facts, indent=1) + "\n")
     return outcome
 
 
@@ -238,21 +238,19 @@ def validation_data(given: str) -> float | str:
 
 def _open(spec: str, dtype: str | None, progress: bool) -> tuple[LoadedModel, torch.dtype]:
     """A model, in a dtype if one is given, and the dtype that it came in."""
-    from fxprune.cli.compare.comparison import DTYPES
     from fxprune.measure.subject import open_subject
 
-    if dtype is not None and dtype not in DTYPES:
-        raise RecoveryError(f"no dtype {dtype!r}: take {', '.join(DTYPES)}")
+    wanted = named_dtype(dtype)
     with step(f"loading {spec}", progress):
         try:
             subject = open_subject(spec)
         except EvaluationError as error:
             raise RecoveryError(f"{error}; retrain it in Python, with loss_fn=") from error
     held = next(p.dtype for p in subject.model.parameters() if p.is_floating_point())
-    if dtype is not None and DTYPES[dtype] != held:
+    if wanted not in (None, held):
         if isinstance(subject.model, fx.GraphModule):
             raise RecoveryError(f"{spec} holds a graph, which trains in the dtype it was saved in")
-        subject.model.to(DTYPES[dtype])
+        subject.model.to(wanted)
     return subject, held
 
 

@@ -12,8 +12,6 @@ from fxprune.errors import (
     CalibrationError,
     CheckpointError,
     CriterionError,
-    FxpruneError,
-    ModelError,
     ShrinkError,
 )
 from fxprune.files import write_text
@@ -103,22 +101,6 @@ def texts(file: Path | None, evaluation: Path | None) -> tuple[Text, Text]:
     return halves[0] if file is None else text.read(file), text.read(evaluation)
 
 
-def check_device(name: str) -> None:
-    """Refuse a device that torch cannot use here.
-
-    Raises:
-        FxpruneError: it cannot.
-    """
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise FxpruneError(
-            f"device {name!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
-
-
 def check_model(spec: str, recipe: Recipe) -> bool:
     """Look at a model's config, and fetch its weights, before they are loaded.
 
@@ -156,22 +138,6 @@ def needing_data(recipe: Recipe) -> list[str]:
     return options + ([] if recipe.compensate in ("auto", "none") else [recipe.compensate])
 
 
-def load(spec: str, device: str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
-    """Load a model with its weights onto a device, in a dtype if one is given.
-
-    Raises:
-        ModelError: it cannot be loaded, or is a language model without a tokenizer.
-    """
-    from fxprune.hf.open.architecture import is_causal
-    from fxprune.hf.open.models import load_model
-
-    loaded = load_model(spec)
-    if loaded.tokenizer is None and is_causal(loaded.config):
-        raise ModelError(f"{spec} has no tokenizer; save it there with save_pretrained")
-    loaded.model.to(device=device, dtype=dtype)
-    return loaded
-
-
 def run(
     loaded: LoadedModel,
     recipe: Recipe,
@@ -199,11 +165,11 @@ def run(
     Raises:
         FxpruneError: whatever a stage refuses.
     """
-    from fxprune import prune
     from fxprune.data import text
     from fxprune.importance.scores import Scores
     from fxprune.measure import report
     from fxprune.measure.perplexity import perplexity, windows
+    from fxprune.prune import prune
     from fxprune.trace.inputs import device_of, from_config
 
     scores = None if recipe.scores is None else Scores.load(recipe.scores)
@@ -299,8 +265,11 @@ def check_shrinks(model: nn.Module, recipe: Recipe) -> None:
     """
     if recipe.save_as != "transformers" or not recipe.width:
         return
-    from fxprune import Plan, discover, shrink, trace
+    from fxprune.groups.dependency import discover
     from fxprune.hf.open import architecture
+    from fxprune.hf.shrink.shrink import shrink
+    from fxprune.plan import Plan
+    from fxprune.trace import trace
 
     config: Any = model.config
     blank = architecture.build(config, architecture=type(model).__name__)

@@ -10,7 +10,7 @@ from fxprune.costs.kv_cache import kv_cache
 from fxprune.costs.macs import macs
 from fxprune.costs.memory import memory_estimate
 from fxprune.errors import CostError
-from fxprune.plan import count_parameters
+from fxprune.groups.parameters import count_parameters
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph

@@ -11,7 +11,7 @@ import torch
 from fxprune.axes.dims import Dim, kept_size
 from fxprune.costs.attention import activations
 from fxprune.errors import CostError
-from fxprune.plan import remaining_shapes
+from fxprune.groups.parameters import remaining_shapes
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph

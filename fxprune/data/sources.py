@@ -61,8 +61,9 @@ def draw(
 ) -> torch.Tensor:
     """Random crops to calibrate on, out of text or of token ids.
 
-    From text as :func:`fxprune.data.text.crops` does. From token ids: different rows as long as there
-    are any, each cropped at a random place. A larger ``count`` begins with the crops of a smaller.
+    From text as :func:`fxprune.data.text.crops` does. From token ids: different rows as long as
+    there are any, each cropped at a random place. A larger ``count`` begins with the crops of a
+    smaller.
 
     Args:
         tokenizer: of the model.

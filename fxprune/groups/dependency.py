@@ -25,7 +25,7 @@ from fxprune.trace.traced import Traced
 if TYPE_CHECKING:
     import networkx as nx
 
-    from fxprune.groups.explain import Explanation
+    from fxprune.inspect.explanation import Explanation
 
 _FREE = "a symbolic size (batch or sequence)"
 
@@ -139,7 +139,7 @@ class DependencyGraph:
             GroupError: no group, tensor or module has that name, and the message offers close ones;
                 or ``to`` is coupled with none of it.
         """
-        from fxprune.groups.explain import explain
+        from fxprune.inspect.explain import explain
 
         return explain(self, name, to)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import nn
 
-from fxprune.cli.recover import MODEL
 from fxprune.errors import CheckpointError
 from fxprune.groups.kinds import layer_of
 from fxprune.hf.folder import checkpoint
@@ -17,7 +16,7 @@ from fxprune.hf.folder.module_folder import blank_module
 from fxprune.hf.open import models
 from fxprune.hf.shrink.stacks import Names, Stack, at
 from fxprune.plan import Plan
-from fxprune.recover.runs import FACTS
+from fxprune.recover.runs import FACTS, MODEL
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
 

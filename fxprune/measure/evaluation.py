@@ -188,8 +188,6 @@ def _facts(model: nn.Module, name: str | None, tasks: bool) -> dict[str, Any]:
 
     import transformers
 
-    import fxprune
-
     parameter = next(model.parameters(), None)
     facts = {
         "name": name or type(model).__name__,
@@ -197,7 +195,7 @@ def _facts(model: nn.Module, name: str | None, tasks: bool) -> dict[str, Any]:
         "dtype": "" if parameter is None else str(parameter.dtype).removeprefix("torch."),
         "device": str(device_of(model)),
         "threads": torch.get_num_threads(),
-        "fxprune": fxprune.__version__,
+        "fxprune": version("fxprune"),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -12,9 +12,10 @@ from torch import nn
 
 from fxprune.errors import SelectionError
 from fxprune.groups.dependency import discover
+from fxprune.groups.parameters import fingerprint
 from fxprune.measure import latency_tables as store
 from fxprune.measure import report
-from fxprune.plan import Plan, fingerprint
+from fxprune.plan import Plan
 from fxprune.progress import track
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select.budget import check_shape

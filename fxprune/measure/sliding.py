@@ -85,9 +85,9 @@ def sliding(
     """Cut tokens into windows in which no token counts twice.
 
     Without a stride windows do not overlap and what is left at the end is dropped, as in
-    :func:`fxprune.measure.perplexity.windows` and in the pruning papers. With one, each window begins
-    ``stride`` tokens after the one before and only tokens that no window had before count, as in
-    transformers' page on perplexity; the last window is shorter where the text ends.
+    :func:`fxprune.measure.perplexity.windows` and in the pruning papers. With one, each window
+    begins ``stride`` tokens after the one before and only tokens that no window had before count,
+    as in transformers' page on perplexity; the last window is shorter where the text ends.
 
     Args:
         ids: int64 tensor of shape (n,), without BOS.

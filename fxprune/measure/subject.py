@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, cast
 
 from torch import fx, nn
 
-from fxprune.cli.workflow import load
 from fxprune.errors import EvaluationError, ModelError
 from fxprune.hf.folder import checkpoint
 from fxprune.hf.folder.graph_folder import CONFIG
 from fxprune.hf.open.architecture import is_causal, model_class, read_config
+from fxprune.hf.open.load import load
 from fxprune.hf.open.models import LoadedModel, load_config, load_tokenizer
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def open_subject(
     """Open a dense model, a shrunk one or a pruned graph.
 
     Args:
-        spec: what :func:`fxprune.hf.open.models.resolve` takes, or a folder that :func:`fxprune.save`
-            wrote.
+        spec: what :func:`fxprune.hf.open.models.resolve` takes, or a folder that
+            :func:`fxprune.save` wrote.
         device: where it goes.
         dtype: of the weights; None for what they are saved in.
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from fxprune.data.loss_function import compares
-from fxprune.digests import digest, model_digest
 from fxprune.errors import RecoveryError
 from fxprune.recover import runs
 from fxprune.recover.arguments import training_arguments
@@ -23,6 +22,7 @@ from fxprune.recover.history import History
 from fxprune.recover.methods import FullTraining, LoRA, Method
 from fxprune.recover.own import as_found
 from fxprune.recover.settings import Training
+from fxprune.trace.digests import digest, model_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,6 +14,7 @@ from fxprune.hf.folder.folders import taken
 
 CHECKPOINTS, FACTS, ADAPTER = "checkpoints", "run.json", "adapter"
 STATE = "trainer_state.json"
+MODEL, REPORT = "model", "report.json"  # what fxprune recover leaves in its folder
 
 
 def begin(folder: Path, asked: Mapping[str, Any]) -> None:

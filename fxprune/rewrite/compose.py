@@ -11,7 +11,8 @@ from fxprune.axes.dims import Dim, Layout, Product, Units, find, index, resolve
 from fxprune.branches.bypass import bypass, canonical
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.groups.dependency import discover
-from fxprune.plan import Plan, weight_of
+from fxprune.groups.parameters import weight_of
+from fxprune.plan import Plan
 from fxprune.rewrite.history import History, Step, history_of
 from fxprune.rewrite.resize import planned
 from fxprune.trace.traced import Traced

@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 from fxprune.axes import dims
 from fxprune.axes.dims import Units
 from fxprune.groups.dependency import DependencyGraph
-from fxprune.plan import Plan, Shapes
+from fxprune.groups.parameters import Shapes
+from fxprune.plan import Plan
 from fxprune.rewrite.resize import Resizer
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.traced import Traced

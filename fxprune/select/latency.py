@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from fxprune.axes.dims import Dim, find
 from fxprune.errors import SelectionError
-from fxprune.plan import Plan, fingerprint
+from fxprune.groups.parameters import fingerprint
+from fxprune.plan import Plan
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph

@@ -14,7 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from fxprune.axes.dims import Dim, Layout, atoms, kept_size
-from fxprune.plan import remaining_shapes, weight_of
+from fxprune.groups.parameters import remaining_shapes, weight_of
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.axes.context import Context
-from fxprune.axes.dims import Dim, Product
-from fxprune.axes.registry import RULES, Axes, find_rule
+from fxprune.axes.dims import Axes, Dim, Product
+from fxprune.axes.registry import RULES, find_rule
 from fxprune.errors import RewriteError, RuleError
 from fxprune.plan import Plan
 from fxprune.rewrite.patches import PATCHES

@@ -15,6 +15,7 @@ from fxprune.cli.recipe import Recipe
 from fxprune.data.text import builtin, crops, read
 from fxprune.errors import CalibrationError, FxpruneWarning, ModelError
 from fxprune.hf.folder import checkpoint
+from fxprune.hf.open.load import load
 from fxprune.hf.open.models import load_model
 from fxprune.importance import Scores
 from fxprune.plan import Plan
@@ -52,7 +53,7 @@ def test_one_file_under_two_names(files: tuple[Path, Path]) -> None:
 def test_language_model_without_tokenizer(tmp_path: Path) -> None:
     tiny.folder(tmp_path / "m", with_tokenizer=False)
     with pytest.raises(ModelError, match="has no tokenizer"):
-        workflow.load(str(tmp_path / "m"))
+        load(str(tmp_path / "m"))
 
 
 def test_static_graph_is_recognised() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxprune import costs
-from fxprune.plan import count_parameters
+from fxprune.groups.parameters import count_parameters
 from tests.test_conformance import discovered
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import fxprune
 from fxprune.errors import GroupError
-from fxprune.groups.explain import DependencyPath
+from fxprune.inspect.explain import DependencyPath
 from tests.llama import tiny_llama
 
 

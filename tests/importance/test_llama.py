@@ -10,8 +10,9 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 import fxprune
 from fxprune.errors import CalibrationError
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.parameters import count_parameters, fingerprint
 from fxprune.importance import Magnitude, Random, Taylor, estimate
-from fxprune.plan import Plan, count_parameters, fingerprint
+from fxprune.plan import Plan
 from fxprune.select import select
 
 HEAD, HEADS, KV, UNITS, CHANNELS = 4, 9, 3, 20, 36

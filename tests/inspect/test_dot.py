@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from fxprune import bypass, discover, trace
 from fxprune.errors import CheckpointError, GroupError
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.parameters import count_parameters
 from fxprune.inspect.drawing.canvas import Canvas, Markup, escape, quote, wrapped
 from fxprune.inspect.drawing.fold import ranges
 from fxprune.inspect.drawing.words import reasons
-from fxprune.plan import count_parameters
 from tests.zoo import BY_NAME, built
 
 LAYERS = 30

@@ -13,7 +13,7 @@ import fxprune
 from fxprune import costs
 from fxprune.errors import SelectionError
 from fxprune.groups.dependency import DependencyGraph
-from fxprune.plan import count_parameters
+from fxprune.groups.parameters import count_parameters
 from fxprune.select import Budget, select
 from tests.llama import tiny_llama
 from tests.select.checks import Limits, assert_lowest_go, assert_met, random_scores

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.plan import count_parameters
+from fxprune.groups.parameters import count_parameters
 from fxprune.select import Budget, select
 from fxprune.select.candidates import at_step, candidate
 from fxprune.select.density import densities, unit_costs

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import fxprune
 from fxprune.errors import PlanError, SelectionError
 from fxprune.groups.dependency import DependencyGraph
-from fxprune.plan import Plan, count_parameters
+from fxprune.groups.parameters import count_parameters
+from fxprune.plan import Plan
 from fxprune.select import Budget, schedule, select
 from tests.llama import tiny_llama
 from tests.select.checks import assert_lowest_go, assert_met, random_scores

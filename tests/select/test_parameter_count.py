@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.plan import count_parameters
+from fxprune.groups.parameters import count_parameters
 from fxprune.select.parameter_count import ParameterCount
 from tests.toys import ToyLM, toy_graph
 

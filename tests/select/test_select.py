@@ -13,7 +13,8 @@ from torch import nn
 
 from fxprune.axes.dims import Dim
 from fxprune.errors import SelectionError
-from fxprune.plan import Plan, count_parameters
+from fxprune.groups.parameters import count_parameters
+from fxprune.plan import Plan
 from fxprune.select import Budget, Depth, goals, select
 from fxprune.select.schedule import schedule
 from tests.select import checks

@@ -6,8 +6,8 @@ import torch
 from torch import fx
 
 from fxprune.axes.context import Context
-from fxprune.axes.dims import Dim
-from fxprune.axes.registry import Axes, register_rule
+from fxprune.axes.dims import Axes, Dim
+from fxprune.axes.registry import register_rule
 
 aten = torch.ops.aten
 

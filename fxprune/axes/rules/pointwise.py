@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from fxprune.axes.context import Context
-from fxprune.axes.registry import Axes, register_rule
+from fxprune.axes.dims import Axes
+from fxprune.axes.registry import register_rule
 
 aten = torch.ops.aten
 

@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from fxprune.axes.context import Context
-from fxprune.axes.dims import Dim, Layout, Product, Sum
-from fxprune.axes.registry import Axes, register_rule
+from fxprune.axes.dims import Axes, Dim, Layout, Product, Sum
+from fxprune.axes.registry import register_rule
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten

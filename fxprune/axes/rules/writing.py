@@ -9,8 +9,8 @@ from torch import fx
 
 from fxprune.axes import dims
 from fxprune.axes.context import Context
-from fxprune.axes.dims import Layout
-from fxprune.axes.registry import Axes, register_rule
+from fxprune.axes.dims import Axes, Layout
+from fxprune.axes.registry import register_rule
 from fxprune.trace.arguments import argument, axis_of
 
 aten = torch.ops.aten

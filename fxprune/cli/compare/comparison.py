@@ -16,15 +16,14 @@ from fxprune.cli.compare.draws import Draw
 from fxprune.cli.compare.measure import dense, measure, prepare, score, try_selections
 from fxprune.cli.compare.results import Result
 from fxprune.cli.compare.table import Row
-from fxprune.cli.workflow import check_device, load
 from fxprune.errors import (
     CalibrationError,
     FxpruneError,
     FxpruneWarning,
     ModelError,
-    SelectionError,
 )
 from fxprune.files import write_text, writing
+from fxprune.hf.open.load import check_device, load, named_dtype
 from fxprune.hf.open.models import LoadedModel
 from fxprune.progress import step
 
@@ -44,9 +43,6 @@ class Comparison:
     results: list[Result]
     folder: Path
     measured: int
-
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def run(
@@ -74,7 +70,8 @@ def run(
         lengths: tokens in the windows that perplexity is measured on, each with the most windows
             per text, spread over it; None for all.
         device: where to compute.
-        dtype: of the weights, a name of :data:`DTYPES`; None for the checkpoint's.
+        dtype: of the weights, see :func:`fxprune.hf.open.load.named_dtype`; None for the
+            checkpoint's.
         progress: show the stages.
 
     Raises:
@@ -86,8 +83,7 @@ def run(
         configuration.check()
     results.check_folder(folder)
     check_device(device)
-    if dtype is not None and dtype not in DTYPES:
-        raise SelectionError(f"no dtype {dtype!r}: take {', '.join(DTYPES)}")
+    named_dtype(dtype)
     done = results.load(folder)
     loaded = _loaded(model, lengths, device, dtype, progress)
     columns = draws.windows(loaded, data, lengths)
@@ -172,7 +168,7 @@ def _loaded(
         )
     fetch(model)
     with step(f"loading {model}", progress):
-        return load(model, device, None if dtype is None else DTYPES[dtype])
+        return load(model, device, named_dtype(dtype))
 
 
 def _notes(loaded: LoadedModel, data: Data, columns: dict[str, torch.Tensor]) -> list[str]:

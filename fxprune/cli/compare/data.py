@@ -32,8 +32,8 @@ def read(calibration: str | Path | None, evaluations: Sequence[str | Path] = ())
     """Read all data, and see that none of it serves twice.
 
     Args:
-        calibration: what :func:`fxprune.data.sources.source` reads; None takes prose that comes with
-            Python.
+        calibration: what :func:`fxprune.data.sources.source` reads; None takes prose that comes
+            with Python.
         evaluations: texts to measure on. Without one, half of the calibration text measures.
 
     Raises:

@@ -12,10 +12,10 @@ import torch
 from fxprune.cli.compare.configuration import Configuration
 from fxprune.cli.compare.data import Data
 from fxprune.data import sources, text
-from fxprune.digests import digest, model_digest
 from fxprune.errors import CalibrationError
 from fxprune.hf.open.models import LoadedModel
 from fxprune.measure.perplexity import windows as cut
+from fxprune.trace.digests import digest, model_digest
 
 Draw = tuple[int, int, int]  # seed, crops, tokens in each
 
@@ -66,9 +66,9 @@ def keys(
     crops: dict[Draw, torch.Tensor],
 ) -> dict[Configuration | None, str]:
     """What makes a result the same: the version, the weights, the data and the options."""
-    from fxprune import __version__
+    from importlib.metadata import version
 
-    common = [__version__, model_digest(loaded.model), digest(columns)]
+    common = [version("fxprune"), model_digest(loaded.model), digest(columns)]
     of_draw = {each: digest({"crops": ids}) for each, ids in crops.items()}
 
     def key(*facts: object) -> str:

@@ -18,7 +18,7 @@ from fxprune.hf.shrink.parts import Part, inside, lists_of, overrides, part_of, 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from fxprune.hf.shrink.builder import Builder
+    from fxprune.hf.shrink.wanted import Wanted
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Layerwise:
         whole: what is to be built.
     """
 
-    whole: Builder
+    whole: Wanted
 
     def build(self, configs: Sequence[PreTrainedConfig], errors: list[str]) -> PreTrainedModel:
         """A model whose layers have configs of their own."""

@@ -74,7 +74,7 @@ def write_blank(
     facts: Mapping[str, Any] | None = None,
     scores: Scores | None = None,
 ) -> Path:
-    """Write the page of what :func:`fxprune.inspect.blank.open_blank` opened, with what lies beside it.
+    """Write the page of what :func:`fxprune.inspect.blank.open_blank` opened and what lies beside.
 
     Args:
         opened: the model.

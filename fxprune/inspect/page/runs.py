@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fxprune.cli.recover import REPORT
 from fxprune.errors import CheckpointError
 from fxprune.hf.folder.graph_folder import PLAN
 from fxprune.measure.report import Measurement
 from fxprune.recover.history import JSON
-from fxprune.recover.runs import FACTS
+from fxprune.recover.runs import FACTS, REPORT
 
 
 @dataclass(frozen=True)

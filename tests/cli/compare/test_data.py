@@ -11,8 +11,8 @@ import torch
 
 from fxprune.cli.compare.data import read
 from fxprune.data.text import Text, builtin
-from fxprune.digests import digest, model_digest
 from fxprune.errors import CalibrationError
+from fxprune.trace.digests import digest, model_digest
 from tests.hf import tiny
 
 

@@ -1,18 +1,17 @@
-"""An explanation as text for a terminal: what is alike is said once."""
+"""What an explanation of a coupling holds, and its text, in which what is alike is said once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from fxprune.groups.kinds import layer_of
 from fxprune.inspect.drawing.fold import inside, ranges
 from fxprune.inspect.drawing.words import span, without_numbers
 
-if TYPE_CHECKING:
-    from fxprune.groups.explain import Coupling, DependencyPath, Explanation, Step
-
+Way = Literal["feeds", "is fed by", "meets"]
 _ARROWS = {"feeds": "->", "is fed by": "<-", "meets": "=="}
 _MEANING = {
     "->": "feeds",
@@ -26,7 +25,91 @@ _SHARED = 2  # so many steps of another path are not said again
 _WIDE = 40  # longer lists of ops break
 
 
-def text(explanation: Explanation) -> str:
+@dataclass(frozen=True)
+class Step:
+    """One edge of the neuron graph on a path.
+
+    Attributes:
+        source: the value that the step leaves: an FX node, or the FQN of a tensor.
+        target: the value that it reaches.
+        way: ``feeds``; ``is fed by``, against the data flow; or ``meets``, where both are operands
+            of a product that contracts their axes.
+        op: the FX node that ties the two: the later one of them, or the product.
+        module: FQN of the module that holds the op.
+        location: line of model code of the op, as ``file.py:line``; "" if unknown.
+        rules: the dependency rules that the edge follows, of ``R1``, ``R2`` and ``R3``.
+    """
+
+    source: str
+    target: str
+    way: Way
+    op: str
+    module: str
+    location: str
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DependencyPath:
+    """How the rules lead from the first site of a coupling to another.
+
+    Attributes:
+        tensor: canonical FQN of the tensor that is reached.
+        axis: its axis.
+        steps: the steps, none for the first site itself; None where no rule leads there, as in a
+            group that is frozen because axes do not align.
+    """
+
+    tensor: str
+    axis: int
+    steps: tuple[Step, ...] | None
+
+    @property
+    def site(self) -> str:
+        """The site that is reached, as ``fqn[axis]``."""
+        return f"{self.tensor}[{self.axis}]"
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Why the sites of one group belong together.
+
+    Attributes:
+        group: the group's name.
+        kind: its kind.
+        size: its number of units.
+        sites: its number of sites.
+        reason: why it is frozen; None if it can be pruned.
+        start: the site that the paths start from, as ``fqn[axis]``.
+        paths: one for each site, or for those asked for.
+    """
+
+    group: str
+    kind: str
+    size: int
+    sites: int
+    reason: str | None
+    start: str
+    paths: tuple[DependencyPath, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why the sites of some groups belong together; prints as text.
+
+    Attributes:
+        name: what was asked about.
+        couplings: one for each group of that name, or of that tensor or module.
+    """
+
+    name: str
+    couplings: tuple[Coupling, ...]
+
+    def __str__(self) -> str:
+        return _text(self)
+
+
+def _text(explanation: Explanation) -> str:
     """The whole explanation, with a legend of what occurs in it."""
     lines: list[str] = []
     for coupling in explanation.couplings:

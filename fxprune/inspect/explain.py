@@ -4,109 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
 
 import networkx as nx
 from torch import fx
 
 from fxprune.errors import GroupError
+from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.group import Group, Site
 from fxprune.groups.network import NeuronSet
 from fxprune.inspect.drawing.wires import Wire, wires
+from fxprune.inspect.explanation import Coupling, DependencyPath, Explanation, Step, Way
 from fxprune.trace.source import location, module_path
-
-if TYPE_CHECKING:
-    from fxprune.groups.dependency import DependencyGraph
-    from fxprune.groups.group import Group, Site
-
-Way = Literal["feeds", "is fed by", "meets"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One edge of the neuron graph on a path.
-
-    Attributes:
-        source: the value that the step leaves: an FX node, or the FQN of a tensor.
-        target: the value that it reaches.
-        way: ``feeds``; ``is fed by``, against the data flow; or ``meets``, where both are operands
-            of a product that contracts their axes.
-        op: the FX node that ties the two: the later one of them, or the product.
-        module: FQN of the module that holds the op.
-        location: line of model code of the op, as ``file.py:line``; "" if unknown.
-        rules: the dependency rules that the edge follows, of ``R1``, ``R2`` and ``R3``.
-    """
-
-    source: str
-    target: str
-    way: Way
-    op: str
-    module: str
-    location: str
-    rules: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DependencyPath:
-    """How the rules lead from the first site of a coupling to another.
-
-    Attributes:
-        tensor: canonical FQN of the tensor that is reached.
-        axis: its axis.
-        steps: the steps, none for the first site itself; None where no rule leads there, as in a
-            group that is frozen because axes do not align.
-    """
-
-    tensor: str
-    axis: int
-    steps: tuple[Step, ...] | None
-
-    @property
-    def site(self) -> str:
-        """The site that is reached, as ``fqn[axis]``."""
-        return f"{self.tensor}[{self.axis}]"
-
-
-@dataclass(frozen=True)
-class Coupling:
-    """Why the sites of one group belong together.
-
-    Attributes:
-        group: the group's name.
-        kind: its kind.
-        size: its number of units.
-        sites: its number of sites.
-        reason: why it is frozen; None if it can be pruned.
-        start: the site that the paths start from, as ``fqn[axis]``.
-        paths: one for each site, or for those asked for.
-    """
-
-    group: str
-    kind: str
-    size: int
-    sites: int
-    reason: str | None
-    start: str
-    paths: tuple[DependencyPath, ...]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why the sites of some groups belong together; prints as text.
-
-    Attributes:
-        name: what was asked about.
-        couplings: one for each group of that name, or of that tensor or module.
-    """
-
-    name: str
-    couplings: tuple[Coupling, ...]
-
-    def __str__(self) -> str:
-        from fxprune.inspect.explain_text import text
-
-        return text(self)
 
 
 def explain(graph: DependencyGraph, name: str, to: str | None = None) -> Explanation:
