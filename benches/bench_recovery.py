@@ -22,7 +22,9 @@ import fxprune
 from benches.bench_speed import SMALL
 from benches.models import SMOLLM2
 from benches.sizes import pick
-from fxprune.recover import LoRA, Training, recover
+from fxprune.recover.methods import LoRA
+from fxprune.recover.recover import recover
+from fxprune.recover.settings import Training
 
 ROUNDS, STEPS, ROWS, LENGTH = pick(quick=(1, 2, 2, 16), cpu=(5, 4, 8, 128))
 CONFIG: dict[str, Any] = pick(quick=SMALL, cpu={**SMOLLM2, "num_hidden_layers": 8})

@@ -25,7 +25,9 @@ from benches import tables
 from fxprune import Depth
 from fxprune.data import text
 from fxprune.hf.open.models import load_model
-from fxprune.recover import Distillation, FullTraining, LoRA, Training, recover
+from fxprune.recover.methods import Distillation, FullTraining, LoRA
+from fxprune.recover.recover import recover
+from fxprune.recover.settings import Training
 
 PRUNINGS = ("width", "depth")
 RATES = {"LoRA": 3e-3, "full": 3e-4, "scratch": 1e-3}

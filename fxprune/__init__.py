@@ -1,63 +1,68 @@
-"""Structured pruning as a torch.fx compiler pass."""
+"""Structured pruning as a torch.fx compiler pass.
 
-from fxprune.axes.registry import register_rule
-from fxprune.branches import Branches, Unit, bypass, find_branches
-from fxprune.compensate import CompensationReport, compensate
-from fxprune.depth import (
-    PPL,
-    AngularDistance,
-    BlockInfluence,
-    DepthCriterion,
-    Removal,
-    choose_depth,
-    score_units,
-)
-from fxprune.errors import FxpruneError, FxpruneWarning
-from fxprune.groups.dependency import DependencyGraph, discover
-from fxprune.groups.group import Group, Site
-from fxprune.hf.adapter import shrink_adapter
-from fxprune.hf.folder.apply import apply
-from fxprune.hf.folder.checkpoint import load, save
-from fxprune.hf.shrink.shrink import shrink
-from fxprune.importance import (
-    FLAP,
-    OBS,
-    ActivationNorm,
-    Criterion,
-    ElementCriterion,
-    InputCriterion,
-    Magnitude,
-    PeakToPeak,
-    Random,
-    Scores,
-    Taylor,
-    WandaSP,
-    estimate,
-)
-from fxprune.inspect.explanation import Explanation
-from fxprune.inspect.legality import check_plan, legality
-from fxprune.measure.latency import measure_latency
-from fxprune.measure.latency_report import LatencyReport
-from fxprune.plan import Plan
-from fxprune.proof.oracle import VerifyReport, verify
-from fxprune.prune import PruneResult, prune
-from fxprune.recover import (
-    Distillation,
-    FullTraining,
-    LoRA,
-    PrunedAndRecovered,
-    Recovery,
-    Training,
-    prune_and_recover,
-    recover,
-)
-from fxprune.rewrite.patches import register_patch
-from fxprune.rewrite.rewrite import rewrite
-from fxprune.select import Budget, Depth, select
-from fxprune.select.latency import LatencyTable
-from fxprune.serve.pt2 import export
-from fxprune.stream import propagate
-from fxprune.trace import Traced, trace
+Names are loaded when they are first used, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxprune.axes.registry import register_rule
+    from fxprune.branches import Branches, Unit, bypass, find_branches  # type: ignore[no-redef]
+    from fxprune.compensate import CompensationReport, compensate  # type: ignore[no-redef]
+    from fxprune.depth import (
+        PPL,
+        AngularDistance,
+        BlockInfluence,
+        DepthCriterion,
+        Removal,
+        choose_depth,
+        score_units,
+    )
+    from fxprune.errors import FxpruneError, FxpruneWarning
+    from fxprune.groups.dependency import DependencyGraph, discover
+    from fxprune.groups.group import Group, Site
+    from fxprune.hf.adapter import shrink_adapter
+    from fxprune.hf.folder.apply import apply
+    from fxprune.hf.folder.checkpoint import load, save
+    from fxprune.hf.shrink.shrink import shrink
+    from fxprune.importance import (  # type: ignore[no-redef]
+        FLAP,
+        OBS,
+        ActivationNorm,
+        Criterion,
+        ElementCriterion,
+        InputCriterion,
+        Magnitude,
+        PeakToPeak,
+        Random,
+        Scores,
+        Taylor,
+        WandaSP,
+        estimate,
+    )
+    from fxprune.inspect.explanation import Explanation
+    from fxprune.inspect.legality import check_plan, legality
+    from fxprune.measure.latency import measure_latency
+    from fxprune.measure.latency_report import LatencyReport
+    from fxprune.plan import Plan
+    from fxprune.proof.oracle import VerifyReport, verify
+    from fxprune.prune import PruneResult, prune
+    from fxprune.recover.methods import Distillation, FullTraining, LoRA
+    from fxprune.recover.prune_and_recover import PrunedAndRecovered, prune_and_recover
+    from fxprune.recover.recover import Recovery, recover
+    from fxprune.recover.settings import Training
+    from fxprune.rewrite.patches import register_patch
+    from fxprune.rewrite.rewrite import rewrite
+    from fxprune.select import Budget, Depth, select  # type: ignore[no-redef]
+    from fxprune.select.latency import LatencyTable
+    from fxprune.serve.pt2 import export
+    from fxprune.stream import propagate  # type: ignore[no-redef]
+    from fxprune.trace import Traced, trace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -128,3 +133,67 @@ __all__ = [
     "trace",
     "verify",
 ]
+
+
+# What the imports above say, for when they are not made.
+_HOMES = {
+    "fxprune.axes.registry": "register_rule",
+    "fxprune.branches": "Branches Unit bypass find_branches",
+    "fxprune.compensate": "CompensationReport compensate",
+    "fxprune.depth": (
+        "PPL AngularDistance BlockInfluence DepthCriterion Removal choose_depth score_units"
+    ),
+    "fxprune.errors": "FxpruneError FxpruneWarning",
+    "fxprune.groups.dependency": "DependencyGraph discover",
+    "fxprune.groups.group": "Group Site",
+    "fxprune.hf.adapter": "shrink_adapter",
+    "fxprune.hf.folder.apply": "apply",
+    "fxprune.hf.folder.checkpoint": "load save",
+    "fxprune.hf.shrink.shrink": "shrink",
+    "fxprune.importance": (
+        "FLAP OBS ActivationNorm Criterion ElementCriterion InputCriterion "
+        "Magnitude PeakToPeak Random Scores Taylor WandaSP estimate"
+    ),
+    "fxprune.inspect.explanation": "Explanation",
+    "fxprune.inspect.legality": "check_plan legality",
+    "fxprune.measure.latency": "measure_latency",
+    "fxprune.measure.latency_report": "LatencyReport",
+    "fxprune.plan": "Plan",
+    "fxprune.proof.oracle": "VerifyReport verify",
+    "fxprune.prune": "PruneResult prune",
+    "fxprune.recover.methods": "Distillation FullTraining LoRA",
+    "fxprune.recover.prune_and_recover": "PrunedAndRecovered prune_and_recover",
+    "fxprune.recover.recover": "Recovery recover",
+    "fxprune.recover.settings": "Training",
+    "fxprune.rewrite.patches": "register_patch",
+    "fxprune.rewrite.rewrite": "rewrite",
+    "fxprune.select": "Budget Depth select",
+    "fxprune.select.latency": "LatencyTable",
+    "fxprune.serve.pt2": "export",
+    "fxprune.stream": "propagate",
+    "fxprune.trace": "Traced trace",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
+class _Package(types.ModuleType):
+    """Keeps ``fxprune.trace`` the function, which importing the package of that name would hide."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOME or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

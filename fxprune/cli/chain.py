@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fxprune.cli.recover import Outcome, Teaching, named_method, recover_spec
 from fxprune.data.text import Text
 from fxprune.recover import adapters, runs
 from fxprune.recover.methods import LoRA
-from fxprune.recover.runs import MODEL, Outcome, Teaching, named_method, recover_spec
+from fxprune.recover.runs import MODEL
 from fxprune.recover.settings import Training
 
 

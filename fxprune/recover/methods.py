@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
 from fxprune.errors import RecoveryError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fxprune.plan import Plan
 
 ALL_LINEAR = "all-linear"
@@ -66,6 +66,8 @@ class Method:
     @property
     def distillation(self) -> Distillation | None:
         """How to learn from the teacher, if there is one."""
+        from torch import nn
+
         if isinstance(self.teacher, nn.Module):
             return Distillation(self.teacher)
         return self.teacher

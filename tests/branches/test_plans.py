@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from fxprune.plan_json import decode, encode
 
 import fxprune
 from fxprune import costs
 from fxprune.errors import PlanError, SelectionError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import count_parameters
-from fxprune.plan import Plan
+from fxprune.plan import Plan, decode, encode
 from fxprune.select import Budget, select
 from tests.hf import tiny
 from tests.select.checks import assert_met, random_scores

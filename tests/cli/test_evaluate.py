@@ -18,8 +18,8 @@ from fxprune.errors import CalibrationError, EvaluationError, ModelError
 from fxprune.measure import Settings, evaluate, open_subject
 from fxprune.measure.perplexity import perplexity, windows
 from tests.command_line import run_command
-from tests.evaluate import material
 from tests.hf import tiny
+from tests.measure import material
 
 PROSE = "\n\n".join(f"This is paragraph number {i}, and it is short." for i in range(30))
 QUICK = ("--new", "4", "--prompt", "3", "--rounds", "1")

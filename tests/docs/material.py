@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 
 import fxprune
 from fxprune.data.text import builtin
-from tests.evaluate import material
 from tests.hf import tiny
+from tests.measure import material
 from tests.zoo import built
 
 # Where blocks go, some must be there: the first four and the last two stay.

@@ -12,8 +12,8 @@ import fxprune
 from fxprune.measure.harness import TaskScore, run
 from fxprune.measure.silence import silent
 from fxprune.measure.tasks import TaskSpec, load
-from tests.evaluate import material
 from tests.hf import tiny
+from tests.measure import material
 
 
 def directly(model: Any, name: str, file: Path, limit: int | None = None) -> dict[str, Any]:

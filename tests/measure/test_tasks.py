@@ -11,7 +11,7 @@ import pytest
 from fxprune.errors import EvaluationError
 from fxprune.measure import index, rows
 from fxprune.measure.tasks import TaskSpec, load, parse
-from tests.evaluate import material
+from tests.measure import material
 
 
 def test_typed() -> None:

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.plan import Plan
-from fxprune.recover import FullTraining, LoRA, Method, Recovery, Training, recover
+from fxprune.recover.methods import FullTraining, LoRA, Method
+from fxprune.recover.recover import Recovery, recover
+from fxprune.recover.settings import Training
 from tests import zoo
 from tests.hf import tiny
 from tests.hf.folder.test_module_folder import halved, kinds_of

@@ -12,8 +12,8 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import RecoveryError
-from fxprune.recover import FullTraining, LoRA
 from fxprune.recover.adapters import attach, merge, targets
+from fxprune.recover.methods import FullTraining, LoRA
 from fxprune.recover.own import own_flags
 from fxprune.recover.runs import ADAPTER
 from tests import zoo

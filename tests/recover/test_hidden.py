@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import RecoveryError
-from fxprune.recover import Distillation, FullTraining
 from fxprune.recover.hidden import HiddenStates
+from fxprune.recover.methods import Distillation, FullTraining
 from tests.hf import tiny
 from tests.recover.cases import IDS, case, curve, plan, pruned, run
 

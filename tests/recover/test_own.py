@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.recover import FullTraining, LoRA, Method
+from fxprune.recover.methods import FullTraining, LoRA, Method
 from fxprune.recover.own import as_found, cast_back, own, own_buffers, own_flags, own_weights
 from tests.recover.cases import pruned, run
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 import fxprune
-from fxprune.recover import LoRA, Training, recover
+from fxprune.recover.methods import LoRA
+from fxprune.recover.recover import recover
+from fxprune.recover.settings import Training
 from tests.hf import tiny
 
 ROOT = Path(__file__).parents[2]

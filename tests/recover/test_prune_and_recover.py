@@ -9,7 +9,9 @@ import torch
 
 import fxprune
 from fxprune.errors import SelectionError
-from fxprune.recover import FullTraining, LoRA, Training, prune_and_recover
+from fxprune.recover.methods import FullTraining, LoRA
+from fxprune.recover.prune_and_recover import prune_and_recover
+from fxprune.recover.settings import Training
 from tests.hf import tiny
 
 TRAINING = Training(steps=2, batch_size=4, length=12, learning_rate=1e-2)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.data.text import Text
 from fxprune.errors import FxpruneWarning, RecoveryError
-from fxprune.recover import FullTraining, LoRA, recover
+from fxprune.recover.methods import FullTraining, LoRA
+from fxprune.recover.recover import recover
 from tests.hf import tiny
 from tests.models import Perceptron, ResidualConvNet
 from tests.recover.cases import (

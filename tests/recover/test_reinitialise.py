@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import RecoveryError
-from fxprune.recover import FullTraining
+from fxprune.recover.methods import FullTraining
 from fxprune.recover.own import own
 from fxprune.recover.reinitialise import reinitialise
 from tests.hf import tiny

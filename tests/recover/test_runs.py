@@ -15,7 +15,9 @@ import torch
 from transformers import TrainerState
 
 from fxprune.errors import RecoveryError
-from fxprune.recover import FullTraining, LoRA, Recovery, runs
+from fxprune.recover import runs
+from fxprune.recover.methods import FullTraining, LoRA
+from fxprune.recover.recover import Recovery
 from fxprune.recover.runs import ADAPTER
 from fxprune.recover.trainer import RecoveryTrainer
 from tests.recover.cases import IDS, METHODS, assert_same, case, pruned, run, state_of

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import fxprune
 from fxprune.errors import RecoveryError
-from fxprune.recover import FullTraining, LoRA
+from fxprune.recover.methods import FullTraining, LoRA
 from fxprune.recover.own import own
 from fxprune.recover.segments import Segmented
 from tests.recover.cases import IDS, curve, pruned, run

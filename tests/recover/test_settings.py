@@ -8,7 +8,8 @@ import pytest
 from torch import nn
 
 from fxprune.errors import RecoveryError
-from fxprune.recover import Distillation, FullTraining, LoRA, Training
+from fxprune.recover.methods import Distillation, FullTraining, LoRA
+from fxprune.recover.settings import Training
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from fxprune.data.loss import IGNORED
 from fxprune.errors import RecoveryError
-from fxprune.recover import Distillation, FullTraining, LoRA
+from fxprune.recover.methods import Distillation, FullTraining, LoRA
 from fxprune.recover.teacher import Teacher, make
 from tests.hf import tiny
 from tests.recover.cases import IDS, case, pruned, run, state_of
