@@ -1,0 +1,92 @@
+"""``fxprune compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxprune.cli.commands.options import Model
+
+
+def compare(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder for the results; continued if begun.")],
+    criteria: Annotated[
+        str, typer.Option(help="Names with commas: taylor, flap, magnitude, ...")
+    ] = "random,magnitude,taylor",
+    ratios: Annotated[str, typer.Option(help="Fractions of all parameters to remove.")] = "0.2",
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Calibration: text, .jsonl, token ids in .npy or .safetensors, or datasets:NAME."
+            " Without it, prose that comes with Python."
+        ),
+    ] = None,
+    evals: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="Text for perplexity, repeatable; else half of --text."),
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Tokens in the windows for perplexity.")] = "128",
+    windows: Annotated[
+        str, typer.Option(help="Windows per text, one number or one per length; 0: all.")
+    ] = "64",
+    seeds: Annotated[int, typer.Option(help="Draws of calibration crops.")] = 1,
+    samples: Annotated[str, typer.Option(help="Crops that criteria see.")] = "10",
+    length: Annotated[str, typer.Option(help="Tokens in a crop.")] = "128",
+    ranking: Annotated[str, typer.Option(help="local, global.")] = "local",
+    normalise: Annotated[
+        str | None, typer.Option(help="kind, group, standardise, none; else the criterion's own.")
+    ] = None,
+    cost_aware: Annotated[
+        bool | None, typer.Option(help="Rank by score per parameter; else the criterion's own.")
+    ] = None,
+    kinds: Annotated[
+        list[str] | None, typer.Option(help="One set of kinds, with commas; repeatable.")
+    ] = None,
+    aggregate: Annotated[str | None, typer.Option(help="sum, mean, max, prod, last.")] = None,
+    compensate: Annotated[str, typer.Option(help="none, bias, least-squares.")] = "none",
+    compensate_samples: Annotated[
+        int | None, typer.Option(help="Crops that compensation sees; else as many as criteria.")
+    ] = None,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Add rows with the dependency ignored.")
+    ] = False,
+    keep_first: Annotated[int, typer.Option(help="Leave the first layers alone.")] = 0,
+    keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16; else the checkpoint's.")
+    ] = None,
+) -> None:
+    """Prune one model in many ways and compare perplexities: options with commas are a table."""
+    from fxprune.cli.compare import compare as run_comparison
+
+    done = run_comparison(
+        model,
+        criteria,
+        ratios,
+        text,
+        evals or (),
+        out=out,
+        lengths=lengths,
+        windows=windows,
+        seeds=seeds,
+        samples=samples,
+        length=length,
+        ranking=ranking,
+        normalise=normalise,
+        cost_aware=cost_aware,
+        kinds=kinds or ("mlp,attention",),
+        aggregate=aggregate,
+        compensate=compensate,
+        compensate_samples=compensate_samples,
+        ablation=ablation,
+        keep_first=keep_first,
+        keep_last=keep_last,
+        device=device,
+        dtype=dtype,
+    )
+    print((done.folder / "results.md").read_text(encoding="utf-8"), end="")
+    print(f"{done.measured} of {len(done.results)} results are new; all files are in {done.folder}")

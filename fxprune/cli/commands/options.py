@@ -1,0 +1,51 @@
+"""What several commands take, and how what is typed is read."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxprune.errors import CalibrationError, FxpruneError, SelectionError
+from fxprune.files import check_writable
+
+MODEL = "A local folder, a hub name, a config.json, or smollm2."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
+
+
+def shape_of(given: str) -> tuple[int, int]:
+    """``BATCHxTOKENS``."""
+    batch, _, length = given.partition("x")
+    if not (batch.isdecimal() and length.isdecimal()):
+        raise SelectionError(f"--shape {given}: give BATCHxTOKENS, such as 1x128")
+    return int(batch), int(length)
+
+
+def numbers(option: str, given: str) -> tuple[int, ...]:
+    """Numbers with commas."""
+    try:
+        return tuple(int(number) for number in given.split(","))
+    except ValueError:
+        raise CalibrationError(f"{option} {given!r}: numbers with commas") from None
+
+
+def layer_ratio_of(given: str) -> tuple[str, float]:
+    """``PATTERN=FRACTION``."""
+    pattern, _, fraction = given.rpartition("=")
+    with contextlib.suppress(ValueError):
+        if pattern:
+            return pattern, float(fraction)
+    raise SelectionError(f"--layer-ratio {given!r}: write PATTERN=FRACTION")
+
+
+def check_parent(file: Path | None) -> None:
+    """Refuse a file that cannot be written, before any work."""
+    if file is None:
+        return
+    if not file.resolve().parent.is_dir():
+        raise FxpruneError(f"no folder {file.resolve().parent} to write {file.name} into")
+    if file.is_dir():
+        raise FxpruneError(f"{file} is a folder, and a file is to be written there")
+    check_writable(file)
