@@ -16,14 +16,9 @@ import hypothesis
 import pytest
 import torch
 
-from fxprune.trace import export as tracing
-from tests.traces import Memory
-
 # The same examples on every run and every machine: a failure seen once is seen again.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("fixed")
-
-TRACES = Memory(tracing._traced)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,16 +28,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # The models are tiny and the suite runs in several processes: more threads only get in the way.
     torch.set_num_threads(1)
-    if not config.getoption("--capture-all"):
-        tracing._traced = TRACES
+    # The process that hands out the tests needs none of this, and importing it takes a while.
+    if not config.getoption("numprocesses", None):
+        from fxprune.trace import export
+        from tests.traces import MEMORY
+
+        MEMORY.on = not config.getoption("--capture-all")
+        export._traced = MEMORY
 
 
 @pytest.fixture(scope="module")
 def captured_anew() -> Iterator[None]:
     """Whatever is traced is captured."""
-    before, TRACES.on = TRACES.on, False
+    from tests.traces import MEMORY
+
+    before, MEMORY.on = MEMORY.on, False
     yield
-    TRACES.on = before
+    MEMORY.on = before
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.trace import Traced
+from fxprune.trace import Traced, export
 from fxprune.trace.given import check_values
 from fxprune.trace.sizes import Sizes, settle, stand_ins
 
@@ -174,3 +174,6 @@ class Memory:
 
 def _modes() -> tuple[Any, ...]:
     return torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+
+MEMORY = Memory(export._traced)
