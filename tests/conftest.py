@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -20,9 +21,41 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("fixed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--capture-all", action="store_true", help="trace anew what was traced before")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # The models are tiny and the suite runs in several processes: more threads only get in the way.
     torch.set_num_threads(1)
+    # The process that hands out the tests needs none of this, and importing it takes a while.
+    if not config.getoption("numprocesses", None):
+        from fxprune.trace import export
+        from tests.traces import MEMORY
+
+        MEMORY.on = not config.getoption("--capture-all")
+        export._traced = MEMORY
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker per architecture of the zoo, and per file, so that each is traced once."""
+    from tests.zoo import BY_NAME
+
+    for item in items:
+        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+        known = isinstance(name, str) and name in BY_NAME
+        item.add_marker(pytest.mark.xdist_group(name if known else item.location[0]))
+
+
+@pytest.fixture(scope="module")
+def captured_anew() -> Iterator[None]:
+    """Whatever is traced is captured."""
+    from tests.traces import MEMORY
+
+    before, MEMORY.on = MEMORY.on, False
+    yield
+    MEMORY.on = before
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +56,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_help_as_a_module() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fxprune", "--help"], capture_output=True, text=True, check=True
-    )
-    assert all(
-        name in done.stdout for name in ("inspect", "prune", "recover", "compare", "eval", "demo")
-    )
+def test_help_as_a_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fxprune", "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("fxprune", run_name="__main__")
+    assert not left.value.code
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("inspect", "prune", "recover", "compare", "eval", "demo"))
 
 
 class TestInspect:

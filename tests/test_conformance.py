@@ -30,11 +30,7 @@ from tests.zoo import BY_NAME, CASES, OTHER, ZOO, built, traced
 
 
 def _cases(pairs: Any) -> list[Any]:
-    """One worker per model, so that each is traced once."""
-    return [
-        pytest.param(*pair, id="-".join(pair), marks=pytest.mark.xdist_group(pair[0]))
-        for pair in pairs
-    ]
+    return [pytest.param(*pair, id="-".join(pair)) for pair in pairs]
 
 
 every_case = pytest.mark.parametrize(("name", "attention"), _cases(CASES))

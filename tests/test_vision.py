@@ -25,11 +25,7 @@ from tests.vision.families import (
 
 
 def _cases(families: Any) -> Any:
-    """One worker per family, so that each is traced once."""
-    return pytest.mark.parametrize(
-        "family",
-        [pytest.param(f, id=f.name, marks=pytest.mark.xdist_group(f.name)) for f in families],
-    )
+    return pytest.mark.parametrize("family", list(families), ids=lambda family: family.name)
 
 
 every_family = _cases(FAMILIES)

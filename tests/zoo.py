@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
 import fxprune
@@ -120,6 +119,8 @@ def _hf(cls: str, config: str, **options: Any) -> Callable[[str], nn.Module]:
     """A transformers model built from its config alone."""
 
     def make(attention: str) -> nn.Module:
+        import transformers  # it takes seconds
+
         settings = getattr(transformers, config)(**options)
         settings.use_cache = False
         settings._attn_implementation = attention

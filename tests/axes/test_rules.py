@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import pytest
 
@@ -16,12 +15,7 @@ def _name(cases: tuple[Case, ...]) -> str:
     return cases[0].name if len(cases) == 1 else f"{cases[0].name}-to-{cases[-1].name}"
 
 
-def _parameter(cases: tuple[Case, ...]) -> Any:
-    # One worker for all tests of a bundle, so that it is exported once.
-    return pytest.param(cases, id=_name(cases), marks=pytest.mark.xdist_group(_name(cases)))
-
-
-every_bundle = pytest.mark.parametrize("cases", [_parameter(cases) for cases in bundles(CASES)])
+every_bundle = pytest.mark.parametrize("cases", bundles(CASES), ids=_name)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ def run(path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> Any:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

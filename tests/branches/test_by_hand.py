@@ -18,9 +18,7 @@ MODELS = {
     "gpt2": ("transformer.h", "attn.c_proj", "mlp.c_proj"),
     "bert": ("bert.encoder.layer", "attention.output.dense", "output.dense"),
 }
-every_model = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in MODELS]
-)
+every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def logits(model: nn.Module, name: str) -> Tensor:
@@ -68,7 +66,6 @@ def test_a_layer_that_is_deleted(name: str, layer: int) -> None:
     assert sum(p.numel() for p in found.parameters()) == left
 
 
-@pytest.mark.xdist_group("llama")
 def test_all_layers_deleted() -> None:
     by_hand = original("llama")
     by_hand.model.layers = nn.ModuleList()

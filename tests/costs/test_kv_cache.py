@@ -35,10 +35,7 @@ def cached(name: str, attention: str) -> int:
 
 @pytest.mark.parametrize(
     ("name", "attention"),
-    [
-        pytest.param(*case, id="-".join(case), marks=pytest.mark.xdist_group(case[0]))
-        for case in CASES
-    ],
+    [pytest.param(*case, id="-".join(case)) for case in CASES],
 )
 def test_the_whole_model(name: str, attention: str) -> None:
     counted = kv_cache(discovered(name, attention))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import fxprune
@@ -50,6 +51,7 @@ def run(out: Path) -> dict[str, Any]:
     return facts
 
 
+@pytest.mark.slow
 def test_two_processes_are_as_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

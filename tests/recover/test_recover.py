@@ -43,9 +43,7 @@ FAMILIES = ["tiny", "qwen3", "gpt2", "opt", "phi3"]
 # The graph and the shrunk model of one plan
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES]
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_one_curve(name: str) -> None:
     # Without its block before the last, so that the last layer of the shrunk model is renumbered.
     for what, method in (("width", "full"), ("both", "lora")):

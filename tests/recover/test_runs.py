@@ -106,6 +106,7 @@ def broken(out: Path, die: Any, *when: Any, method: str = "lora", **changes: Any
 # Going on
 
 
+@pytest.mark.slow
 def test_killed_for_good(tmp_path: Path) -> None:
     """By SIGKILL, between the two passes of the sixth step."""
     out = tmp_path / "out"

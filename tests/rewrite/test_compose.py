@@ -65,7 +65,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in KINDS])
+@pytest.mark.parametrize("name", KINDS)
 def test_three_times(name: str) -> None:
     backend = zoo.BY_NAME[name].backends[-1]
     model, traced = zoo.built(name, backend), zoo.traced(name, backend)

@@ -355,9 +355,7 @@ def random_scores(graph: DependencyGraph) -> fxprune.Scores:
     return fxprune.score_units(graph.traced, fxprune.Random())
 
 
-@pytest.mark.parametrize(
-    "name", [*on(["llama7b"]), pytest.param("llama13b", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", on(PUBLISHED))
 def test_published_sizes(name: str) -> None:
     graph = graph_of(name)
     for number, expected in PUBLISHED[name].items():

@@ -47,6 +47,7 @@ def loaded(file: Path) -> Any:
     return torch.export.load(file).module()
 
 
+@pytest.mark.slow
 def test_without_fxprune_and_transformers(llama: fx.GraphModule, tmp_path: Path) -> None:
     llama.train()
     file = fxprune.export(llama, tmp_path / "m.pt2")

@@ -149,6 +149,7 @@ fxprune.apply(*sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [False, True], ids=["new", "over an older one"])
 def test_killed_half_way(before: bool, tmp_path: Path) -> None:
     model, _ = made("llama")

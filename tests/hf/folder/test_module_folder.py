@@ -111,6 +111,7 @@ def llama() -> tuple[Any, fxprune.Traced]:
     return model, fxprune.trace(model)
 
 
+@pytest.mark.slow
 def test_without_fxprune(llama: tuple[Any, fxprune.Traced], tmp_path: Path) -> None:
     model, traced = llama
     graph = fxprune.discover(traced)

@@ -74,9 +74,7 @@ DECODERS = [name for name in FAMILIES if name not in ("t5", "bert", "distilbert"
 
 
 def on(names: list[str]) -> Any:
-    return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
-    )
+    return pytest.mark.parametrize("name", names)
 
 
 def of_zoo(name: str) -> tuple[Any, fxprune.Traced]:

@@ -1,0 +1,179 @@
+"""What was traced once in a process is not captured again: a copy stands in.
+
+Capturing is most of what a test of anything behind it costs, and the same few models are captured
+all the time. Here a model that is built like one before, with inputs of the same shapes, gets a
+copy of that one's graph, around its own tensors. So every trace is a test's own, to change as it
+likes. Tests of tracing itself have it captured each time, see ``tests/conftest.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.trace import Traced, export
+from fxprune.trace.given import check_values
+from fxprune.trace.sizes import Sizes, settle, stand_ins
+
+
+class Unknown(Exception):  # noqa: N818
+    """Two models like this one cannot be told apart."""
+
+
+class _Structure(pickle.Pickler):
+    """All of a model but the values of its parameters, and its tensors and modules in order."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        self.places: dict[int, int] = {}
+        self.parts: list[Any] = []
+
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, fx.GraphModule):  # what its nodes say of themselves is not pickled
+            raise Unknown
+        if isinstance(value, nn.Module):
+            self._place(value)
+            return None
+        if not isinstance(value, torch.Tensor):
+            return None
+        known = id(value) in self.places
+        place = self._place(value)
+        return place if known else (place, *_kind(value))
+
+    def _place(self, value: Any) -> int:
+        if id(value) not in self.places:
+            self.places[id(value)] = len(self.parts)
+            self.parts.append(value)
+        return self.places[id(value)]
+
+
+def _kind(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Everything that a trace may depend on; values of buffers may stand in a graph."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer):
+        raise Unknown
+    known = (
+        type(tensor).__name__, tuple(tensor.shape), str(tensor.dtype), tensor.stride(),
+        tensor.storage_offset(), str(tensor.device), tensor.requires_grad, tensor.is_leaf,
+    )  # fmt: skip
+    if isinstance(tensor, nn.Parameter) or tensor.is_meta:
+        return known
+    return (*known, tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def structure(model: nn.Module) -> tuple[str, list[Any]]:
+    """A digest of what makes a trace, and the tensors and modules that it refers to.
+
+    Two models with the same digest differ in values of parameters only.
+
+    Raises:
+        Unknown: this cannot be told.
+    """
+    file = io.BytesIO()
+    pickler = _Structure(file)
+    try:
+        pickler.dump(model)
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        raise Unknown from error
+    return hashlib.sha256(file.getvalue()).hexdigest(), pickler.parts
+
+
+def _inputs(args: Any, kwargs: Any) -> tuple[Any, ...]:
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    told = []
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor):
+            if type(leaf) is not torch.Tensor:
+                raise Unknown
+            told.append((tuple(leaf.shape), leaf.dtype, leaf.stride(), leaf.device))
+        elif isinstance(leaf, bool | int | float | str | None):
+            told.append((type(leaf), leaf))
+        else:
+            raise Unknown
+    return str(spec), tuple(told)
+
+
+def around(found: Traced, parts: list[Any], model: nn.Module, own: list[Any]) -> Traced:
+    """A copy of a trace, of another model.
+
+    Args:
+        found: the trace.
+        parts: tensors and modules of its model.
+        model: one of the same structure.
+        own: its tensors and modules, in the same order.
+    """
+    memo = {id(one): other for one, other in zip(parts, own, strict=True)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of copies of its own trees
+        graph_module = copy.deepcopy(found.graph_module, memo)
+        tensors = {name: copy.deepcopy(t, memo) for name, t in found.tensors.items()}
+    sizes = Sizes(stand_ins(found.guards)[0])
+    settle(graph_module.graph, sizes)
+    aliases = dict(found.aliases)
+    return Traced(graph_module, model, (), {}, tensors, aliases, sizes, found.guards)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A trace of a model that nobody else has, with the parts of that model, and its warnings."""
+
+    traced: Traced
+    parts: list[Any]
+    said: list[warnings.WarningMessage]
+
+
+@dataclass
+class Memory:
+    """What was traced.
+
+    Attributes:
+        trace: traces what is not known yet.
+        on: whether to remember; else all is traced.
+    """
+
+    trace: Callable[..., Traced]
+    on: bool = True
+    known: dict[Any, Known] = field(default_factory=dict)
+
+    def __call__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any
+    ) -> Traced:
+        try:
+            if not self.on:
+                raise Unknown
+            text, parts = structure(model)
+            key = text, _inputs(args, kwargs), _modes(), *sorted(options.items())
+        except Unknown:
+            return self.trace(model, args, kwargs, **options)
+        if key in self.known:
+            known = self.known[key]
+            traced = around(known.traced, known.parts, model, parts)
+            traced.args, traced.kwargs = args, kwargs
+            check_values(model, traced.graph_module, args, kwargs)
+        else:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                traced = self.trace(model, args, kwargs, **options)
+            own = copy.deepcopy(model)
+            theirs = structure(own)[1]
+            known = Known(around(traced, parts, own, theirs), theirs, said)
+            self.known[key] = known
+        for each in known.said:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        return traced
+
+
+def _modes() -> tuple[Any, ...]:
+    return torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+
+MEMORY = Memory(export._traced)
