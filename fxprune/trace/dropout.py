@@ -182,10 +182,12 @@ class _Recorder(TorchFunctionMode):
         """Record what runs inside the block."""
         entered = register_module_forward_pre_hook(self._enter)
         left = register_module_forward_hook(self._leave, always_call=True)
+        cond, torch.cond = torch.cond, _both  # which compiles what it calls, past every mode
         try:
             with self:
                 yield
         finally:
+            torch.cond = cond
             entered.remove()
             left.remove()
 
@@ -234,3 +236,9 @@ def _dropout(func: Any, args: Any, kwargs: Mapping[str, Any]) -> float:
 
 def _given(args: Any, kwargs: Mapping[str, Any], place: int, name: str, default: Any) -> Any:
     return args[place] if len(args) > place else kwargs.get(name, default)
+
+
+def _both(pred: Any, true_fn: Any, false_fn: Any, operands: Any = ()) -> Any:
+    """Both branches of ``torch.cond``, in the order in which a graph holds them."""
+    true_fn(*operands)
+    return false_fn(*operands)

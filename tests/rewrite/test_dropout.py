@@ -23,6 +23,7 @@ from transformers import (
 
 import fxprune
 from fxprune.rewrite.dropout import AttentionDropout
+from fxprune.trace import dropout
 
 ROWS = 4000
 
@@ -300,3 +301,29 @@ def test_functional_dropout_of_encoder_decoders() -> None:
     )  # fmt: skip
     # Its layers ask for a random number in training mode, whether to be skipped.
     assert 0.2 in _attention_probabilities(BartForConditionalGeneration(bart))
+
+
+def test_dropout_in_and_behind_both_branches_of_cond() -> None:
+    class Branched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.t = nn.TransformerEncoderLayer(8, 2, 8, 0.3, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.cond(
+                x.sum() > 0,
+                lambda x: functional.dropout(self.a(x), 0.1, self.training),
+                lambda x: functional.dropout(self.b(x), 0.2, self.training),
+                (x,),
+            )
+            return self.t(x)
+
+    cond = torch.cond
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", fxprune.FxpruneWarning)
+        traced = fxprune.trace(Branched().eval(), torch.randn(2, 5, 8))
+    assert torch.cond is cond
+    nodes = list(dropout._nodes(traced.graph_module))
+    marked = [n.meta[dropout.META] for n in nodes if dropout.META in n.meta]
+    assert marked == [0.1, 0.2, *[0.3] * 4]  # attention and three modules
