@@ -23,7 +23,7 @@ from benches.sizes import pick
 from fxprune.measure import report
 from fxprune.plan import Plan
 from fxprune.proof.masked import Masked
-from fxprune.rewrite.resize import planned
+from fxprune.rewrite.planned import planned
 
 SMALL = {
     "hidden_size": 72,

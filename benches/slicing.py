@@ -6,7 +6,7 @@ import torch
 
 import fxprune
 from fxprune.plan import Plan
-from fxprune.rewrite.resize import planned
+from fxprune.rewrite.planned import planned
 
 Slices = list[tuple[torch.Tensor, list[tuple[int, torch.Tensor]]]]
 

@@ -11,7 +11,6 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxprune.axes.registry import register_rule
     from fxprune.branches import Branches, Unit, bypass, find_branches  # type: ignore[no-redef]
     from fxprune.compensate import CompensationReport, compensate  # type: ignore[no-redef]
     from fxprune.depth import (
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from fxprune.inspect.legality import check_plan, legality
     from fxprune.measure.latency import measure_latency
     from fxprune.measure.latency_report import LatencyReport
+    from fxprune.ops.op import register_op
     from fxprune.plan import Plan
     from fxprune.proof.oracle import VerifyReport, verify
     from fxprune.prune import PruneResult, prune
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from fxprune.recover.prune_and_recover import PrunedAndRecovered, prune_and_recover
     from fxprune.recover.recover import Recovery, recover
     from fxprune.recover.settings import Training
-    from fxprune.rewrite.patches import register_patch
     from fxprune.rewrite.rewrite import rewrite
     from fxprune.select import Budget, Depth, select  # type: ignore[no-redef]
     from fxprune.select.latency import LatencyTable
@@ -122,8 +121,7 @@ __all__ = [
     "prune",
     "prune_and_recover",
     "recover",
-    "register_patch",
-    "register_rule",
+    "register_op",
     "rewrite",
     "save",
     "score_units",
@@ -137,7 +135,7 @@ __all__ = [
 
 # What the imports above say, for when they are not made.
 _HOMES = {
-    "fxprune.axes.registry": "register_rule",
+    "fxprune.ops.op": "register_op",
     "fxprune.branches": "Branches Unit bypass find_branches",
     "fxprune.compensate": "CompensationReport compensate",
     "fxprune.depth": (
@@ -165,7 +163,6 @@ _HOMES = {
     "fxprune.recover.prune_and_recover": "PrunedAndRecovered prune_and_recover",
     "fxprune.recover.recover": "Recovery recover",
     "fxprune.recover.settings": "Training",
-    "fxprune.rewrite.patches": "register_patch",
     "fxprune.rewrite.rewrite": "rewrite",
     "fxprune.select": "Budget Depth select",
     "fxprune.select.latency": "LatencyTable",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.axes import registry
+from fxprune.ops import op
 from tests import reference_page
 from tests.docs.blocks import PAGES, ROOT, blocks, name_of
 
@@ -30,7 +30,7 @@ def test_the_example_of_a_rule_works(monkeypatch: pytest.MonkeyPatch) -> None:
         graph = fxprune.discover(fxprune.trace(Running(), (torch.randn(4, 5),)))
         return [group for group in (*graph.groups, *graph.frozen) if group.size == 12]
 
-    monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
+    monkeypatch.setattr(op, "OPS", dict(op.OPS))
     assert all("unknown op aten.logcumsumexp" in str(group.reason) for group in hidden())
     first = blocks(ROOT / "docs" / "how-to" / "op-rule.md")[0]
     exec(compile(first.source, "op-rule.md", "exec"), {})

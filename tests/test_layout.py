@@ -17,7 +17,7 @@ ROOT = Path(fxprune.__file__).parent
 
 # From left to right: a room reads those before it.
 ROOMS = (
-    "errors", "files", "progress", "trace", "axes", "groups", "branches", "plan", "data",
+    "errors", "files", "progress", "trace", "axes", "ops", "groups", "branches", "plan", "data",
     "importance", "costs", "select", "rewrite", "proof", "compensate", "depth", "stream", "hf",
     "serve", "measure", "prune", "passes", "recover", "inspect", "cli",
 )  # fmt: skip

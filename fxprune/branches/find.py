@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from fxprune.axes.decompose import decompose
 from fxprune.branches import hierarchy
-from fxprune.branches.ops import ATTENTION, CONVOLUTIONS, PRODUCTS, SOFTMAX, WEIGHTED, packet
 from fxprune.branches.reach import Reach, dying, is_size
 from fxprune.branches.sums import ResidualSum, is_sum, residual_sums, same_value
 from fxprune.branches.unit import KINDS, Unit
 from fxprune.errors import DepthError
+from fxprune.groups.decompose import decompose
+from fxprune.ops.convolution import CONVOLUTIONS
+from fxprune.ops.op import find_op, packet
+from fxprune.ops.reduction import SOFTMAX
 from fxprune.trace.sizes import form
 from fxprune.trace.source import location
 from fxprune.trace.traced import Traced
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +202,7 @@ def _alike(one: fx.Node, other: fx.Node) -> bool:
 
 def _reads_weights(region: Iterable[fx.Node]) -> bool:
     """Whether there is a product with a weight: a gate or an activation function has none."""
-    return any(packet(node) in WEIGHTED and _weights(node) for node in region)
+    return any(find_op(node.target).contracts and _weights(node) for node in region)
 
 
 def _weights(node: fx.Node) -> list[fx.Node]:
@@ -214,10 +218,10 @@ def _constant(node: fx.Node) -> bool:
 
 def _kind(region: list[fx.Node]) -> str:
     packets = {packet(node) for node in region}
-    mixes = [node for node in region if packet(node) in PRODUCTS and not _weights(node)]
-    if packets & ATTENTION or (packets & SOFTMAX and mixes):
+    mixes = [node for node in region if find_op(node.target).contracts and not _weights(node)]
+    if aten.scaled_dot_product_attention in packets or (packets & SOFTMAX and mixes):
         return "attention"
-    return "other" if mixes or packets & CONVOLUTIONS else "mlp"
+    return "other" if mixes or not packets.isdisjoint(CONVOLUTIONS) else "mlp"
 
 
 def _leads_to(user: fx.Node, last: fx.Node) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.branches.ops import WEIGHTED, packet
 from fxprune.branches.reach import Reach
+from fxprune.ops.op import find_op, packet
 from fxprune.trace.sizes import form
 
 aten = torch.ops.aten
@@ -144,7 +144,7 @@ def _joined(node: fx.Node, found: ResidualSum, reach: Reach) -> Iterator[fx.Node
 
 def _share(node: fx.Node, entry: fx.Node, reach: Reach) -> bool:
     first, second = (set(reach.between(entry, term)) for term in operands(node))
-    return any(packet(each) in WEIGHTED for each in first & second)
+    return any(find_op(each.target).contracts for each in first & second)
 
 
 def _leaves(node: fx.Node) -> Iterator[fx.Node]:

@@ -20,9 +20,9 @@ from fxprune.data.calibrate import Calibration, batches
 from fxprune.data.graph_inputs import graph_inputs, masks
 from fxprune.errors import CalibrationError, PlanError
 from fxprune.groups.dependency import discover
+from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
 from fxprune.progress import track
-from fxprune.rewrite.resize import Resizer
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.modes import evaluation
 from fxprune.trace.traced import Traced

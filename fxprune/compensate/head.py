@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.branches.ops import packet
 from fxprune.compensate.reasons import computes_bias, uses
 from fxprune.compensate.residual import SAME_ROWS
 from fxprune.data.loss import logits_of
 from fxprune.errors import CalibrationError
 from fxprune.groups.consumers import Consumer, every_consumer
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.ops.op import packet
 from fxprune.trace.arguments import argument
 from fxprune.trace.traced import Traced
 

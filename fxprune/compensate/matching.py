@@ -16,8 +16,8 @@ from fxprune.compensate.residual import skips
 from fxprune.errors import RewriteError
 from fxprune.groups.consumers import Consumer, consumers, every_consumer
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
-from fxprune.rewrite.resize import Resizer
 
 aten = torch.ops.aten
 _VIEWS = {aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.contiguous}

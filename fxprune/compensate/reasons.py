@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from fxprune.branches.ops import packet
 from fxprune.compensate.matrices import CONVOLUTIONS, convolves
 from fxprune.groups.consumers import Consumer
+from fxprune.ops.op import packet
 from fxprune.trace.arguments import argument
 from fxprune.trace.traced import Traced
 

@@ -15,7 +15,9 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxprune.costs.products import RULES, packet_name
+from fxprune.costs.products import packet_name
+from fxprune.ops.op import find_op, packet
+from fxprune.ops.reduction import SOFTMAX
 from fxprune.trace.arguments import argument
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 _FUSED = "scaled_dot_product_attention"
 # Packet -> place of the two factors among the arguments.
 _FACTORS = {"matmul": (0, 1), "bmm": (0, 1), "baddbmm": (1, 2)}
-_SOFTMAX = ("softmax", "_softmax")
 _ANGLES = ("cos", "sin", "polar")
 _END = "inputs"
 
@@ -144,7 +145,7 @@ class Activations:
         if packet_name(node) == _FUSED:
             query, key, value = (argument(node, name) for name in ("query", "key", "value"))
             return Attention(node, query, key, value, None)
-        if packet_name(node) not in _SOFTMAX:
+        if packet(node) not in SOFTMAX:
             return None
         scores = self._search(node, self._sources)
         mixed = self._search(node, lambda n: list(n.users))
@@ -182,7 +183,7 @@ def activations(graph: DependencyGraph) -> Activations:
 
 def is_product(node: fx.Node) -> bool:
     """Whether a value is a fresh mixture: a product, or looked up."""
-    return packet_name(node) in RULES or packet_name(node) == "embedding"
+    return find_op(node.target).macs is not None or packet_name(node) == "embedding"
 
 
 def _factors(node: fx.Node) -> tuple[Any, ...]:

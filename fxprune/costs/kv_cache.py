@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from fxprune.axes.dims import Dim
+from fxprune.axes.polynomial import Count, Polynomial, total
 from fxprune.costs.attention import activations
 from fxprune.costs.causal import CausalTest
-from fxprune.costs.polynomial import Count, Polynomial, total
 from fxprune.costs.sizes import ValueSizes, has_fixed_sizes
 from fxprune.errors import CostError
 

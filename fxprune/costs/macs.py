@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from fxprune.axes.dims import Dim
-from fxprune.costs.polynomial import Count, total
+from fxprune.axes.polynomial import Count, total
 from fxprune.costs.products import multiplies
 from fxprune.costs.published import as_published
 from fxprune.costs.sizes import ValueSizes

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import fx
 
+from fxprune.axes.polynomial import Polynomial, constant, product, total
 from fxprune.costs.attention import Activations, Attention, activations
-from fxprune.costs.polynomial import Polynomial, constant, product, total
-from fxprune.costs.products import RULES, packet_name, refusal
+from fxprune.costs.products import packet_name
 from fxprune.costs.sizes import ValueSizes
+from fxprune.ops.op import find_op, uncounted
 from fxprune.trace.arguments import argument
 
 # Moves, sums and scalings of activations, for which the counter has no cost.
@@ -71,11 +72,12 @@ def _alone(sizes: ValueSizes, found: Activations, node: fx.Node) -> Polynomial:
     if name == "rms_norm":
         return constant(2) * sizes.elements(node)
     if found.turns(node):
-        raise refusal(node, "it rotates neither queries nor keys")
-    if name in RULES and (name == "addmm" or argument(node, "bias") is not None):
-        raise refusal(node, "the paper's models have no biases")
-    if name and name not in RULES and name not in _FREE:
-        raise refusal(node, "the paper has no formula for it")
+        raise uncounted(node, "it rotates neither queries nor keys")
+    counted = find_op(node.target).macs is not None
+    if counted and (name == "addmm" or argument(node, "bias") is not None):
+        raise uncounted(node, "the paper's models have no biases")
+    if name and not counted and name not in _FREE:
+        raise uncounted(node, "the paper has no formula for it")
     return constant(0)
 
 
@@ -83,12 +85,12 @@ def _attention(sizes: ValueSizes, found: Activations, attention: Attention) -> P
     """Softmax, rotary embedding and the grouped heads that the hook takes for whole ones."""
     query, key, value = (sizes.axes(n) for n in (attention.query, attention.key, attention.value))
     if len(query) != 4 or (attention.scores and packet_name(attention.scores) == "einsum"):
-        raise refusal(attention.node, "its heads are not an axis of their own")
+        raise uncounted(attention.node, "its heads are not an axis of their own")
     rows, heads = product(query[:-1]), query[-3]
     keys = key[-2] if attention.scores is None else key[-1]
     turned = found.rotations(attention.query)
     if len(turned) != len(found.rotations(attention.key)):
-        raise refusal(attention.node, "queries and keys are not rotated alike")
+        raise uncounted(attention.node, "queries and keys are not rotated alike")
     rotary = constant(2) * total(sizes.elements(node) for node in turned)
     grouped = [
         _ungrouped(sizes, found, attention, operand, heads * width)
@@ -103,14 +105,14 @@ def _ungrouped(
     """What a key or value projection costs more when it is as wide as the query's."""
     products = found.projections(operand)
     if len(products) != 1 or packet_name(products[0]) != "linear":
-        raise refusal(attention.node, "its keys and values are not projections of their own")
+        raise uncounted(attention.node, "its keys and values are not projections of their own")
     (projection,) = products
     *rows, out = sizes.axes(projection)
     if projection in found.projections(attention.query):
         before = min(_dense(sizes, n) for n in found.necks(operand))
         if before == _dense(sizes, operand):
             return constant(0)
-        raise refusal(projection, "queries and grouped keys come out of one projection")
+        raise uncounted(projection, "queries and grouped keys come out of one projection")
     return product(rows) * sizes.axes(argument(projection, "weight"))[1] * (width - out)
 
 

@@ -10,7 +10,7 @@ from sympy import Expr, Integer
 from torch import fx
 
 from fxprune.axes.dims import Dim, Layout, Product, atoms, resolve
-from fxprune.costs.polynomial import Polynomial, constant, of_layout, product
+from fxprune.axes.polynomial import Polynomial, constant, of_layout, product
 from fxprune.errors import CostError
 from fxprune.trace.sizes import is_symbolic
 from fxprune.trace.source import location

@@ -12,25 +12,10 @@ from fxprune.axes import dims
 from fxprune.axes.dims import find
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.group import Group, Site
+from fxprune.ops.op import find_op
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
-
-# Packet -> names of the activation and the weight, the weight's input and output axis and the
-# activation's axis that meets the former.
-_PRODUCTS = {
-    aten.linear: ("input", "weight", 1, 0, -1),
-    aten.addmm: ("mat1", "mat2", 0, 1, -1),
-    aten.mm: ("self", "mat2", 0, 1, -1),
-    aten.matmul: ("self", "other", 0, 1, -1),
-    aten.conv1d: ("input", "weight", 1, 0, 1),
-    aten.conv2d: ("input", "weight", 1, 0, 1),
-    aten.conv3d: ("input", "weight", 1, 0, 1),
-    aten.convolution: ("input", "weight", 1, 0, 1),
-    aten.conv_transpose1d: ("input", "weight", 0, 1, 1),
-    aten.conv_transpose2d: ("input", "weight", 0, 1, 1),
-    aten.conv_transpose3d: ("input", "weight", 0, 1, 1),
-}
 
 _TRANSPOSES = {aten.t, aten.numpy_T, aten.transpose, aten.permute}
 
@@ -89,11 +74,11 @@ def _by_group(graph: DependencyGraph) -> dict[str, tuple[Consumer, ...]]:
 
 
 def _of_node(graph: DependencyGraph, node: fx.Node) -> Iterator[Consumer]:
-    packet = getattr(node.target, "overloadpacket", None)
-    if node.op != "call_function" or packet not in _PRODUCTS:
+    product = find_op(node.target).product
+    if node.op != "call_function" or product is None:
         return
-    first, second, inner, outer, source_axis = _PRODUCTS[packet]
-    source, weight = argument(node, first), argument(node, second)
+    inner, outer, source_axis = product.inner, product.outer, product.axis
+    source, weight = argument(node, product.activation), argument(node, product.weight)
     if argument(node, "transposed"):
         inner, outer = outer, inner
     if _transposes(weight):
@@ -105,7 +90,7 @@ def _of_node(graph: DependencyGraph, node: fx.Node) -> Iterator[Consumer]:
         return  # a convolution in groups reads each unit apart
     if not isinstance(tensor, torch.nn.Parameter):
         return
-    bias = argument(node, "self" if packet is aten.addmm else "bias")
+    bias = argument(node, product.bias)
     layouts = graph.layouts[str(weight.target)]
     yield Consumer(
         site=Site(str(weight.target), inner, layouts[inner], True),

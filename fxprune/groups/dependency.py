@@ -14,12 +14,13 @@ from torch import nn
 
 from fxprune.axes import dims
 from fxprune.axes.dims import Dim, Layout
-from fxprune.axes.infer import Inferred, infer
 from fxprune.errors import GroupError
 from fxprune.groups import kinds, rules
 from fxprune.groups.group import Group, Site
+from fxprune.groups.infer import infer
 from fxprune.groups.network import NeuronSet, build
 from fxprune.groups.streams import branch_dims
+from fxprune.ops.context import Inferred
 from fxprune.trace.traced import Traced
 
 if TYPE_CHECKING:

@@ -10,10 +10,9 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxprune.axes import dims
-from fxprune.axes.context import Link
 from fxprune.axes.dims import Dim, Layout
-from fxprune.axes.infer import Inferred
 from fxprune.groups.group import Group
+from fxprune.ops.context import Inferred, Link
 from fxprune.trace.source import location, module_path
 from fxprune.trace.traced import Traced
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 
 from fxprune.axes import dims
-from fxprune.axes.context import Link
 from fxprune.axes.dims import Dim
+from fxprune.ops.context import Link
 
 
 def branch_dims(links: Iterable[Link], streams: Set[Dim], others: Set[Dim]) -> set[Dim]:

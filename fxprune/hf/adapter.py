@@ -20,8 +20,9 @@ from fxprune.hf.folder.adapter_folder import Factors, factors_of, read, write
 from fxprune.hf.folder.folders import taken
 from fxprune.hf.open import architecture
 from fxprune.hf.shrink.stacks import Names, shortened
+from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
-from fxprune.rewrite.resize import Resizer, planned
+from fxprune.rewrite.planned import planned
 from fxprune.trace import Traced, trace
 
 if TYPE_CHECKING:

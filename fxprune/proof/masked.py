@@ -10,30 +10,12 @@ from torch import fx, nn
 from fxprune.axes import dims
 from fxprune.axes.dims import Dim, Layout
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.ops.op import find_op
+from fxprune.ops.resize import Resizer
 from fxprune.proof.runs import Run
-from fxprune.rewrite.patches import find_patch
-from fxprune.rewrite.resize import Resizer
-from fxprune.trace.arguments import argument
 from fxprune.trace.traced import Traced
 
 aten = torch.ops.aten
-
-# Ops that average or sum units. Zeroed units would still be counted, so these run on kept ones.
-_REDUCTIONS = {
-    aten.layer_norm, aten.rms_norm, aten.native_layer_norm, aten.instance_norm,
-    aten.mean, aten.nanmean, aten.sum, aten.nansum, aten.var, aten.std, aten.var_mean,
-    aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm, aten._weight_norm,
-}  # fmt: skip
-
-# Products. A removed unit need not be zero there: ``elu(0) + 1`` is not, and ``log(0)`` is not even
-# finite, so that a weight of zero does not make it zero.
-_CONTRACTIONS = {
-    aten.linear, aten.convolution, aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d,
-    aten.conv_transpose2d, aten.conv_transpose3d,
-    aten.matmul, aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.mv, aten.dot, aten.inner,
-    aten.tensordot, aten.einsum, aten.scaled_dot_product_attention, aten.vdot, aten.addmv,
-    aten.addbmm, aten.bilinear, aten.cdist, aten._cdist_forward, aten.pdist, aten._pdist_forward,
-}  # fmt: skip
 
 
 class Masked(Run):
@@ -73,8 +55,7 @@ class Masked(Run):
         value = super().load(node, user)
         if node in self._weights and isinstance(self.env[node], nn.Parameter):
             return self._zeroed(value, self._weights[node])
-        contracts = getattr(user.target, "overloadpacket", None) in _CONTRACTIONS
-        if contracts and node in self._shrinking and value.is_floating_point():
+        if node in self._shrinking and find_op(user.target).contracts and value.is_floating_point():
             return self._zeroed(value, self._resize.axes(node))
         return value
 
@@ -130,7 +111,7 @@ class Masked(Run):
 
     def _reduce(self, n: fx.Node) -> Any:
         """Gather the kept units, run the op on them, scatter the result among zeros."""
-        patch = find_patch(n.target)
+        patch = find_op(n.target).patch
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         small = graph.node_copy(
@@ -164,6 +145,5 @@ class Masked(Run):
 
 
 def _averages(node: fx.Node) -> bool:
-    packet = getattr(node.target, "overloadpacket", None)
-    # A batch norm in evaluation mode averages nothing.
-    return packet in _REDUCTIONS or (packet is aten.batch_norm and bool(argument(node, "training")))
+    reduces = find_op(node.target).reduces
+    return bool(reduces(node) if callable(reduces) else reduces)

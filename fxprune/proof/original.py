@@ -18,7 +18,7 @@ from fxprune.proof.finite import check_finite
 from fxprune.proof.masked import Masked
 from fxprune.proof.runs import Run
 from fxprune.proof.sliced import check_sliced
-from fxprune.rewrite.resize import planned
+from fxprune.rewrite.planned import planned
 from fxprune.trace.lockstep import flatten
 from fxprune.trace.outputs import OutputReport, compared, paths
 from fxprune.trace.traced import Traced

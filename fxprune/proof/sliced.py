@@ -11,7 +11,7 @@ from torch import fx
 
 from fxprune.errors import OracleError
 from fxprune.groups.dependency import DependencyGraph
-from fxprune.rewrite.resize import Resizer
+from fxprune.ops.resize import Resizer
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CALL = re.compile(r"@\d+")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
-from fxprune.rewrite.resize import Resizer
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from fxprune.errors import RecoveryError
 from fxprune.hf.shrink.stacks import Names, at, shortened
 from fxprune.plan import Plan
 from fxprune.recover.methods import Distillation
-from fxprune.rewrite.resize import planned
+from fxprune.rewrite.planned import planned
 from fxprune.trace import trace
 
 

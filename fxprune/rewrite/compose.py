@@ -14,7 +14,7 @@ from fxprune.groups.dependency import discover
 from fxprune.groups.parameters import weight_of
 from fxprune.plan import Plan
 from fxprune.rewrite.history import History, Step, history_of
-from fxprune.rewrite.resize import planned
+from fxprune.rewrite.planned import planned
 from fxprune.trace.traced import Traced
 
 _Stays = dict[str, list[Units]]

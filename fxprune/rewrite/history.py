@@ -19,8 +19,8 @@ from fxprune.axes import dims
 from fxprune.axes.dims import Units
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import Shapes
+from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
-from fxprune.rewrite.resize import Resizer
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.traced import Traced
 

@@ -11,12 +11,13 @@ import torch
 from torch import fx, nn
 
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.ops.op import find_op
+from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
 from fxprune.rewrite import biases, dropout, leaves, shapes, views
 from fxprune.rewrite.apart import set_apart
 from fxprune.rewrite.history import Step, copied, remember
-from fxprune.rewrite.patches import find_patch
-from fxprune.rewrite.resize import Resizer, planned
+from fxprune.rewrite.planned import planned
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.traced import Traced
 
@@ -98,7 +99,7 @@ def _skeleton(
     graph.set_codegen(copy.copy(traced.graph_module.graph._codegen))
     graph.owning_module = root  # type: ignore[assignment]
     for old, new in list(nodes.items()):
-        if new.op == "call_function" and old in affected and (patch := find_patch(old.target)):
+        if new.op == "call_function" and old in affected and (patch := find_op(old.target).patch):
             nodes[old] = patch(resize, old, new) or new
     views.relax(graph)
     return root, graph, nodes

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import RewriteError
-from fxprune.rewrite.resize import Axis, Resizer
+from fxprune.ops.resize import Axis, Resizer
 from fxprune.trace.source import location
 from fxprune.trace.storage import mutates
 

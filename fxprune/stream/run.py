@@ -21,7 +21,7 @@ from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
 from fxprune.importance.statistics import measure, merge
 from fxprune.importance.targets import Reader
-from fxprune.rewrite.resize import Resizer
+from fxprune.ops.resize import Resizer
 from fxprune.stream.stops import Stage
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.storage import mutates

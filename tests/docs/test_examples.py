@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fxprune.axes import registry
-from fxprune.rewrite import patches
+from fxprune.ops import op
 from tests.command_line import run_command
 from tests.docs.blocks import PAGES, blocks, listed, name_of
 from tests.docs.material import NEEDS, STANDS_FOR, Needs
@@ -19,8 +18,7 @@ RUN = [page for page in PAGES if any(block.runs for block in blocks(page))]
 @pytest.fixture
 def _tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an example registers is gone behind it."""
-    monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
-    monkeypatch.setattr(patches, "PATCHES", dict(patches.PATCHES))
+    monkeypatch.setattr(op, "OPS", dict(op.OPS))
 
 
 @pytest.mark.usefixtures("_tables")

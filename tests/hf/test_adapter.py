@@ -138,7 +138,7 @@ def test_heads_of_a_joint_projection(tmp_path: Path) -> None:
     """No config of GPT-2 says fewer heads, but the graph has them: compare weights."""
     from safetensors.torch import load_file
 
-    from fxprune.rewrite.resize import Resizer
+    from fxprune.ops.resize import Resizer
 
     model = dense("gpt2")
     traced = fxprune.trace(model)

@@ -23,9 +23,10 @@ from fxprune.hf.shrink.fill import named_tensors
 from fxprune.hf.shrink.rehost import acceptable
 from fxprune.hf.shrink.shrink import shrink
 from fxprune.hf.shrink.stacks import Names, shortened
+from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
 from fxprune.progress import track
-from fxprune.rewrite.resize import Resizer, planned
+from fxprune.rewrite.planned import planned
 from fxprune.trace import trace
 
 if TYPE_CHECKING:

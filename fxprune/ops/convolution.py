@@ -9,23 +9,27 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Dim, Layout, Product
-from fxprune.axes.registry import register_rule
-from fxprune.axes.rules.contraction import contract
+from fxprune.axes.polynomial import Polynomial, product
+from fxprune.ops.context import Context
+from fxprune.ops.contraction import contract
+from fxprune.ops.op import AxisSizes, MatrixProduct, register_op
+from fxprune.ops.patching import patches
+from fxprune.ops.resize import Resizer
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
+CONVOLUTIONS = (
+    aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution,
+    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
+)  # fmt: skip
 _RANK = re.compile(r"(\d)d")
 
 
 _SLIDES = "a convolution window slides over this axis"
 
 
-@register_rule(
-    aten.conv1d, aten.conv2d, aten.conv3d,
-    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.convolution,
-)  # fmt: skip
+@register_op(*CONVOLUTIONS)
 def convolution(ctx: Context, node: fx.Node) -> Axes:
     """Input (batch, in, ...), weight (out, in / groups, ...) or, transposed, the other way."""
     x: Any = node.args[0]
@@ -67,7 +71,7 @@ def transposes(node: fx.Node) -> bool:
     return "transpose" in str(node.target) or bool(argument(node, "transposed"))
 
 
-@register_rule(aten.conv_tbc)
+@register_op(aten.conv_tbc)
 def convolution_last(ctx: Context, node: fx.Node) -> Axes:
     """Input (time, batch, in), weight (window, in, out), bias (out)."""
     x, weight, bias = node.args[:3]
@@ -83,7 +87,7 @@ def convolution_last(ctx: Context, node: fx.Node) -> Axes:
     return (Dim(time, free, ctx.why(_SLIDES, node)), ctx.of(x)[1], out)
 
 
-@register_rule(
+@register_op(
     aten.max_pool1d, aten.max_pool2d, aten.max_pool3d,
     aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d,
     aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d,
@@ -99,7 +103,7 @@ def pooling(ctx: Context, node: fx.Node) -> Axes:
     return _windows(ctx, node, node.meta["val"])
 
 
-@register_rule(
+@register_op(
     aten.max_pool1d_with_indices, aten.max_pool2d_with_indices, aten.max_pool3d_with_indices,
     aten.adaptive_max_pool1d, aten.adaptive_max_pool2d, aten.adaptive_max_pool3d,
     aten.fractional_max_pool2d, aten.fractional_max_pool3d,
@@ -122,3 +126,36 @@ def _windows(ctx: Context, node: fx.Node, value: torch.Tensor) -> Axes:
         ctx.freeze(layout, "a pooling window slides over this axis", node)
     reason = ctx.why("a pooling window slides over this axis", node)
     return (*axes[:-spatial], *ctx.fresh(value, reason)[-spatial:])
+
+
+@patches(
+    aten.conv1d, aten.conv2d, aten.conv3d,
+    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d, aten.convolution,
+)  # fmt: skip
+def convolution_groups(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """The number of groups."""
+    blocks = resize.inferred.notes.get((old, "groups"))
+    if blocks is None:
+        return
+    names = [parameter.name for parameter in new.target._schema.arguments]  # type: ignore[union-attr]
+    place = names.index("groups")
+    if len(new.args) > place:
+        new.update_arg(place, resize.size(blocks))
+    else:
+        new.update_kwarg("groups", resize.size(blocks))
+
+
+def _convolution_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
+    window = product(sizes.axes(argument(node, "weight"))[1:])
+    turned = transposes(node)
+    return sizes.elements(argument(node, "input") if turned else node) * window
+
+
+register_op(
+    aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution,
+    product=MatrixProduct("input", "weight", 1, 0, 1), contracts=True, macs=_convolution_macs,
+)  # fmt: skip
+register_op(
+    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
+    product=MatrixProduct("input", "weight", 0, 1, 1), contracts=True, macs=_convolution_macs,
+)  # fmt: skip

@@ -8,16 +8,19 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Dim, Layout, Product
-from fxprune.axes.registry import register_rule
-from fxprune.axes.rules.contraction import contract
+from fxprune.axes.polynomial import Polynomial, product
+from fxprune.ops.context import Context
+from fxprune.ops.contraction import contract
+from fxprune.ops.op import AxisSizes, register_op
+from fxprune.ops.patching import patches
+from fxprune.ops.resize import Resizer
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
 
 
-@register_rule(aten.scaled_dot_product_attention)
+@register_op(aten.scaled_dot_product_attention)
 def attention(ctx: Context, node: fx.Node) -> Axes:
     """``softmax(q k^T / sqrt(d) + mask) v``, the mask's heads being the heads.
 
@@ -67,3 +70,22 @@ def _heads(ctx: Context, node: fx.Node, operands: tuple[Any, Any, Any], back: in
     if ctx.of(operands[0])[-back].size > 1:
         ctx.flow(operands[0], query, node)
     return query
+
+
+@patches(aten.scaled_dot_product_attention)
+def attention_scale(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """The implicit scale 1/sqrt(d) of the original head size becomes explicit."""
+    query: Any = old.args[0]
+    layout = resize.axes(query)[-1]
+    if resize.changed(layout) and argument(new, "scale") is None:
+        new.update_kwarg("scale", float(layout.size) ** -0.5)
+
+
+def _attention_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
+    """Scores and their product with the values, for every query head; no causal halving."""
+    *rows, width = sizes.axes(node)
+    query, key = argument(node, "query"), argument(node, "key")
+    return product(rows) * sizes.axes(key)[-2] * (sizes.axes(query)[-1] + width)
+
+
+register_op(aten.scaled_dot_product_attention, contracts=True, macs=_attention_macs)

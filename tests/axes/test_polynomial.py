@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.axes.dims import Dim, Layout, Product, Sum, kept_size
-from fxprune.costs.polynomial import Count, constant, of_layout, product, total
+from fxprune.axes.polynomial import Count, constant, of_layout, product, total
 
 DIMS = [Dim(size) for size in (3, 4, 5, 7)]
 LAYOUTS: st.SearchStrategy[Layout] = st.recursive(

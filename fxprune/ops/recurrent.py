@@ -7,16 +7,20 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Dim, Layout, Product, Sum
-from fxprune.axes.registry import register_rule
+from fxprune.axes.polynomial import Polynomial, product, total
+from fxprune.errors import RewriteError
+from fxprune.ops.context import Context
+from fxprune.ops.op import AxisSizes, register_op
+from fxprune.ops.patching import patches
+from fxprune.ops.resize import Resizer
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
 _ORDER = "the order of this axis matters"
 
 
-@register_rule(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+@register_op(aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 def recurrent(ctx: Context, node: fx.Node) -> list[Axes]:
     """Layers over a sequence, in one or two directions, perhaps with a projection.
 
@@ -54,7 +58,7 @@ def recurrent(ctx: Context, node: fx.Node) -> list[Axes]:
     return results
 
 
-@register_rule(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
+@register_op(aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
 def cell(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     """One step: input (batch, in), states (batch, hidden)."""
     given: Any = node.args
@@ -103,3 +107,30 @@ def _state(ctx: Context, node: fx.Node, state: fx.Node, axes: Axes) -> None:
     for mine, theirs in zip(axes, ctx.of(state)[-2:], strict=True):
         ctx.unify(mine, theirs, node)
         ctx.flow(state, theirs, node, to=mine)
+
+
+@patches(aten.lstm.input)
+def lstm_projection(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """A projection is told by its size, which must be another than the hidden one."""
+    given: Any = old.args
+    hidden, cell = (resize.axes(state)[-1] for state in given[1])
+    if hidden.size != cell.size and resize.size(hidden) == resize.size(cell):
+        raise RewriteError(
+            f"{new.name} would project {resize.size(cell)} hidden units to as many outputs, and "
+            "torch takes such an LSTM for one without a projection: keep more of its hidden units"
+        )
+
+
+def _recurrent_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
+    """Every step multiplies with every matrix once; directions and layers have their own."""
+    given: Any = node.args
+    weights = given[2] if isinstance(given[2], list | tuple) else given[2:]
+    matrices = (w for w in weights if isinstance(w, fx.Node) and w.meta["val"].dim() == 2)
+    return product(sizes.axes(given[0])[:-1]) * total(map(sizes.elements, matrices))
+
+
+register_op(
+    aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu,
+    aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell,
+    macs=_recurrent_macs,
+)  # fmt: skip

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes
-from fxprune.axes.registry import register_rule
+from fxprune.ops.context import Context
+from fxprune.ops.op import register_op
 
 aten = torch.ops.aten
 
@@ -18,7 +18,7 @@ def _named(names: str) -> list[Any]:
     return [getattr(aten, name) for name in names.split()]
 
 
-@register_rule(
+@register_op(
     torch.Tag.pointwise,
     aten.to,
     aten._to_copy,
@@ -65,7 +65,7 @@ def pointwise(ctx: Context, node: fx.Node) -> Axes:
     return ctx.broadcast(node, operands, len(ctx.shape(node)))
 
 
-@register_rule(aten.bucketize.Tensor, aten.searchsorted.Tensor, aten.isin.Tensor_Tensor)
+@register_op(aten.bucketize.Tensor, aten.searchsorted.Tensor, aten.isin.Tensor_Tensor)
 def sought(ctx: Context, node: fx.Node) -> Axes:
     """Each element is looked for in a vector that is the same for all."""
     first, second = node.args[:2]
@@ -76,7 +76,7 @@ def sought(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(x)
 
 
-@register_rule(aten.prelu)
+@register_op(aten.prelu)
 def prelu(ctx: Context, node: fx.Node) -> Axes:
     """The slope is one number, or one for each channel (axis 1)."""
     x, slope = node.args[:2]

@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Dim, Product
-from fxprune.axes.registry import register_rule
+from fxprune.ops.context import Context
+from fxprune.ops.op import register_op
+from fxprune.ops.patching import patches
+from fxprune.ops.resize import Resizer
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
 
 
-@register_rule(aten.layer_norm, aten.rms_norm)
+@register_op(aten.layer_norm, aten.rms_norm)
 def layer_norm(ctx: Context, node: fx.Node) -> Axes:
     """Mean and variance over the last axes, so units are only normalised together."""
     return _over_last(ctx, node)
@@ -35,7 +37,7 @@ def _over_last(ctx: Context, node: fx.Node) -> Axes:
     return axes
 
 
-@register_rule(aten.native_layer_norm)
+@register_op(aten.native_layer_norm)
 def native_layer_norm(ctx: Context, node: fx.Node) -> list[Axes]:
     """As layer_norm, with the mean and the reciprocal deviation as further outputs."""
     axes = _over_last(ctx, node)
@@ -43,7 +45,7 @@ def native_layer_norm(ctx: Context, node: fx.Node) -> list[Axes]:
     return [axes, *(ctx.fresh(value, "statistics of a norm") for value in values[1:])]
 
 
-@register_rule(aten.batch_norm, aten.instance_norm)
+@register_op(aten.batch_norm, aten.instance_norm)
 def batch_norm(ctx: Context, node: fx.Node) -> Axes:
     """One scale, shift, mean and variance a channel (axis 1): exact channel by channel."""
     x, *vectors = node.args[:5]
@@ -54,7 +56,7 @@ def batch_norm(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(x)
 
 
-@register_rule(aten.group_norm)
+@register_op(aten.group_norm)
 def group_norm(ctx: Context, node: fx.Node) -> Axes:
     """Channels are (groups x channels of a group); inside a group they are normalised together."""
     x, count, *vectors = node.args
@@ -69,7 +71,7 @@ def group_norm(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(x)
 
 
-@register_rule(aten._weight_norm)
+@register_op(aten._weight_norm)
 def weight_norm(ctx: Context, node: fx.Node) -> Axes:
     """``v * g / norm(v)``: over all axes but one, of which g has a factor each, or over all."""
     v, g = node.args[:2]
@@ -88,3 +90,26 @@ def _averaged(ctx: Context, x: Any) -> None:
 def _along_channels(ctx: Context, node: fx.Node, x: Any, vector: Any) -> None:
     if isinstance(vector, fx.Node):
         ctx.unify(ctx.of(x)[1], ctx.of(vector)[0], node)
+
+
+@patches(aten.layer_norm, aten.rms_norm, aten.native_layer_norm)
+def normalized_shape(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """``normalized_shape``."""
+    source: Any = old.args[0]
+    shape: Any = new.args[1]
+    new.update_arg(1, [resize.size(layout) for layout in resize.axes(source)[-len(shape) :]])
+
+
+@patches(aten.group_norm)
+def group_norm_groups(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """The number of groups."""
+    new.update_arg(1, resize.size(resize.inferred.notes[old, "groups"]))
+
+
+# Zeroed units would still be counted.
+register_op(
+    aten.layer_norm, aten.rms_norm, aten.native_layer_norm, aten.instance_norm, aten._weight_norm,
+    reduces=True,
+)  # fmt: skip
+# In evaluation mode it averages nothing.
+register_op(aten.batch_norm, reduces=lambda node: bool(argument(node, "training")))

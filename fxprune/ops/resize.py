@@ -11,12 +11,8 @@ from torch import fx
 
 from fxprune.axes import dims
 from fxprune.axes.dims import Dim, Layout, Units
-from fxprune.axes.infer import Inferred
-from fxprune.branches.bypass import bypass
-from fxprune.groups.dependency import DependencyGraph, discover
-from fxprune.plan import Plan
+from fxprune.ops.context import Inferred
 from fxprune.trace.sizes import Sizes
-from fxprune.trace.traced import Traced
 
 
 class Axis(NamedTuple):
@@ -113,15 +109,3 @@ class Resizer:
         for axis in shrinking:
             tensor = tensor.index_select(axis, self.index(layouts[axis]).to(tensor.device))
         return tensor
-
-
-def planned(traced: Traced, plan: Plan) -> tuple[DependencyGraph, Resizer]:
-    """The groups of a model without what a plan removes whole, and what becomes of their axes.
-
-    Raises:
-        PlanError: the plan does not fit the model.
-        DepthError: it removes a branch or block that the model has not.
-    """
-    graph = discover(bypass(traced, plan.removed))
-    plan.check(graph)
-    return graph, Resizer(graph.inferred, plan.kept_units(graph), graph.traced.sizes)

@@ -1,6 +1,6 @@
-"""The built-in rules, one file per kind of op. Importing this package registers them."""
+"""What is known of ops, one file for each kind. Importing this package registers them."""
 
-from fxprune.axes.rules import (
+from fxprune.ops import (
     attention,
     contraction,
     convolution,

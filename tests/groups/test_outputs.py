@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPas
 from transformers.utils import ModelOutput
 
 import fxprune
-from fxprune.axes.outputs import intermediate
+from fxprune.groups.outputs import intermediate
 
 
 @dataclass

@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.axes import outputs, rules
-from fxprune.axes.context import Context, Link
-from fxprune.axes.decompose import decompose
-from fxprune.axes.dims import Axes, Layout
-from fxprune.axes.registry import find_rule
+from fxprune.axes.dims import Axes
+from fxprune.groups import outputs
+from fxprune.groups.decompose import decompose
+from fxprune.ops.context import Context, Inferred
+from fxprune.ops.op import find_op
 from fxprune.trace.traced import Traced
-
-__all__ = ["Inferred", "infer", "rules"]
 
 # Outputs that mix these by an addition form a residual stream.
 _ADDITIONS = {"aten.add.Tensor", "aten.add_.Tensor", "aten.sub.Tensor"}
-
-
-@dataclass(frozen=True, eq=False)
-class Inferred:
-    """Axes of every value of a traced graph, resolved.
-
-    Attributes:
-        axes: FX node to the layout of each axis (a list of such tuples for several outputs).
-        tensors: canonical FQN to the layout of each axis of the tensor.
-        tags: structural facts, (layout, tag).
-        links: neuron flows that rules stated.
-        notes: layouts behind integer arguments that are not output sizes.
-        derived: values computed from parameters alone, such as a transposed weight.
-        intermediate: output leaves (by position) that may come out at the pruned size.
-    """
-
-    axes: dict[fx.Node, Axes | list[Axes]]
-    tensors: dict[str, Axes]
-    tags: list[tuple[Layout, str]]
-    links: list[Link]
-    notes: dict[tuple[fx.Node, str], Layout]
-    derived: set[fx.Node]
-    intermediate: frozenset[int]
 
 
 def infer(traced: Traced) -> Inferred:
@@ -100,7 +74,7 @@ def _call(ctx: Context, node: fx.Node) -> None:
     numbers = any(value.is_floating_point() or value.is_complex() for value in values)
     if numbers and not ctx.learned.isdisjoint(inputs):
         ctx.learned.add(node)
-    rule = find_rule(node.target)
+    rule = find_op(node.target).rule
     if rule is None or any(isinstance(ctx.axes[n], list) for n in inputs):
         _unknown(ctx, node)
         return

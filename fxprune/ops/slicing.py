@@ -8,10 +8,12 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Dim, Layout, Sum
-from fxprune.axes.registry import register_rule
-from fxprune.trace.arguments import argument, axis_of
+from fxprune.ops.context import Context
+from fxprune.ops.op import register_op
+from fxprune.ops.patching import patches
+from fxprune.ops.resize import Resizer
+from fxprune.trace.arguments import END, argument, axis_of
 
 aten = torch.ops.aten
 
@@ -27,7 +29,7 @@ def _cut(ctx: Context, node: fx.Node, layout: Layout, value: Any, place: int, wh
     return Dim(size, free, ctx.why(what, node))
 
 
-@register_rule(aten.slice.Tensor, aten.narrow)
+@register_op(aten.slice.Tensor, aten.narrow)
 def slice_(ctx: Context, node: fx.Node) -> Axes:
     """``x[start:end:step]`` along one axis."""
     source: Any = node.args[0]
@@ -57,7 +59,7 @@ def slice_(ctx: Context, node: fx.Node) -> Axes:
     return _replaced(axes, place, piece)
 
 
-@register_rule(
+@register_op(
     aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk,
     aten.tensor_split, aten.split_copy, aten.split_with_sizes_copy,
 )  # fmt: skip
@@ -79,7 +81,7 @@ def split(ctx: Context, node: fx.Node) -> list[Axes]:
     return out
 
 
-@register_rule(aten.glu)
+@register_op(aten.glu)
 def glu(ctx: Context, node: fx.Node) -> Axes:
     """``a * sigmoid(b)`` of the halves a and b."""
     source: Any = node.args[0]
@@ -94,7 +96,7 @@ def glu(ctx: Context, node: fx.Node) -> Axes:
     return _replaced(axes, place, halves[0])
 
 
-@register_rule(aten.cat, aten.concat, aten.concatenate)
+@register_op(aten.cat, aten.concat, aten.concatenate)
 def cat(ctx: Context, node: fx.Node) -> Axes:
     """The named axis is the sum of the operands'; the others are the same axis."""
     operands: Any = node.args[0]
@@ -115,7 +117,7 @@ def cat(ctx: Context, node: fx.Node) -> Axes:
     return _replaced(first, place, Sum(tuple(pieces)))
 
 
-@register_rule(aten.stack)
+@register_op(aten.stack)
 def stack(ctx: Context, node: fx.Node) -> Axes:
     """A new axis, frozen, whose places are the operands."""
     operands: Any = node.args[0]
@@ -131,7 +133,7 @@ def stack(ctx: Context, node: fx.Node) -> Axes:
     )
 
 
-@register_rule(aten.select.int)
+@register_op(aten.select.int)
 def select(ctx: Context, node: fx.Node) -> Axes:
     """One place of an axis: the axis is frozen and gone."""
     source: Any = node.args[0]
@@ -141,7 +143,7 @@ def select(ctx: Context, node: fx.Node) -> Axes:
     return axes[:place] + axes[place + 1 :]
 
 
-@register_rule(aten.unbind)
+@register_op(aten.unbind)
 def unbind(ctx: Context, node: fx.Node) -> list[Axes]:
     """Every place of an axis on its own: the axis is frozen and gone."""
     source: Any = node.args[0]
@@ -149,3 +151,48 @@ def unbind(ctx: Context, node: fx.Node) -> list[Axes]:
     place = axis_of(node, len(axes))
     ctx.freeze(axes[place], "every place of this axis is selected", node)
     return [axes[:place] + axes[place + 1 :]] * len(node.meta["val"])
+
+
+@patches(aten.slice.Tensor)
+def slice_bounds(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """A boundary moves to the number of kept units before it."""
+    source: Any = old.args[0]
+    axis = int(argument(new, "dim"))
+    start, end, step = (argument(new, name) for name in ("start", "end", "step"))
+    layout = resize.axes(source)[axis]
+    if not resize.changed(layout):
+        return
+    if step != 1:
+        # Every n-th unit of (outer x n): only the outer units can be gone.
+        first, _, _ = slice(start, end, step).indices(layout.size)
+        new.args = (new.args[0], axis, first, END, step)
+        return
+    first, last, _ = slice(start, end).indices(layout.size)
+    new.args = (new.args[0], axis, resize.before(layout, first), resize.before(layout, last))
+
+
+@patches(aten.narrow)
+def narrow_bounds(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Start and length of a piece."""
+    source, axis, start, length = old.args
+    layout = resize.axes(source)[axis]  # type: ignore[arg-type, index]
+    if resize.changed(layout) and isinstance(start, int) and isinstance(length, int):
+        first = resize.before(layout, start % layout.size)
+        last = resize.before(layout, start % layout.size + length)
+        new.args = (new.args[0], axis, first, last - first)
+
+
+@patches(
+    aten.split, aten.split_with_sizes, aten.chunk, aten.unsafe_split, aten.unsafe_chunk,
+    aten.tensor_split, aten.split_copy, aten.split_with_sizes_copy,
+)  # fmt: skip
+def split_sizes(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Pieces may have lost different numbers of units, so their sizes are listed."""
+    source: Any = old.args[0]
+    place = axis_of(old, len(resize.axes(source)))
+    if not resize.changed(resize.axes(source)[place]):
+        return
+    pieces = resize.inferred.axes[old]
+    new.target = aten.split_with_sizes.default
+    new.args = (new.args[0], [resize.size(axes[place]) for axes in pieces], place)  # type: ignore[index]
+    new.kwargs = {}

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Dim, Layout, Product
-from fxprune.axes.registry import register_rule
+from fxprune.ops.context import Context
+from fxprune.ops.convolution import convolution_groups
+from fxprune.ops.op import register_op
+from fxprune.ops.patching import patches
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
@@ -22,7 +24,7 @@ def _pixels(ctx: Context, node: fx.Node, source: Axes, what: str, count: int) ->
     return ctx.fresh(node, ctx.why(what, node))[-count:]
 
 
-@register_rule(aten.pixel_shuffle)
+@register_op(aten.pixel_shuffle)
 def pixel_shuffle(ctx: Context, node: fx.Node) -> Axes:
     """(..., channels x r x r, height, width) to (..., channels, height x r, width x r)."""
     source: Any = node.args[0]
@@ -34,7 +36,7 @@ def pixel_shuffle(ctx: Context, node: fx.Node) -> Axes:
     return (*lead, outer, *_pixels(ctx, node, ctx.of(source), what, 2))
 
 
-@register_rule(aten.pixel_unshuffle)
+@register_op(aten.pixel_unshuffle)
 def pixel_unshuffle(ctx: Context, node: fx.Node) -> Axes:
     """(..., channels, height x r, width x r) to (..., channels x r x r, height, width)."""
     source: Any = node.args[0]
@@ -45,7 +47,7 @@ def pixel_unshuffle(ctx: Context, node: fx.Node) -> Axes:
     return (*lead, out, *_pixels(ctx, node, ctx.of(source), what, 2))
 
 
-@register_rule(aten.channel_shuffle, aten.native_channel_shuffle)
+@register_op(aten.channel_shuffle, aten.native_channel_shuffle)
 def channel_shuffle(ctx: Context, node: fx.Node) -> Axes:
     """Channels are (groups x channels of a group) and come out the other way round."""
     source: Any = node.args[0]
@@ -57,7 +59,7 @@ def channel_shuffle(ctx: Context, node: fx.Node) -> Axes:
     return (batch, Product((inner, groups)), *pixels)
 
 
-@register_rule(aten.im2col)
+@register_op(aten.im2col)
 def im2col(ctx: Context, node: fx.Node) -> Axes:
     """(..., channels, height, width) to (..., channels x window, places)."""
     source: Any = node.args[0]
@@ -68,7 +70,7 @@ def im2col(ctx: Context, node: fx.Node) -> Axes:
     return (*lead, Product((channels, Dim(height * width, reason=ctx.why(what, node)))), places)
 
 
-@register_rule(aten.col2im)
+@register_op(aten.col2im)
 def col2im(ctx: Context, node: fx.Node) -> Axes:
     """(..., channels x window, places) to (..., channels, height, width)."""
     source: Any = node.args[0]
@@ -82,7 +84,7 @@ def col2im(ctx: Context, node: fx.Node) -> Axes:
     return (*lead, channels, *ctx.fresh(node, ctx.why(what, node))[-2:])
 
 
-@register_rule(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
+@register_op(aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d)
 def grid_sampler(ctx: Context, node: fx.Node) -> Axes:
     """(batch, channels, ...) at the places that a grid (batch, ..., 2 or 3) names."""
     source, grid = node.args[:2]
@@ -91,3 +93,6 @@ def grid_sampler(ctx: Context, node: fx.Node) -> Axes:
         ctx.freeze(layout, "sampled by position", node)
     ctx.unify(batch, ctx.of(grid)[0], node)
     return (batch, channels, *ctx.of(grid)[1:-1])
+
+
+patches(aten.channel_shuffle, aten.native_channel_shuffle)(convolution_groups)

@@ -8,15 +8,16 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Layout
-from fxprune.axes.registry import register_rule
-from fxprune.axes.rules.contraction import contract
+from fxprune.axes.polynomial import Polynomial, product
+from fxprune.ops.context import Context
+from fxprune.ops.contraction import contract
+from fxprune.ops.op import AxisSizes, register_op, uncounted
 
 aten = torch.ops.aten
 
 
-@register_rule(aten.einsum)
+@register_op(aten.einsum)
 def einsum(ctx: Context, node: fx.Node) -> Axes:
     """Equal letters are one axis. Letters that only operands have are contracted."""
     operands: Any = node.args[1]
@@ -73,3 +74,27 @@ def _spelled_out(equation: str, ranks: list[int]) -> tuple[list[str], str]:
         single = sorted(x for x in set(joined) if joined.count(x) == 1 and x not in rest)
         output = "..." + "".join(single)
     return terms, output.replace("...", rest)
+
+
+def _einsum_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
+    given: Any = node.args
+    equation, operands = given[:2]
+    if len(operands) != 2:
+        raise uncounted(node, "the order in which more than two operands are multiplied is open")
+    terms, output = _spelled_out(str(equation), [x.meta["val"].dim() for x in operands])
+    letters: dict[str, Polynomial] = {}
+    for term, operand in zip(terms, operands, strict=True):
+        for letter, axis, size in zip(
+            term, sizes.axes(operand), operand.meta["val"].shape, strict=True
+        ):
+            if letter not in letters or not (isinstance(size, int) and size == 1):
+                letters[letter] = axis
+    # A letter of one operand alone that is not in the output is summed up before.
+    return product(
+        size
+        for letter, size in letters.items()
+        if letter in output or all(letter in term for term in terms)
+    )
+
+
+register_op(aten.einsum, contracts=True, macs=_einsum_macs)

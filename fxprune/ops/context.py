@@ -32,6 +32,29 @@ class Link:
     data: bool = True
 
 
+@dataclass(frozen=True, eq=False)
+class Inferred:
+    """Axes of every value of a traced graph, resolved.
+
+    Attributes:
+        axes: FX node to the layout of each axis (a list of such tuples for several outputs).
+        tensors: canonical FQN to the layout of each axis of the tensor.
+        tags: structural facts, (layout, tag).
+        links: neuron flows that rules stated.
+        notes: layouts behind integer arguments that are not output sizes.
+        derived: values computed from parameters alone, such as a transposed weight.
+        intermediate: output leaves (by position) that may come out at the pruned size.
+    """
+
+    axes: dict[fx.Node, Axes | list[Axes]]
+    tensors: dict[str, Axes]
+    tags: list[tuple[Layout, str]]
+    links: list[Link]
+    notes: dict[tuple[fx.Node, str], Layout]
+    derived: set[fx.Node]
+    intermediate: frozenset[int]
+
+
 @dataclass
 class Context:
     """State of one inference, and the vocabulary in which rules speak.

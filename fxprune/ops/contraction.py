@@ -8,9 +8,11 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Layout
-from fxprune.axes.registry import register_rule
+from fxprune.axes.polynomial import Polynomial, product
+from fxprune.ops.context import Context
+from fxprune.ops.op import AxisSizes, Macs, MatrixProduct, register_op, uncounted
+from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
 
@@ -28,7 +30,7 @@ def contract(
         ctx.tag(left, "inner")
 
 
-@register_rule(aten.linear)
+@register_op(aten.linear)
 def linear(ctx: Context, node: fx.Node) -> Axes:
     """``y = x W^T + b``: x (..., in), W (out, in), b (out)."""
     given: Any = node.args
@@ -44,14 +46,14 @@ def linear(ctx: Context, node: fx.Node) -> Axes:
     return (*ctx.of(x)[:-1], out)
 
 
-@register_rule(aten.mm, aten.bmm, aten.matmul, aten.mv, aten.dot, aten.vdot)
+@register_op(aten.mm, aten.bmm, aten.matmul, aten.mv, aten.dot, aten.vdot)
 def matmul(ctx: Context, node: fx.Node) -> Axes:
     """``a @ b`` with any ranks."""
     a, b = node.args
     return _product(ctx, node, a, b)
 
 
-@register_rule(aten.addmm, aten.baddbmm, aten.addmv)
+@register_op(aten.addmm, aten.baddbmm, aten.addmv)
 def addmm(ctx: Context, node: fx.Node) -> Axes:
     """``beta * c + alpha * (a @ b)``."""
     given: Any = node.args
@@ -64,7 +66,7 @@ def addmm(ctx: Context, node: fx.Node) -> Axes:
     return out
 
 
-@register_rule(aten.addbmm)
+@register_op(aten.addbmm)
 def addbmm(ctx: Context, node: fx.Node) -> Axes:
     """``beta * c + alpha * sum_i a[i] @ b[i]``: the batch is contracted too."""
     given: Any = node.args
@@ -82,7 +84,7 @@ def addbmm(ctx: Context, node: fx.Node) -> Axes:
     return (rows, columns)
 
 
-@register_rule(aten.bilinear)
+@register_op(aten.bilinear)
 def bilinear(ctx: Context, node: fx.Node) -> Axes:
     """``a W b`` for each output: W (out, in of a, in of b)."""
     given: Any = node.args
@@ -101,7 +103,7 @@ def bilinear(ctx: Context, node: fx.Node) -> Axes:
     return (*ctx.of(a)[:-1], out)
 
 
-@register_rule(aten.cdist, aten._cdist_forward)
+@register_op(aten.cdist, aten._cdist_forward)
 def cdist(ctx: Context, node: fx.Node) -> Axes:
     """Distances of the rows of a to those of b, over the last axis of both."""
     given: Any = node.args
@@ -115,7 +117,7 @@ def cdist(ctx: Context, node: fx.Node) -> Axes:
     return (*batch, rows, columns)
 
 
-@register_rule(aten.pdist, aten._pdist_forward)
+@register_op(aten.pdist, aten._pdist_forward)
 def pdist(ctx: Context, node: fx.Node) -> Axes:
     """Distances of every pair of rows."""
     source: Any = node.args[0]
@@ -164,7 +166,7 @@ def _batch(
     return batch
 
 
-@register_rule(aten.tensordot, aten.inner, aten.outer)
+@register_op(aten.tensordot, aten.inner, aten.outer)
 def tensordot(ctx: Context, node: fx.Node) -> Axes:
     """The named axes of both are contracted; the others follow one another."""
     given: Any = node.args
@@ -184,3 +186,59 @@ def tensordot(ctx: Context, node: fx.Node) -> Axes:
         for layout in passing:
             ctx.flow(operand, layout, node)
     return (*rows, *columns)
+
+
+def _linear_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
+    return sizes.elements(node) * sizes.axes(argument(node, "weight"))[1]
+
+
+def _matmul_macs(name: str) -> Macs:
+    """Every element of the output is a sum over the last axis of the operand of that name."""
+
+    def rule(sizes: AxisSizes, node: fx.Node) -> Polynomial:
+        return sizes.elements(node) * sizes.axes(argument(node, name))[-1]
+
+    return rule
+
+
+def _tensordot_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
+    axes = sizes.axes(argument(node, "self"))
+    return sizes.elements(node) * product(axes[i] for i in argument(node, "dims_self"))
+
+
+def _grouped_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
+    """Rows sorted by expert: each meets the matrix of its own."""
+    given: Any = node.args
+    if given[1].meta["val"].dim() != 3:
+        raise uncounted(node, "its groups lie on the contracted axis")
+    return sizes.elements(node) * sizes.axes(given[0])[-1]
+
+
+register_op(
+    aten.linear,
+    product=MatrixProduct("input", "weight", 1, 0, -1),
+    contracts=True,
+    macs=_linear_macs,
+)
+register_op(aten.mm, product=MatrixProduct("self", "mat2", 0, 1, -1))
+register_op(aten.matmul, product=MatrixProduct("self", "other", 0, 1, -1))
+register_op(
+    aten.addmm,
+    product=MatrixProduct("mat1", "mat2", 0, 1, -1, bias="self"),
+    contracts=True,
+    macs=_matmul_macs("mat1"),
+)
+register_op(
+    aten.mm, aten.matmul, aten.bmm, aten.mv, aten.dot, aten.inner, macs=_matmul_macs("self")
+)
+register_op(aten.addmv, contracts=True, macs=_matmul_macs("mat"))
+register_op(aten.baddbmm, contracts=True, macs=_matmul_macs("batch1"))
+register_op(aten.tensordot, contracts=True, macs=_tensordot_macs)
+register_op(
+    aten.mm, aten.matmul, aten.bmm, aten.mv, aten.dot, aten.inner, aten.vdot, aten.addbmm,
+    aten.bilinear, aten.cdist, aten._cdist_forward, aten.pdist, aten._pdist_forward,
+    contracts=True,
+)  # fmt: skip
+# Experts: frozen, for their rows are sorted by data.
+register_op(aten._grouped_mm, contracts=True, macs=_grouped_macs)
+register_op("transformers::grouped_mm_fallback", contracts=True, macs=_grouped_macs)

@@ -20,8 +20,8 @@ from torch.fx.experimental import _config, symbolic_shapes
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-import fxprune.axes.rules  # noqa: F401  (they register themselves)
-from fxprune.axes.registry import find_rule
+import fxprune.ops  # noqa: F401  (they register themselves)
+from fxprune.ops.op import find_op
 from fxprune.trace.storage import mutates
 from fxprune.trace.traced import Traced
 
@@ -51,7 +51,7 @@ def decompose(traced: Traced) -> None:
 
 def _unknown(node: fx.Node) -> bool:
     """Whether an op on numbers that pruning could reach has no rule."""
-    if not isinstance(node.target, torch._ops.OpOverload) or find_rule(node.target) is not None:
+    if not isinstance(node.target, torch._ops.OpOverload) or find_op(node.target).rule is not None:
         return False
     results, operands = (
         [v for v in pytree.tree_leaves(values) if isinstance(v, torch.Tensor)]

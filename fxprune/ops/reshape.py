@@ -9,9 +9,11 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Dim, Layout, Product
-from fxprune.axes.registry import register_rule
+from fxprune.ops.context import Context
+from fxprune.ops.op import register_op
+from fxprune.ops.patching import list_of_sizes, patches, resized
+from fxprune.ops.resize import Resizer
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
@@ -48,7 +50,7 @@ def regroup(ctx: Context, node: fx.Node, axes: Axes, sizes: tuple[tuple[int, boo
     return tuple(out)
 
 
-@register_rule(
+@register_op(
     aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten._reshape_alias,
     aten.ravel,
 )  # fmt: skip
@@ -60,7 +62,7 @@ def view(ctx: Context, node: fx.Node) -> Axes:
     return regroup(ctx, node, ctx.of(source), ctx.shape(node))
 
 
-@register_rule(aten.view_as, aten.reshape_as)
+@register_op(aten.view_as, aten.reshape_as)
 def view_as(ctx: Context, node: fx.Node) -> Axes:
     """Row-major regrouping to the axes of another value."""
     source: Any = node.args[0]
@@ -71,7 +73,7 @@ def view_as(ctx: Context, node: fx.Node) -> Axes:
     return out
 
 
-@register_rule(aten.view_as_complex)
+@register_op(aten.view_as_complex)
 def view_as_complex(ctx: Context, node: fx.Node) -> Axes:
     """Pairs on the last axis become one number."""
     source: Any = node.args[0]
@@ -79,14 +81,14 @@ def view_as_complex(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(source)[:-1]
 
 
-@register_rule(aten.view_as_real)
+@register_op(aten.view_as_real)
 def view_as_real(ctx: Context, node: fx.Node) -> Axes:
     """A number becomes a pair on a new last axis."""
     source: Any = node.args[0]
     return (*ctx.of(source), Dim(2, reason=ctx.why("the two parts of a complex number", node)))
 
 
-@register_rule(
+@register_op(
     aten.transpose, aten.swapaxes, aten.swapdims, aten.t, aten.numpy_T, aten.mT, aten.mH,
     aten.adjoint, aten.permute, aten.movedim, aten.moveaxis, aten.transpose_, aten.swapaxes_,
     aten.swapdims_, aten.t_,
@@ -116,7 +118,7 @@ def _moved(node: fx.Node, rank: int) -> list[int]:
     return [size - 2 for size in numbered.shape]
 
 
-@register_rule(aten.unsqueeze, aten.unsqueeze_)
+@register_op(aten.unsqueeze, aten.unsqueeze_)
 def unsqueeze(ctx: Context, node: fx.Node) -> Axes:
     """A new axis of size 1."""
     source: Any = node.args[0]
@@ -125,7 +127,7 @@ def unsqueeze(ctx: Context, node: fx.Node) -> Axes:
     return (*axes[:place], dims.ONE, *axes[place:])
 
 
-@register_rule(aten.squeeze, aten.squeeze_)
+@register_op(aten.squeeze, aten.squeeze_)
 def squeeze(ctx: Context, node: fx.Node) -> Axes:
     """Axes of size 1 go (all, or those named)."""
     source: Any = node.args[0]
@@ -135,7 +137,7 @@ def squeeze(ctx: Context, node: fx.Node) -> Axes:
     return tuple(x for a, x in enumerate(axes) if not (a in gone and x.size == 1))
 
 
-@register_rule(aten.broadcast_tensors)
+@register_op(aten.broadcast_tensors)
 def broadcast(ctx: Context, node: fx.Node) -> list[Axes]:
     """Every operand is expanded to the shape of all."""
     operands: Any = node.args[0]
@@ -143,7 +145,7 @@ def broadcast(ctx: Context, node: fx.Node) -> list[Axes]:
     return [ctx.broadcast(node, operands, len(values[0].shape))] * len(values)
 
 
-@register_rule(aten.expand, aten.expand_as, aten.broadcast_to)
+@register_op(aten.expand, aten.expand_as, aten.broadcast_to)
 def expand(ctx: Context, node: fx.Node) -> Axes:
     """A repeated axis is a fresh dim."""
     source: Any = node.args[0]
@@ -164,7 +166,7 @@ def expand(ctx: Context, node: fx.Node) -> Axes:
     return tuple(out)
 
 
-@register_rule(aten.repeat, aten.tile)
+@register_op(aten.repeat, aten.tile)
 def repeat(ctx: Context, node: fx.Node) -> Axes:
     """Each axis becomes (copies x axis)."""
     source: Any = node.args[0]
@@ -179,7 +181,7 @@ def repeat(ctx: Context, node: fx.Node) -> Axes:
     return tuple(out)
 
 
-@register_rule(aten.repeat_interleave.self_int)
+@register_op(aten.repeat_interleave.self_int)
 def repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
     """One axis becomes (axis x copies); all axes are flattened first if none is named."""
     source: Any = node.args[0]
@@ -192,3 +194,63 @@ def repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
     copies = Dim(size // axes[place].size, free)
     ctx.copied(copies, source)
     return (*axes[:place], Product((axes[place], copies)), *axes[place + 1 :])
+
+
+patches(
+    aten.view.default, aten.reshape, aten._unsafe_view, aten._reshape_alias, aten.expand,
+    aten.broadcast_to,
+)(list_of_sizes(1))  # fmt: skip
+
+
+@patches(aten.unflatten)
+def unflatten_sizes(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Sizes of the axes that one axis is split into."""
+    layouts = resize.axes(old)
+    given: Any = new.args[2]
+    before: Any = old.args[2]
+    start = int(new.args[1]) % (len(layouts) - len(given) + 1)  # type: ignore[arg-type]
+    triples = zip(layouts[start : start + len(given)], given, before, strict=True)
+    new.update_arg(2, [resized(resize, new, *each) for each in triples])
+
+
+@patches(aten.repeat, aten.tile)
+def repeat_copies(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Copies of each axis: what the output has over the input."""
+    source: Any = old.args[0]
+    given: Any = new.args[1]
+    layouts, inner = resize.axes(old), resize.axes(source)
+    lead = len(layouts) - len(inner)
+    given = [*[1] * (len(layouts) - len(given)), *given]  # tile may name the last axes only
+    copies = []
+    for place, (layout, count) in enumerate(zip(layouts, given, strict=True)):
+        mine = resize.size(inner[place - lead]) if place >= lead else 1
+        copies.append(resize.size(layout) // mine if isinstance(count, int) else count)
+    new.update_arg(1, copies)
+
+
+@patches(aten.repeat_interleave.self_int)
+def repeat_interleave_copies(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Copies of each unit of one axis."""
+    source: Any = old.args[0]
+    given = argument(new, "dim")
+    inner = resize.axes(source)
+    if isinstance(new.args[1], int):
+        place = 0 if given is None else given % len(inner)
+        mine = 1
+        for layout in inner if given is None else (inner[place],):
+            mine *= resize.size(layout)
+        new.update_arg(1, resize.size(resize.axes(old)[place]) // mine)
+    if isinstance(new.kwargs.get("output_size"), int):
+        new.update_kwarg("output_size", None)
+
+
+@patches(aten.squeeze, aten.squeeze_)
+def squeeze_axes(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Name the axes that go: one pruned down to a single unit must stay."""
+    source: Any = old.args[0]
+    axes = resize.axes(source)
+    named: Any = old.args[1] if len(old.args) > 1 else range(len(axes))
+    gone = {a % len(axes) for a in ([named] if isinstance(named, int) else named)}
+    packet = old.target.overloadpacket  # type: ignore[union-attr]
+    new.target = packet.dims
+    new.args = (new.args[0], sorted(a for a in gone if axes[a].size == 1))

@@ -8,16 +8,16 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Layout
-from fxprune.axes.registry import register_rule
+from fxprune.ops.context import Context
+from fxprune.ops.op import register_op
 from fxprune.trace.arguments import argument, axis_of
 
 aten = torch.ops.aten
 _WRITTEN = "written by index"
 
 
-@register_rule(
+@register_op(
     aten.index_add, aten.index_add_, aten.index_copy, aten.index_copy_, aten.index_fill,
     aten.index_fill_, aten.index_reduce, aten.index_reduce_, aten.select_scatter,
     aten.slice_scatter,
@@ -42,7 +42,7 @@ def along_one_axis(ctx: Context, node: fx.Node) -> Axes:
     return axes
 
 
-@register_rule(
+@register_op(
     aten.scatter, aten.scatter_, aten.scatter_add, aten.scatter_add_, aten.scatter_reduce,
     aten.scatter_reduce_,
 )  # fmt: skip
@@ -62,7 +62,7 @@ def scatter(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(target)
 
 
-@register_rule(aten.index_put, aten.index_put_, aten._unsafe_index_put)
+@register_op(aten.index_put, aten.index_put_, aten._unsafe_index_put)
 def index_put(ctx: Context, node: fx.Node) -> Axes:
     """``x[:, i, j] = values``: indexed axes are frozen, the others are those of the values."""
     target, indices, values = node.args[:3]
@@ -101,7 +101,7 @@ def _masked(ctx: Context, node: fx.Node, axes: Axes, indices: list[fx.Node | Non
     return axes
 
 
-@register_rule(aten.diagonal, aten.diagonal_copy)
+@register_op(aten.diagonal, aten.diagonal_copy)
 def diagonal(ctx: Context, node: fx.Node) -> Axes:
     """Two axes become one."""
     source: Any = node.args[0]
@@ -114,7 +114,7 @@ def diagonal(ctx: Context, node: fx.Node) -> Axes:
     return (*rest, dims.Dim(size, free, ctx.why("a diagonal of this axis", node)))
 
 
-@register_rule(aten.unfold)
+@register_op(aten.unfold)
 def unfold(ctx: Context, node: fx.Node) -> Axes:
     """Windows over one axis, their units on a new last one."""
     source: Any = node.args[0]

@@ -8,15 +8,17 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes, Dim
-from fxprune.axes.registry import register_rule
+from fxprune.ops.context import Context
+from fxprune.ops.op import register_op
+from fxprune.ops.patching import patches
+from fxprune.ops.resize import Resizer
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
 
 
-@register_rule(aten.embedding)
+@register_op(aten.embedding)
 def embedding(ctx: Context, node: fx.Node) -> Axes:
     """Rows (the vocabulary) are frozen; the feature axis passes."""
     weight, indices = node.args[:2]
@@ -25,7 +27,7 @@ def embedding(ctx: Context, node: fx.Node) -> Axes:
     return (*ctx.of(indices), features)
 
 
-@register_rule(aten.embedding_bag)
+@register_op(aten.embedding_bag)
 def embedding_bag(ctx: Context, node: fx.Node) -> list[Axes]:
     """As embedding, rows being added, averaged or compared by bag; the rest is for gradients."""
     weight: Any = node.args[0]
@@ -38,14 +40,14 @@ def embedding_bag(ctx: Context, node: fx.Node) -> list[Axes]:
     return [(Dim(bags, free, ctx.why("the rows of a bag", node)), features)]
 
 
-@register_rule(aten.one_hot)
+@register_op(aten.one_hot)
 def one_hot(ctx: Context, node: fx.Node) -> Axes:
     """A new last axis with a place for each class."""
     source: Any = node.args[0]
     return (*ctx.of(source), ctx.fresh(node, ctx.why("a place for each class", node))[-1])
 
 
-@register_rule(aten.index.Tensor)
+@register_op(aten.index.Tensor)
 def index(ctx: Context, node: fx.Node) -> Axes:
     """``x[:, i, j]``: indexed axes are frozen and replaced by the indices' own axes."""
     source, indices = node.args[:2]
@@ -70,7 +72,7 @@ def index(ctx: Context, node: fx.Node) -> Axes:
     return (*rest[:start], *looked_up, *rest[start:])
 
 
-@register_rule(aten.index_select)
+@register_op(aten.index_select)
 def index_select(ctx: Context, node: fx.Node) -> Axes:
     """As indexing along one axis."""
     source, axis, indices = node.args
@@ -80,7 +82,7 @@ def index_select(ctx: Context, node: fx.Node) -> Axes:
     return (*axes[:place], ctx.of(indices)[0], *axes[place + 1 :])
 
 
-@register_rule(aten.gather)
+@register_op(aten.gather)
 def gather(ctx: Context, node: fx.Node) -> Axes:
     """Lookup along one axis; the others are the same axis where sizes agree."""
     source, axis, indices = node.args[:3]
@@ -97,7 +99,7 @@ def gather(ctx: Context, node: fx.Node) -> Axes:
     return out
 
 
-@register_rule(
+@register_op(
     aten.pad, aten.constant_pad_nd, aten.reflection_pad1d, aten.reflection_pad2d,
     aten.reflection_pad3d, aten.replication_pad1d, aten.replication_pad2d, aten.replication_pad3d,
 )  # fmt: skip
@@ -120,3 +122,12 @@ def pad(ctx: Context, node: fx.Node) -> Axes:
             ctx.freeze(axes[-back], "padded", node)
             axes[-back] = dims.Dim(size, free, ctx.why("padded", node))
     return tuple(axes)
+
+
+@patches(aten.pad, aten.constant_pad_nd)
+def pad_amounts(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Padding stands for units, of which some may be gone."""
+    given: Any = new.args[1]
+    notes = [resize.inferred.notes.get((old, f"pad{place}")) for place in range(len(given))]
+    pairs = zip(notes, given, strict=True)
+    new.update_arg(1, [amount if x is None else resize.size(x) for x, amount in pairs])

@@ -8,12 +8,13 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.context import Context
 from fxprune.axes.dims import Axes
-from fxprune.axes.registry import register_rule
+from fxprune.ops.context import Context
+from fxprune.ops.op import register_op
 from fxprune.trace.arguments import argument, axes_of, axis_of
 
 aten = torch.ops.aten
+SOFTMAX = {aten.softmax, aten._softmax, aten._safe_softmax}
 
 
 def _reduced(ctx: Context, node: fx.Node, axes: list[int]) -> Axes:
@@ -37,7 +38,7 @@ def _summed(ctx: Context, node: fx.Node) -> Axes:
     return _reduced(ctx, node, axes)
 
 
-@register_rule(
+@register_op(
     aten.mean, aten.sum, aten.var, aten.std, aten.norm, aten.linalg_vector_norm, aten.nansum,
     aten.nanmean,
 )  # fmt: skip
@@ -46,13 +47,13 @@ def total(ctx: Context, node: fx.Node) -> Axes:
     return _summed(ctx, node)
 
 
-@register_rule(aten.var_mean, aten.std_mean)
+@register_op(aten.var_mean, aten.std_mean)
 def total_twice(ctx: Context, node: fx.Node) -> list[Axes]:
     """Two sums over the same axes."""
     return [_summed(ctx, node)] * 2
 
 
-@register_rule(aten.linalg_norm)
+@register_op(aten.linalg_norm)
 def norm(ctx: Context, node: fx.Node) -> Axes:
     """A sum if it is the norm of vectors; that of a matrix depends on all of it."""
     order, given = argument(node, "ord"), argument(node, "dim")
@@ -61,7 +62,7 @@ def norm(ctx: Context, node: fx.Node) -> Axes:
     return _summed(ctx, node)
 
 
-@register_rule(
+@register_op(
     aten.max.dim, aten.min.dim, aten.amax, aten.amin, aten.argmax, aten.argmin, aten.logsumexp,
     aten.prod, aten.any, aten.all, aten.max.default, aten.min.default, aten.aminmax,
     aten.median, aten.nanmedian, aten.mode, aten.kthvalue, aten.quantile.scalar,
@@ -78,7 +79,7 @@ def extreme(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     return [out] * len(value) if isinstance(value, list | tuple) else out
 
 
-@register_rule(aten.softmax, aten._softmax, aten._safe_softmax, aten.log_softmax, aten._log_softmax)
+@register_op(*SOFTMAX, aten.log_softmax, aten._log_softmax)
 def softmax(ctx: Context, node: fx.Node) -> Axes:
     """Freezes its axis; the others are what an attention head is found by."""
     source: Any = node.args[0]
@@ -91,7 +92,7 @@ def softmax(ctx: Context, node: fx.Node) -> Axes:
     return axes
 
 
-@register_rule(
+@register_op(
     aten.cumsum, aten.cumprod, aten.cumsum_, aten.cumprod_, aten.cummax, aten.cummin, aten.flip,
     aten.roll,
 )  # fmt: skip
@@ -105,7 +106,7 @@ def ordered(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     return [axes] * len(values) if isinstance(values, list | tuple) else axes
 
 
-@register_rule(
+@register_op(
     aten._fft_r2c, aten._fft_c2r, aten._fft_c2c,
     *(getattr(aten, f"fft_{inverse}{real}fft{axes}")
       for inverse in ("", "i") for real in ("", "r", "h") for axes in ("", "2", "n")
@@ -122,7 +123,7 @@ def fourier(ctx: Context, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-@register_rule(aten.sort, aten.argsort, aten.topk, aten.diff)
+@register_op(aten.sort, aten.argsort, aten.topk, aten.diff)
 def reordered(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     """The axis is frozen and comes out with units of its own."""
     source: Any = node.args[0]
@@ -138,10 +139,17 @@ def reordered(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     return [out] * len(values) if several else out
 
 
-@register_rule(aten.triu, aten.tril, aten.triu_, aten.tril_)
+@register_op(aten.triu, aten.tril, aten.triu_, aten.tril_)
 def triangle(ctx: Context, node: fx.Node) -> Axes:
     """Positions matter on the last two axes."""
     source: Any = node.args[0]
     for layout in ctx.of(source)[-2:]:
         ctx.freeze(layout, "a triangular mask over this axis", node)
     return ctx.of(source)
+
+
+register_op(
+    aten.mean, aten.nanmean, aten.sum, aten.nansum, aten.var, aten.std, aten.var_mean,
+    aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm,
+    reduces=True,
+)  # fmt: skip
