@@ -127,7 +127,7 @@ def register_op(
 
 def _add(targets: tuple[Any, ...], given: Op) -> None:
     said = {name: value for name in _FIELDS if (value := getattr(given, name)) is not None}
-    for target in targets:
+    for target in targets if said else ():
         known = OPS.get(target, _UNKNOWN)
         for name in said:
             if (before := getattr(known, name)) is not None:
