@@ -33,8 +33,9 @@ class Unknown(Exception):  # noqa: N818
 class _Structure(pickle.Pickler):
     """All of a model but the values of its parameters, and its tensors and modules in order."""
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, place: str | None) -> None:
         super().__init__(file, protocol=5)
+        self.place = place or None  # where a model was loaded from makes no difference
         self.places: dict[int, int] = {}
         self.parts: list[Any] = []
 
@@ -42,15 +43,15 @@ class _Structure(pickle.Pickler):
         if isinstance(value, fx.GraphModule):  # what its nodes say of themselves is not pickled
             raise Unknown
         if isinstance(value, nn.Module):
-            self._place(value)
+            self._number(value)
             return None
         if not isinstance(value, torch.Tensor):
-            return None
+            return "place" if isinstance(value, str) and value == self.place else None
         known = id(value) in self.places
-        place = self._place(value)
+        place = self._number(value)
         return place if known else (place, *_kind(value))
 
-    def _place(self, value: Any) -> int:
+    def _number(self, value: Any) -> int:
         if id(value) not in self.places:
             self.places[id(value)] = len(self.parts)
             self.parts.append(value)
@@ -79,7 +80,7 @@ def structure(model: nn.Module) -> tuple[str, list[Any]]:
         Unknown: this cannot be told.
     """
     file = io.BytesIO()
-    pickler = _Structure(file)
+    pickler = _Structure(file, getattr(model, "name_or_path", None))
     try:
         pickler.dump(model)
     except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:

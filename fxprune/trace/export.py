@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch._dynamo.config
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
@@ -147,6 +148,8 @@ def captured(
     with (
         as_captured(model),
         plain_attention(),
+        # To look up what an op gives for symbolic sizes takes longer than to find out.
+        torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
         as_on_cpu(model, wide) as (examples, originals),
     ):
         yield replace(_captured(model, *examples, ones=widen), originals=originals)
