@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ from fxprune.data import text
 from fxprune.data.text import Text
 from fxprune.errors import CalibrationError
 from fxprune.measure import cache, memory, report, sliding, speed
-from fxprune.measure.harness import TaskScore, run
 from fxprune.measure.settings import Settings
 from fxprune.measure.sliding import Score, Window
 from fxprune.measure.speed import Speed
+from fxprune.measure.tasks import Tasks, TaskScore, run
 from fxprune.progress import step
 from fxprune.trace.inputs import device_of
 
@@ -76,7 +76,7 @@ def evaluate(
     config: PreTrainedConfig | None = None,
     *,
     texts: Sequence[Text] = (),
-    tasks: Mapping[str, Any] | None = None,
+    tasks: Tasks | None = None,
     settings: Settings | None = None,
     name: str | None = None,
     progress: bool = False,
@@ -115,7 +115,7 @@ def evaluate(
         found = sliding.score(model, windows, batch_size=settings.batch_size, progress=progress)
         perplexities.append(Perplexity(text_name, length, settings.stride, head, found))
     scores: list[TaskScore] = []
-    if tasks is not None and tasks["tasks"]:
+    if tasks is not None and tasks.built:
         scores = run(
             model,
             tokenizer,
