@@ -20,7 +20,7 @@ from fxprune.errors import FxpruneError, ModelError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.open.models import LoadedModel
 from fxprune.importance import Random, Scores, estimate
-from fxprune.measure.perplexity import perplexity
+from fxprune.measure.perplexity import Window, perplexity
 from fxprune.measure.report import parameters
 from fxprune.plan import Plan
 from fxprune.progress import step
@@ -46,7 +46,7 @@ class Bench:
         loaded: the model, which no configuration changes.
         traced: the model as a graph.
         graph: its groups.
-        columns: windows to measure on by column, int64 of shape (windows, length).
+        columns: windows to measure on by column.
         progress: show the stages.
         measured: perplexity by the units that stay, of models whose weights were only sliced:
             draws and criteria that choose the same units need one measurement.
@@ -55,12 +55,12 @@ class Bench:
     loaded: LoadedModel
     traced: Traced
     graph: DependencyGraph
-    columns: dict[str, torch.Tensor]
+    columns: dict[str, list[Window]]
     progress: bool
     measured: dict[Any, dict[str, float]] = field(default_factory=dict)
 
 
-def prepare(loaded: LoadedModel, columns: dict[str, torch.Tensor], progress: bool) -> Bench:
+def prepare(loaded: LoadedModel, columns: dict[str, list[Window]], progress: bool) -> Bench:
     """Trace the model and find its groups.
 
     Raises:
@@ -198,7 +198,7 @@ def _plan(bench: Bench, configuration: Configuration, scores: Scores) -> Plan:
 
 
 def _perplexities(bench: Bench, module: nn.Module) -> dict[str, float]:
-    return {column: perplexity(module, ids) for column, ids in bench.columns.items()}
+    return {column: perplexity(module, cut).perplexity for column, cut in bench.columns.items()}
 
 
 @contextlib.contextmanager
