@@ -216,16 +216,6 @@ def test_equal_draws_are_measured_once(run: Any, monkeypatch: pytest.MonkeyPatch
     assert found.rows[1].draws == 3
 
 
-def test_no_dependency(run: Any) -> None:
-    found = run("taylor,wanda-sp", ablation=True)
-    by_label = {row.label.split(", 20")[0]: row for row in found.rows}
-    coupled = by_label["taylor, local, 3 x 16 tokens"]
-    alone = by_label["taylor, local, 3 x 16 tokens, no dependency"]
-    assert len(found.rows) == 4
-    assert alone.parameters == coupled.parameters
-    assert alone.perplexity != coupled.perplexity
-
-
 @pytest.mark.parametrize("method", ["bias", "least-squares"])
 def test_compensation(run: Any, method: str) -> None:
     found = run("magnitude", compensate=f"none,{method}", compensate_samples=5)
@@ -279,7 +269,6 @@ def test_token_ids_calibrate(run: Any, tmp_path: Path) -> None:
         ({"kinds": ["mlp,heads"]}, "no kind 'heads'"),
         ({"kinds": [","]}, "no kinds given"),
         ({"compensate": "magic"}, "no compensate 'magic'"),
-        ({"criteria": "flap", "ablation": True}, "no-dependency needs a criterion"),
         ({"lengths": "128,x"}, "lengths has 'x', which is no number"),
         ({"lengths": "1"}, "windows need at least 2"),
         ({"windows": "-1"}, "windows is -1"),
