@@ -28,11 +28,13 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
+from benches.allocator import memory_estimate
+from benches.published import published_macs
 from benches.record import Record
 from benches.session import Session
 from benches.slicing import sliced, slices
 from benches.turns import in_turns
-from fxprune.costs import facts, memory_estimate
+from fxprune.costs import facts
 from fxprune.measure import memory, report
 from fxprune.measure.speed import generated
 from fxprune.plan import Plan
@@ -187,9 +189,9 @@ class Parts:
                     "model": name,
                     "parameters": plan.parameters_after,
                     "MACs, matrix products": found["macs"],
-                    "MACs as published": found["macs_paper"],
+                    "MACs as published": published_macs(graph, counts),
                     "memory, MiB": bare / 2**20,
-                    "memory as published, MiB": _mib(found["memory"]),
+                    "memory as published, MiB": memory_estimate(graph, counts) / 2**20,
                 },
             )
         if self._device.type == "cuda":
@@ -472,10 +474,6 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     result = call()
     finish()
     return result, time.perf_counter() - start
-
-
-def _mib(number: int | None) -> float | None:
-    return None if number is None else number / 2**20
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fxprune.data import text
-from fxprune.measure.perplexity import perplexity, windows
+from fxprune.measure.perplexity import Window, perplexity, windows
 
-Columns = dict[str, torch.Tensor]
+Columns = dict[str, list[Window]]
 
 
 def columns(
@@ -24,15 +23,15 @@ def columns(
     found = {}
     for name, each in texts.items():
         ids = text.joined(tokenizer, each)
-        found |= {f"{name} @ {length}": windows(ids, length, n) for length, n in most.items()}
+        found |= {f"{name} @ {length}": windows(ids, length, limit=n) for length, n in most.items()}
     return found
 
 
 def measured(model: nn.Module, found: Columns) -> dict[str, float]:
     """Perplexity in each column, 1024 tokens at a time."""
     return {
-        column: round(perplexity(model, ids, batch_size=1024 // ids.shape[1]), 2)
-        for column, ids in found.items()
+        column: round(perplexity(model, cut, batch_size=1024 // len(cut[0].ids)).perplexity, 2)
+        for column, cut in found.items()
     }
 
 

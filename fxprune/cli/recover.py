@@ -265,7 +265,7 @@ def _perplexities(
     for each in evaluation:
         ids = windows(text.joined(subject.tokenizer, each), limit=count)
         with modes.evaluation(subject.model):
-            found[each.name] = perplexity(subject.model, ids, progress=progress)
+            found[each.name] = perplexity(subject.model, ids, progress=progress).perplexity
     return found
 
 

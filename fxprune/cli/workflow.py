@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fxprune.cli.recipe import Recipe
     from fxprune.data.text import Text
     from fxprune.hf.open.models import LoadedModel
+    from fxprune.measure.perplexity import Window
     from fxprune.measure.report import Measurement
     from fxprune.plan import Plan
     from fxprune.prune import PruneResult
@@ -179,7 +180,7 @@ def run(
     compensation = recipe.compensate
     if compensation == "auto":
         compensation = "none" if calibration is None or not recipe.width else "least-squares"
-    crops = more = ids = None
+    crops = more = cut = None
     if calibration is not None and tokenizer is not None:
         mending = recipe.compensation_samples if compensation != "none" else 0
         most = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
@@ -194,14 +195,14 @@ def run(
         more = draw(mending, True) if mending else None
     if evaluation is not None and tokenizer is not None:
         tokens = text.joined(tokenizer, evaluation)
-        ids = windows(tokens, recipe.evaluation_length, recipe.evaluation_samples)
+        cut = windows(tokens, recipe.evaluation_length, limit=recipe.evaluation_samples)
 
     def measure(module: nn.Module) -> Measurement:
         return report.Measurement(
             report.parameters(module),
             report.macs(module, (), report.resized(example, *MACS_AT)),
             report.size(module),
-            None if ids is None else perplexity(module, ids, progress=progress),
+            None if cut is None else perplexity(module, cut, progress=progress).perplexity,
         )
 
     before = measure(model)
@@ -234,7 +235,7 @@ def run(
         after = report.Measurement(report.parameters(small), size=report.size(small))
         return Outcome(before, after, "static sizes: costs not compared", *tail)
     after = measure(small)
-    outcome = Outcome(before, after, _caption(example, at, ids, evaluation), *tail)
+    outcome = Outcome(before, after, _caption(example, at, cut, evaluation), *tail)
     if not room_for(before.size or 0):
         return outcome
     with step("timing", progress):
@@ -352,15 +353,15 @@ def is_static(graph_module: fx.GraphModule) -> bool:
 
 
 def _caption(
-    example: Mapping[str, Any], at: tuple[int, int], ids: torch.Tensor | None, text: Text | None
+    example: Mapping[str, Any], at: tuple[int, int], cut: Sequence[Window] | None, text: Text | None
 ) -> str:
     from fxprune.measure.report import resized, shape_words
 
     said = [
         f"MACs: matrix products of one forward pass of {shape_words(resized(example, *MACS_AT))}"
     ]
-    if ids is not None and text is not None:
-        said.append(f"perplexity: {ids.shape[0]} windows of {ids.shape[1]} tokens of {text.name}")
+    if cut and text is not None:
+        said.append(f"perplexity: {len(cut)} windows of {len(cut[0].ids)} tokens of {text.name}")
     shape = shape_words(resized(example, *at))
     said.append(f"latency: median forward pass of {shape}, both models in turns")
     return "\n".join(said)

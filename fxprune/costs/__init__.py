@@ -3,7 +3,6 @@
 from fxprune.costs.facts import facts
 from fxprune.costs.kv_cache import KvCacheCount, kv_cache
 from fxprune.costs.macs import MacCount, macs
-from fxprune.costs.memory import memory_estimate
 from fxprune.errors import CostError
 
 __all__ = [
@@ -13,5 +12,4 @@ __all__ = [
     "facts",
     "kv_cache",
     "macs",
-    "memory_estimate",
 ]

@@ -102,17 +102,18 @@ def costs(facts: Mapping[str, Any]) -> list[str]:
     Args:
         facts: see :func:`facts`.
     """
-    parts = [f"{facts['parameters']:,} parameters"]
-    if facts["memory"] is not None:
-        parts.append(f"about {facts['memory'] / 2**20:,.1f} MiB in fp16")
+    parts = [f"{facts['parameters']:,} parameters", half(facts) + " in fp16"]
     if facts["kv_cache"]:  # 0: it is no decoder
         parts.append(f"{facts['kv_cache']:,} numbers cached per token")
     lines = [", ".join(parts)]
     if facts["macs"] is not None:
-        paper = facts["macs_paper"]
-        also = "" if paper is None else f" ({scaled(paper)}MACs as LLM-Pruner counts)"
-        lines.append(f"{scaled(facts['macs'])}MACs for {facts['macs_input']}{also}")
+        lines.append(f"{scaled(facts['macs'])}MACs for {facts['macs_input']}")
     return lines
+
+
+def half(facts: Mapping[str, Any]) -> str:
+    """The weights in two bytes a number."""
+    return f"{2 * facts['parameters'] / 2**20:,.1f} MiB"
 
 
 def depth(branches: Branches) -> list[str]:

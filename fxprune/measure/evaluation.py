@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,11 @@ from torch import nn
 from fxprune.data import text
 from fxprune.data.text import Text
 from fxprune.errors import CalibrationError
-from fxprune.measure import cache, memory, report, sliding, speed
-from fxprune.measure.harness import TaskScore, run
+from fxprune.measure import cache, memory, report, speed
+from fxprune.measure.perplexity import Score, Window, bos_token, perplexity, windows
 from fxprune.measure.settings import Settings
-from fxprune.measure.sliding import Score, Window
 from fxprune.measure.speed import Speed
+from fxprune.measure.tasks import Tasks, TaskScore, run
 from fxprune.progress import step
 from fxprune.trace.inputs import device_of
 
@@ -76,7 +76,7 @@ def evaluate(
     config: PreTrainedConfig | None = None,
     *,
     texts: Sequence[Text] = (),
-    tasks: Mapping[str, Any] | None = None,
+    tasks: Tasks | None = None,
     settings: Settings | None = None,
     name: str | None = None,
     progress: bool = False,
@@ -103,7 +103,7 @@ def evaluate(
     settings.check()
     config = config or getattr(model, "config", None)
     model.eval()
-    bos = sliding.bos_token(tokenizer, settings.bos)
+    bos = bos_token(tokenizer, settings.bos)
     cut = _windows(tokenizer, config, texts, settings, bos)
     head = None if bos is None else str(tokenizer.convert_ids_to_tokens(bos))
     # First of all: memory that other measurements leave behind would hide what this one takes.
@@ -111,11 +111,11 @@ def evaluate(
     with step("cache", progress):
         cached, how = cache.bytes_per_token(model)
     perplexities = []
-    for (text_name, length), windows in cut.items():
-        found = sliding.score(model, windows, batch_size=settings.batch_size, progress=progress)
+    for (text_name, length), each in cut.items():
+        found = perplexity(model, each, batch_size=settings.batch_size, progress=progress)
         perplexities.append(Perplexity(text_name, length, settings.stride, head, found))
     scores: list[TaskScore] = []
-    if tasks is not None and tasks["tasks"]:
+    if tasks is not None and tasks.built:
         scores = run(
             model,
             tokenizer,
@@ -160,10 +160,11 @@ def _windows(
         ids = text.joined(tokenizer, each)
         for length in settings.lengths:
             try:
-                found = sliding.sliding(ids, length, settings.stride, bos, settings.windows)
+                cut[each.name, length] = windows(
+                    ids, length, stride=settings.stride, bos=bos, limit=settings.windows
+                )
             except CalibrationError as error:
                 raise CalibrationError(f"{each.name}: {error}") from error
-            cut[each.name, length] = found
     return cut
 
 

@@ -1,9 +1,12 @@
-"""Perplexity over non-overlapping windows, the measure of the pruning papers."""
+"""Perplexity over windows of text, which may overlap and may begin with a BOS token."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,62 +14,160 @@ from torch.nn import functional as F
 
 from fxprune.errors import CalibrationError
 from fxprune.progress import track
+from fxprune.trace.inputs import device_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BOS = ("auto", "window", "none")
 
 
-def windows(ids: torch.Tensor, length: int = 128, limit: int | None = None) -> torch.Tensor:
-    """Cut tokens into windows that do not overlap; what is left at the end is dropped.
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Tokens that the model sees at once.
+
+    Attributes:
+        ids: int64 tensor of shape (length,), a BOS token included.
+        scored: how many of the last tokens count; those before are context.
+    """
+
+    ids: torch.Tensor
+    scored: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Perplexity of a text.
+
+    Attributes:
+        perplexity: ``exp`` of the mean negative log-likelihood of a token; infinite where it
+            overflows, NaN where the model gives NaN.
+        stderr: its standard error, from the spread over windows; None for a single window.
+        windows: how many windows were seen.
+        tokens: how many tokens count.
+    """
+
+    perplexity: float
+    stderr: float | None
+    windows: int
+    tokens: int
+
+
+def bos_token(tokenizer: PreTrainedTokenizerBase, policy: str = "auto") -> int | None:
+    """The token that every window begins with, None for none.
 
     Args:
-        ids: int64 tensor of shape (n,).
-        length: tokens in a window.
-        limit: at most so many windows, spread evenly over the text.
-
-    Returns:
-        int64 tensor of shape (windows, length).
+        tokenizer: of the model.
+        policy: ``window`` for its BOS token; ``none``; ``auto`` for BOS if the tokenizer puts one
+            before a text by itself, as those of Gemma and Llama do and those of GPT-2 do not.
 
     Raises:
-        CalibrationError: there are fewer than ``length`` tokens.
+        CalibrationError: no such policy, or ``window`` and the tokenizer has no BOS token.
     """
-    count = len(ids) // length if length > 1 else 0
-    if count == 0:
+    if policy not in BOS:
+        raise CalibrationError(f"no BOS policy {policy!r}: take {', '.join(BOS)}")
+    bos: int | None = tokenizer.bos_token_id
+    if policy == "window" and bos is None:
+        raise CalibrationError("the tokenizer has no BOS token to put into every window")
+    if policy == "auto" and bos is not None:
+        encoded: list[int] = tokenizer("a")["input_ids"]
+        return bos if encoded[:1] == [bos] else None
+    return bos if policy == "window" else None
+
+
+def windows(
+    ids: torch.Tensor,
+    length: int = 128,
+    *,
+    stride: int | None = None,
+    bos: int | None = None,
+    limit: int | None = None,
+) -> list[Window]:
+    """Cut tokens into windows in which no token counts twice.
+
+    Without a stride windows do not overlap and what is left at the end is dropped, as in the
+    pruning papers. With one, each window begins ``stride`` tokens after the one before and only
+    tokens that no window had before count, as in transformers' page on perplexity; the last window
+    is shorter where the text ends.
+
+    Args:
+        ids: int64 tensor of shape (n,), without BOS.
+        length: tokens in a window, BOS included.
+        stride: tokens from the beginning of a window to that of the next.
+        bos: put at the head of every window; the token after it counts too, then.
+        limit: at most so many windows, spread evenly over the text.
+
+    Raises:
+        CalibrationError: fewer tokens than a window needs, or a stride that leaves tokens out.
+    """
+    room, blind = length - (bos is not None), int(bos is None)
+    if room <= blind or len(ids) < room:
         raise CalibrationError(
-            f"the evaluation text has {len(ids)} tokens, a window needs {max(length, 2)}; "
+            f"the evaluation text has {len(ids)} tokens, a window needs {max(room, 1 + blind)}; "
             "give a longer text or a shorter length"
         )
-    cut = ids[: count * length].view(count, length)
-    if limit is not None and limit < count:
-        cut = cut[torch.linspace(0, count - 1, limit).long()]
-    return cut
+    if stride is not None and not 1 <= stride <= room:
+        raise CalibrationError(f"stride {stride}: with windows of {length} take 1 to {room}")
+    if limit is not None and limit < 1:
+        raise CalibrationError(f"{limit} windows: take at least 1")
+    places = list(_places(len(ids), room, stride, blind))
+    if limit is not None and limit < len(places):
+        places = [places[i] for i in torch.linspace(0, len(places) - 1, limit).long().tolist()]
+    head = ids.new_full((1 - blind,), bos or 0)
+    return [Window(torch.cat([head, ids[a:b]]), scored) for a, b, scored in places]
+
+
+def _places(n: int, room: int, stride: int | None, blind: int) -> Iterator[tuple[int, int, int]]:
+    """Where windows begin and end, and how many of their tokens count."""
+    begin = done = 0
+    while done < n and (stride is not None or begin + room <= n):
+        end = min(begin + room, n)
+        # The first token of a window without BOS is not predicted.
+        if scored := min(end - done, end - begin - blind):
+            yield begin, end, scored
+        begin, done = begin + (stride or room), end
 
 
 @torch.no_grad()
 def perplexity(
-    model: nn.Module, ids: torch.Tensor, *, batch_size: int = 4, progress: bool = False
-) -> float:
-    """``exp`` of the mean negative log-likelihood of each token given those before it.
+    model: nn.Module, windows: Sequence[Window], *, batch_size: int = 4, progress: bool = False
+) -> Score:
+    """``exp`` of the mean negative log-likelihood of each token that counts.
 
     Args:
         model: a causal language model or a GraphModule of one, called with ``input_ids=``. It
             returns logits of shape (batch, length, vocabulary), or something that has ``.logits``.
-        ids: windows, int64 of shape (windows, length). The first token of each is not predicted.
+        windows: from :func:`windows`, at least one.
         batch_size: windows per forward pass.
         progress: show a progress bar.
-
-    Returns:
-        The perplexity; infinite where it overflows, NaN where the model gives NaN.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batches = torch.split(ids, batch_size)
-    total = 0.0
-    for batch in track(batches, "perplexity", progress):
-        there = batch.to(device)
-        predicted = logits(model(input_ids=there))[:, :-1].flatten(0, 1).float()
-        total += F.cross_entropy(predicted, there[:, 1:].flatten(), reduction="sum").item()
-    mean = total / (ids.shape[0] * (ids.shape[1] - 1))
+    alike: dict[tuple[int, int], list[Window]] = defaultdict(list)
+    for window in windows:
+        alike[len(window.ids), window.scored].append(window)
+    batches = [
+        (torch.stack([w.ids for w in same[i : i + batch_size]]), scored)
+        for (_, scored), same in alike.items()
+        for i in range(0, len(same), batch_size)
+    ]
+    device = device_of(model)
+    sums: list[tuple[float, int]] = []
+    for ids, scored in track(batches, "perplexity", progress):
+        there = ids.to(device)
+        predicted = logits(model(input_ids=there))[:, -scored - 1 : -1].flatten(0, 1).float()
+        loss = F.cross_entropy(predicted, there[:, -scored:].flatten(), reduction="none")
+        sums += [(x, scored) for x in loss.view(len(ids), scored).double().sum(1).tolist()]
+    count, tokens = len(sums), sum(n for _, n in sums)
+    mean = sum(x for x, _ in sums) / tokens
     try:
-        return math.exp(mean)
+        found = math.exp(mean)
     except OverflowError:
-        return math.inf
+        found = math.inf
+    stderr = None
+    if count > 1 and math.isfinite(found):
+        # Of a ratio of two sums over windows, then through exp (delta method).
+        squares = sum((x - mean * n) ** 2 for x, n in sums)
+        stderr = found * math.sqrt(count / (count - 1) * squares) / tokens
+    return Score(found, stderr, count, tokens)
 
 
 def logits(output: Any) -> torch.Tensor:

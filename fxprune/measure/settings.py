@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxprune.errors import EvaluationError
-from fxprune.measure import sliding
+from fxprune.measure.perplexity import BOS
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,9 @@ class Settings:
 
     Attributes:
         lengths: tokens in the windows that perplexity is measured on, BOS included.
-        stride: see :func:`fxprune.measure.sliding.sliding`; None for windows that do not overlap.
+        stride: see :func:`fxprune.measure.perplexity.windows`; None: windows do not overlap.
         windows: windows per text and length at most; None for all.
-        bos: see :func:`fxprune.measure.sliding.bos_token`.
+        bos: see :func:`fxprune.measure.perplexity.bos_token`.
         limit: only the first questions of each task; None for all.
         batch_size: rows per forward pass, for perplexity and tasks.
         generation: time the model and see what memory it takes.
@@ -52,5 +52,5 @@ class Settings:
             raise EvaluationError(f"lengths {self.lengths}: take at least 2 tokens")
         if self.generation and (not self.batch_sizes or min(self.batch_sizes) < 1):
             raise EvaluationError(f"batch sizes {self.batch_sizes}: take at least 1 row")
-        if self.bos not in sliding.BOS:
-            raise EvaluationError(f"no BOS policy {self.bos!r}: take {', '.join(sliding.BOS)}")
+        if self.bos not in BOS:
+            raise EvaluationError(f"no BOS policy {self.bos!r}: take {', '.join(BOS)}")

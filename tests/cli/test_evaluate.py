@@ -104,7 +104,9 @@ def test_a_pruned_graph(run: Any, pruned: Path, text: Path, tmp_path: Path) -> N
     found = json.loads((tmp_path / "e.json").read_text())
     graph = fxprune.load(pruned)
     ids = windows(joined(tiny.tokenizer(), Text("", (PROSE,))), 128)
-    assert found["perplexities"][0]["score"]["perplexity"] == pytest.approx(perplexity(graph, ids))
+    assert found["perplexities"][0]["score"]["perplexity"] == pytest.approx(
+        perplexity(graph, ids).perplexity
+    )
     assert found["kv_cache"] == 96
     assert [x["kind"] for x in found["speeds"]] == ["forward"]
     assert "no generation: a GraphModule has no generate()" in out
@@ -124,7 +126,7 @@ def test_layers_of_their_own_sizes(run: Any, pruned: Path, text: Path, tmp_path:
     assert status == 0, err
     found = json.loads((tmp_path / "e.json").read_text())
     ids = windows(joined(tiny.tokenizer(), Text("", (PROSE,))), 128)
-    expected = perplexity(small.bfloat16(), ids)
+    expected = perplexity(small.bfloat16(), ids).perplexity
     assert found["perplexities"][0]["score"]["perplexity"] == pytest.approx(expected)
     assert found["parameters"] == plan.parameters_after
     assert found["kv_cache"] == 48 + 24  # bfloat16; the second layer has half

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
+import torch
+
+import fxprune
 from fxprune import costs
 from fxprune.groups.parameters import count_parameters
+from tests.costs.test_macs import Op
 from tests.test_conformance import discovered
 
 
@@ -13,14 +19,13 @@ def test_facts() -> None:
     assert costs.facts(graph, counts) == {
         "parameters": count_parameters(graph, counts),
         "macs": costs.macs(graph, counts),
-        "macs_paper": costs.macs(graph, counts, convention="paper"),
         "kv_cache": 2 * 2 * (8 + 8),
-        "memory": costs.memory_estimate(graph, counts),
     }
 
 
 def test_what_cannot_be_counted_is_none() -> None:
-    facts = costs.facts(discovered("gpt2", "eager"))
-    assert facts["macs_paper"] is None
-    assert facts["macs"]
-    assert facts["kv_cache"] == 2 * 2 * 48
+    assert costs.facts(discovered("gpt2", "eager"))["kv_cache"] == 2 * 2 * 48
+    model = Op(lambda x, w: torch.cdist(x, w), 7, 6).eval()
+    with warnings.catch_warnings(action="ignore"):
+        graph = fxprune.discover(fxprune.trace(model, (torch.zeros(4, 9, 6),)))
+    assert costs.facts(graph) == {"parameters": 7 * 6, "macs": None, "kv_cache": 0}

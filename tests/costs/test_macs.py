@@ -71,63 +71,11 @@ def test_unit_costs_are_differences(name: str, attention: str) -> None:
 
 
 def test_eager_and_fused_attention_cost_the_same() -> None:
-    for convention in ("matmul", "paper"):
-        counted = {
-            backend: macs(discovered("llama", backend), convention=convention)  # type: ignore[arg-type]
-            for backend in ("eager", "sdpa")
-        }
-        assert counted["eager"] == counted["sdpa"]
-
-
-# the published convention
-
-
-def published(width: int, heads: int, inner: int) -> int:
-    """LLM-Pruner's numbers term by term; its hook takes key/value heads for query heads."""
-    size, vocabulary, tokens, layers = 6, 90, 64, 2
-    attention = 4 * tokens * width * heads * size
-    attention += heads * (2 * tokens * tokens * size + tokens * tokens)
-    rotary = 2 * (tokens * heads * size) * 2
-    mlp = 3 * tokens * width * inner + tokens * inner
-    norms = 2 * (2 * tokens * width)
-    ends = 2 * tokens * width + tokens * width * vocabulary
-    return layers * (attention + rotary + mlp + norms) + ends
-
-
-@pytest.mark.parametrize("kv", [6, 3, 1])
-def test_published_convention(kv: int) -> None:
-    graph = llama(kv)
-    assert macs(graph, convention="paper") == published(36, 6, 40)
+    assert macs(discovered("llama", "eager")) == macs(discovered("llama", "sdpa"))
 
 
 def llama(kv: int) -> DependencyGraph:
     return fxprune.discover(fxprune.trace(tiny_llama(num_key_value_heads=kv)))
-
-
-def test_published_convention_of_a_pruned_model() -> None:
-    graph = llama(3)
-    by_kind = {"attention": 2, "query": 1, "mlp": 33, "channel": 25}
-    counts = {g.dim: by_kind[g.kind] for g in graph.groups if g.kind in by_kind}
-    assert macs(graph, counts, convention="paper") == published(25, 2, 33)
-    in_a_batch = macs(graph, counts, batch=5, convention="paper")
-    assert in_a_batch == 5 * macs(graph, counts, convention="paper")
-
-
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("gpt2", "keys and values are not projections of their own"),
-        ("gemma3", "aten.gelu.default"),
-        ("stablelm", "aten.layer_norm"),
-        ("qwen2", "biases"),
-        ("phi3", "queries and grouped keys come out of one projection"),
-        ("mixtral", "cannot be counted"),
-        ("resnet", "cannot be counted"),
-    ],
-)
-def test_published_convention_refuses_what_it_has_no_formula_for(name: str, why: str) -> None:
-    with pytest.raises(CostError, match=why):
-        macs(discovered(name, BY_NAME[name].backends[-1]), convention="paper")
 
 
 # single ops, against torch's counter
@@ -212,11 +160,6 @@ def test_a_batch_and_a_length() -> None:
 def test_sizes_are_positive(size: dict[str, int]) -> None:
     with pytest.raises(CostError, match="positive"):
         macs(llama(3), **size)
-
-
-def test_unknown_convention() -> None:
-    with pytest.raises(CostError, match="choose from matmul, paper"):
-        macs(llama(3), convention="thop")  # type: ignore[arg-type]
 
 
 def test_sizes_that_are_multiples_of_a_symbol() -> None:

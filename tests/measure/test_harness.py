@@ -9,16 +9,15 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.measure.harness import TaskScore, run
-from fxprune.measure.silence import silent
-from fxprune.measure.tasks import TaskSpec, load
+from fxprune.hf.open.quiet import quiet
+from fxprune.measure.tasks import TaskScore, TaskSpec, load, run
 from tests.hf import tiny
 from tests.measure import material
 
 
 def directly(model: Any, name: str, file: Path, limit: int | None = None) -> dict[str, Any]:
     """lm-eval alone: its config, with the data read by ``datasets``."""
-    with silent():
+    with quiet():
         import lm_eval
         from lm_eval import evaluator
         from lm_eval.models.huggingface import HFLM

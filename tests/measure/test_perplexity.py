@@ -1,4 +1,4 @@
-"""Perplexity against the definition, and on every kind of output."""
+"""Perplexity against the definition and a slow loop over tokens, on every kind of output."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from fxprune.errors import CalibrationError
-from fxprune.measure.perplexity import logits, perplexity, windows
+from fxprune.measure.perplexity import Window, bos_token, logits, perplexity, windows
 from tests.hf import tiny
+
+
+def rows(ids: torch.Tensor) -> list[Window]:
+    """Windows of which all tokens but the first count."""
+    return [Window(row, ids.shape[1] - 1) for row in ids]
 
 
 class Constant(nn.Module):
@@ -27,12 +33,15 @@ class Constant(nn.Module):
 
 
 def test_windows_do_not_overlap_and_drop_the_tail() -> None:
-    assert windows(torch.arange(10), 3).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    cut = windows(torch.arange(10), 3)
+    assert [window.ids.tolist() for window in cut] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert [window.scored for window in cut] == [2, 2, 2]
 
 
 def test_limited_windows_are_spread() -> None:
-    assert windows(torch.arange(100), 10, 3)[:, 0].tolist() == [0, 40, 90]
-    assert len(windows(torch.arange(100), 10, 99)) == 10
+    cut = windows(torch.arange(100), 10, limit=3)
+    assert [window.ids[0].item() for window in cut] == [0, 40, 90]
+    assert len(windows(torch.arange(100), 10, limit=99)) == 10
 
 
 @pytest.mark.parametrize(("count", "length"), [(0, 8), (7, 8), (5, 1)])
@@ -44,7 +53,9 @@ def test_too_few_tokens(count: int, length: int) -> None:
 
 
 def test_uniform_guess_has_the_vocabulary_as_perplexity() -> None:
-    assert perplexity(Constant(torch.zeros(50)), torch.arange(40).view(4, 10)) == pytest.approx(50)
+    found = perplexity(Constant(torch.zeros(50)), rows(torch.arange(40).view(4, 10)))
+    assert found.perplexity == pytest.approx(50)
+    assert (found.windows, found.tokens) == (4, 36)
 
 
 def test_agrees_with_transformers_own_loss() -> None:
@@ -53,7 +64,8 @@ def test_agrees_with_transformers_own_loss() -> None:
     with torch.no_grad():
         expected = math.exp(model(input_ids=ids, labels=ids).loss)
     for batch_size in (1, 2, 5, 99):
-        assert perplexity(model, ids, batch_size=batch_size) == pytest.approx(expected, rel=1e-5)
+        found = perplexity(model, rows(ids), batch_size=batch_size)
+        assert found.perplexity == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +75,8 @@ def test_agrees_with_transformers_own_loss() -> None:
 )
 def test_logits_in_any_wrapping(wrap: Any) -> None:
     model = Constant(torch.zeros(7), wrap)
-    assert perplexity(model, torch.ones(1, 3, dtype=torch.long)) == pytest.approx(7)
+    found = perplexity(model, rows(torch.ones(1, 3, dtype=torch.long)))
+    assert found.perplexity == pytest.approx(7)
 
 
 @pytest.mark.parametrize("output", [None, {"loss": torch.ones(())}, SimpleNamespace(), ()])
@@ -74,11 +87,108 @@ def test_no_logits(output: Any) -> None:
 
 def test_hopeless_and_broken_models_give_a_number_all_the_same() -> None:
     hopeless, broken = torch.tensor([0.0, 1e6]), torch.tensor([math.nan, 0.0])
-    ids = torch.zeros(2, 4, dtype=torch.long)
-    assert perplexity(Constant(hopeless), ids) == math.inf
-    assert math.isnan(perplexity(Constant(broken), ids))
+    ids = rows(torch.zeros(2, 4, dtype=torch.long))
+    assert perplexity(Constant(hopeless), ids).perplexity == math.inf
+    assert math.isnan(perplexity(Constant(broken), ids).perplexity)
 
 
 def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    perplexity(Constant(torch.zeros(7)), torch.zeros(2, 4, dtype=torch.long), progress=True)
+    perplexity(Constant(torch.zeros(7)), rows(torch.zeros(2, 4, dtype=torch.long)), progress=True)
     assert capsys.readouterr().out == ""
+
+
+def slow(model: Any, ids: torch.Tensor, length: int, stride: int, bos: int | None) -> float:
+    """Each token but the first (with BOS that too) once, with the context of its window."""
+    room = length - (bos is not None)
+    logs, done = [], 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + room, len(ids))
+        for place in range(max(done, begin + (bos is None)), end):
+            context = ([] if bos is None else [bos]) + ids[begin:place].tolist()
+            with torch.no_grad():
+                predicted = model(input_ids=torch.tensor([context])).logits[0, -1]
+            logs.append(-predicted.log_softmax(-1)[ids[place]].item())
+        done = end
+        if end == len(ids):
+            break
+    assert len(logs) == len(ids) - (bos is None)
+    return math.exp(sum(logs) / len(logs))
+
+
+@pytest.mark.parametrize("bos", [None, 7])
+@pytest.mark.parametrize(("length", "stride"), [(10, 4), (10, 1), (10, 9), (16, 5)])
+def test_stride_against_a_slow_loop(length: int, stride: int, bos: int | None) -> None:
+    model, ids = tiny.llama(), torch.randint(tiny.VOCABULARY, (43,))
+    found = perplexity(model, windows(ids, length, stride=stride, bos=bos), batch_size=3)
+    assert found.perplexity == pytest.approx(slow(model, ids, length, stride, bos), rel=1e-5)
+    assert found.tokens == len(ids) - (bos is None)
+
+
+def test_bos_is_within_the_length_and_the_token_after_it_counts() -> None:
+    cut = windows(torch.arange(10), 4, bos=99)
+    assert [w.ids.tolist() for w in cut] == [[99, 0, 1, 2], [99, 3, 4, 5], [99, 6, 7, 8]]
+    assert [w.scored for w in cut] == [3, 3, 3]
+
+
+def test_a_stride_of_the_whole_window_keeps_the_tail() -> None:
+    assert [w.ids.tolist() for w in windows(torch.arange(8), 3, stride=3)] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6, 7],
+    ]
+    # A last window of one token predicts nothing.
+    assert len(windows(torch.arange(7), 3, stride=3)) == 2
+
+
+def test_standard_error() -> None:
+    model, ids = tiny.llama(), torch.randint(tiny.VOCABULARY, (64,))
+    assert perplexity(model, windows(ids, 64)).stderr is None
+    found = perplexity(model, windows(ids, 8))
+    # Windows with equally many tokens: the deviation of their means, over the root of their number.
+    means = [math.log(perplexity(model, [w]).perplexity) for w in windows(ids, 8)]
+    expected = torch.tensor(means).std().item() / math.sqrt(8) * found.perplexity
+    assert found.stderr == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": 1}, "needs 2"),
+        ({"length": 1, "bos": 5}, "needs 1"),
+        ({"length": 21}, "has 20 tokens, a window needs 21"),
+        ({"length": 8, "stride": 9}, "take 1 to 8"),
+        ({"length": 8, "stride": 8, "bos": 5}, "take 1 to 7"),
+        ({"length": 8, "stride": 0}, "take 1 to 8"),
+        ({"length": 8, "limit": 0}, "take at least 1"),
+    ],
+)
+def test_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        windows(torch.arange(20), **options)
+
+
+def adding(bos: str) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer, which puts BOS before a text by itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    made = tiny.tokenizer()
+    made.add_special_tokens({"bos_token": bos})
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, made.bos_token_id)]
+    )
+    return made
+
+
+def test_bos_policies() -> None:
+    plain, gemma = tiny.tokenizer(), adding("<begin>")
+    assert bos_token(plain) is None
+    assert bos_token(gemma) == gemma.bos_token_id
+    assert bos_token(gemma, "none") is None
+    with pytest.raises(CalibrationError, match="no BOS token"):
+        bos_token(plain, "window")
+    with pytest.raises(CalibrationError, match="auto, window, none"):
+        bos_token(plain, "always")
+    silent = tiny.tokenizer()
+    silent.add_special_tokens({"bos_token": "<begin>"})
+    assert bos_token(silent) is None
+    assert bos_token(silent, "window") == silent.bos_token_id

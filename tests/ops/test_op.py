@@ -111,9 +111,7 @@ def test_missing_patch_is_reported_with_the_line() -> None:
     found = graph()
     (inner,) = (g for g in found.groups if g.size == 4)
     plan = Plan.of(found, {inner.name: (0, 1)})
-    with pytest.raises(
-        RewriteError, match=r"scale_blocks.*test_op\.py:\d+.*register a patch"
-    ):
+    with pytest.raises(RewriteError, match=r"scale_blocks.*test_op\.py:\d+.*register a patch"):
         fxprune.rewrite(found.traced, plan)
 
 

@@ -50,9 +50,6 @@ def compare(
     compensate_samples: Annotated[
         int | None, typer.Option(help="Crops that compensation sees; else as many as criteria.")
     ] = None,
-    ablation: Annotated[
-        bool, typer.Option("--ablation", help="Add rows with the dependency ignored.")
-    ] = False,
     keep_first: Annotated[int, typer.Option(help="Leave the first layers alone.")] = 0,
     keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
@@ -82,7 +79,6 @@ def compare(
         aggregate=aggregate,
         compensate=compensate,
         compensate_samples=compensate_samples,
-        ablation=ablation,
         keep_first=keep_first,
         keep_last=keep_last,
         device=device,

@@ -36,7 +36,6 @@ def compare(
     aggregate: str | None = None,
     compensate: str = NONE,
     compensate_samples: int | None = None,
-    ablation: bool = False,
     keep_first: int = 0,
     keep_last: int = 0,
     device: str = "cpu",
@@ -67,7 +66,6 @@ def compare(
         aggregate: how the members of a group are reduced; None for the criterion's default.
         compensate: ``none``, ``bias``, ``least-squares``.
         compensate_samples: crops that compensation sees; None for as many as the criterion.
-        ablation: add rows with the dependency ignored.
         keep_first: leave this many layers at the start alone.
         keep_last: leave this many layers at the end alone.
         device: where to compute.
@@ -77,24 +75,22 @@ def compare(
     Raises:
         FxpruneError: whatever is refused.
     """
-    names = _names("criteria", criteria, CriterionError)
     configurations = grid(
-        criteria=names,
-        ratios=_numbers("ratios", ratios, float),
-        rankings=_names("ranking", ranking, SelectionError),
+        criterion=_names("criteria", criteria, CriterionError),
+        ratio=_numbers("ratios", ratios, float),
+        ranking=_names("ranking", ranking, SelectionError),
         normalise=[None] if normalise is None else _names("normalise", normalise, SelectionError),
         kinds=[tuple(_names("kinds", each, SelectionError)) for each in kinds],
-        aggregates=[None] if aggregate is None else _names("aggregate", aggregate, CriterionError),
+        aggregate=[None] if aggregate is None else _names("aggregate", aggregate, CriterionError),
         compensate=[
             None if method == NONE else method
             for method in _names("compensate", compensate, SelectionError)
         ],
         samples=_numbers("samples", samples, int),
-        lengths=_numbers("length", length, int),
+        length=_numbers("length", length, int),
         compensation_samples=compensate_samples,
         cost_aware=cost_aware,
         seeds=seeds,
-        ablation=ablation,
         keep_first=keep_first,
         keep_last=keep_last,
     )

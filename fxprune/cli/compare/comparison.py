@@ -25,6 +25,7 @@ from fxprune.errors import (
 from fxprune.files import write_text, writing
 from fxprune.hf.open.load import check_device, load, named_dtype
 from fxprune.hf.open.models import LoadedModel
+from fxprune.measure.perplexity import Window
 from fxprune.progress import step
 
 
@@ -118,7 +119,7 @@ def _measure_all(
     loaded: LoadedModel,
     missing: Sequence[Configuration | None],
     keys: dict[Configuration | None, str],
-    columns: dict[str, torch.Tensor],
+    columns: dict[str, list[Window]],
     crops: dict[Draw, torch.Tensor],
     keep: Callable[[Result], None],
     progress: bool,
@@ -171,9 +172,9 @@ def _loaded(
         return load(model, device, named_dtype(dtype))
 
 
-def _notes(loaded: LoadedModel, data: Data, columns: dict[str, torch.Tensor]) -> list[str]:
+def _notes(loaded: LoadedModel, data: Data, columns: dict[str, list[Window]]) -> list[str]:
     kind = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
-    measured = ", ".join(f"{name}: {ids.shape[0]} windows" for name, ids in columns.items())
+    measured = ", ".join(f"{name}: {len(cut)} windows" for name, cut in columns.items())
     return [
         f"model: {loaded.name}, {type(loaded.model).__name__}, {kind}",
         f"calibration: crops of {data.name}; draws are seeds 0, 1, ...",

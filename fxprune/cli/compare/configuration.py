@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 RANKINGS = ("local", "global")
 NORMALISE = ("kind", "group", "standardise", "none")
 COMPENSATE = ("bias", "least-squares")
-ABLATION = "no-dependency"
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,6 @@ class Configuration:
         kinds: kinds of groups to prune.
         aggregate: how a criterion reduces the members of a group; None for its default.
         compensate: ``bias``, ``least-squares`` or None.
-        ablation: ``no-dependency`` scores and cuts every structure on its own (LLM-Pruner,
-            arXiv 2305.11627, table 6); None prunes coupled structures.
         samples: crops of text that the criterion sees.
         length: tokens in each.
         compensation_samples: crops of the same length that compensation sees; None for ``samples``.
@@ -51,7 +48,6 @@ class Configuration:
     kinds: tuple[str, ...] = ("mlp", "attention")
     aggregate: str | None = None
     compensate: str | None = None
-    ablation: str | None = None
     samples: int = 10
     length: int = 128
     compensation_samples: int | None = None
@@ -63,7 +59,7 @@ class Configuration:
         """Refuse what cannot work, before a model is loaded.
 
         Raises:
-            CriterionError: no such criterion, or it has no such aggregate or ablation.
+            CriterionError: no such criterion, or it has no such aggregate.
             SelectionError: another option is out of its range.
             CalibrationError: too few samples or tokens.
         """
@@ -74,7 +70,6 @@ class Configuration:
         _one_of("ranking", self.ranking, RANKINGS)
         _one_of("normalise", self.normalise, (None, *NORMALISE))
         _one_of("compensate", self.compensate, (None, *COMPENSATE))
-        _one_of("ablation", self.ablation, (None, ABLATION))
         for kind in self.kinds or ("",):
             _one_of("kind", kind, KINDS)
         for name in ("keep_first", "keep_last"):
@@ -85,14 +80,6 @@ class Configuration:
             if value is not None and value < least:
                 raise CalibrationError(f"{_shown(name)} is {value}: at least {least}")
         self.make_criterion()
-        if self.ablation and self.compensate:
-            raise SelectionError("no-dependency is an ablation without compensation: leave it out")
-        if self.ablation and not scores_sites(self.criterion):
-            raise CriterionError(
-                f"{self.criterion} scores a group by what its consumers read, so there are no "
-                "scores of each structure on its own: no-dependency takes taylor, magnitude, "
-                "random and their kind"
-            )
 
     def make_criterion(self) -> Criterion:
         """The criterion itself.
@@ -151,17 +138,7 @@ class Configuration:
         if self.compensate is not None:
             more = self.compensation_samples
             parts.append(self.compensate + (f" ({more} x {self.length})" if more else ""))
-        if self.ablation is not None:
-            parts.append("no dependency")
         return ", ".join(parts)
-
-
-def scores_sites(name: str) -> bool:
-    """Whether a criterion can score one structure without the others of its group."""
-    from fxprune.importance import ElementCriterion, Random
-    from fxprune.importance.named import by_name
-
-    return isinstance(by_name(name), ElementCriterion | Random)
 
 
 def takes_aggregate(name: str) -> bool:

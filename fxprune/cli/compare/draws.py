@@ -14,6 +14,7 @@ from fxprune.cli.compare.data import Data
 from fxprune.data import sources, text
 from fxprune.errors import CalibrationError
 from fxprune.hf.open.models import LoadedModel
+from fxprune.measure.perplexity import Window
 from fxprune.measure.perplexity import windows as cut
 from fxprune.trace.digests import digest, model_digest
 
@@ -22,15 +23,15 @@ Draw = tuple[int, int, int]  # seed, crops, tokens in each
 
 def windows(
     loaded: LoadedModel, data: Data, lengths: Mapping[int, int | None]
-) -> dict[str, torch.Tensor]:
-    """Windows to measure on, by column: int64 of shape (windows, length)."""
+) -> dict[str, list[Window]]:
+    """Windows to measure on, by column."""
     assert loaded.tokenizer is not None
     found = {}
     for name, each in data.evaluations.items():
         ids = text.joined(loaded.tokenizer, each)
         for length, limit in lengths.items():
             try:
-                found[f"{name} @ {length}"] = cut(ids, length, limit)
+                found[f"{name} @ {length}"] = cut(ids, length, limit=limit)
             except CalibrationError as error:
                 raise CalibrationError(f"{name}: {error}") from error
     return found
@@ -62,13 +63,14 @@ def more(configuration: Configuration) -> Draw:
 def keys(
     loaded: LoadedModel,
     configurations: Sequence[Configuration],
-    columns: dict[str, torch.Tensor],
+    columns: dict[str, list[Window]],
     crops: dict[Draw, torch.Tensor],
 ) -> dict[Configuration | None, str]:
     """What makes a result the same: the version, the weights, the data and the options."""
     from importlib.metadata import version
 
-    common = [version("fxprune"), model_digest(loaded.model), digest(columns)]
+    measured = {name: torch.stack([each.ids for each in cut]) for name, cut in columns.items()}
+    common = [version("fxprune"), model_digest(loaded.model), digest(measured)]
     of_draw = {each: digest({"crops": ids}) for each, ids in crops.items()}
 
     def key(*facts: object) -> str:

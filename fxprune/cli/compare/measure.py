@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from fxprune.cli.compare import ablation
-from fxprune.cli.compare.configuration import ABLATION, Configuration
+from fxprune.cli.compare.configuration import Configuration
 from fxprune.cli.compare.results import Result
 from fxprune.cli.workflow import is_static
 from fxprune.compensate import compensate
@@ -20,7 +19,7 @@ from fxprune.errors import FxpruneError, ModelError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.open.models import LoadedModel
 from fxprune.importance import Random, Scores, estimate
-from fxprune.measure.perplexity import perplexity
+from fxprune.measure.perplexity import Window, perplexity
 from fxprune.measure.report import parameters
 from fxprune.plan import Plan
 from fxprune.progress import step
@@ -32,8 +31,8 @@ from fxprune.trace.inputs import from_config
 if TYPE_CHECKING:
     from fxprune.importance import Criterion
 
-# Scores and seconds of their pass, by (criterion, aggregate, ablation).
-Scored = dict[tuple[str, str | None, str | None], tuple[Scores, float]]
+# Scores and seconds of their pass, by (criterion, aggregate).
+Scored = dict[tuple[str, str | None], tuple[Scores, float]]
 
 BATCH = 16  # sequences of a calibration pass, unless there are fewer
 
@@ -46,7 +45,7 @@ class Bench:
         loaded: the model, which no configuration changes.
         traced: the model as a graph.
         graph: its groups.
-        columns: windows to measure on by column, int64 of shape (windows, length).
+        columns: windows to measure on by column.
         progress: show the stages.
         measured: perplexity by the units that stay, of models whose weights were only sliced:
             draws and criteria that choose the same units need one measurement.
@@ -55,12 +54,12 @@ class Bench:
     loaded: LoadedModel
     traced: Traced
     graph: DependencyGraph
-    columns: dict[str, torch.Tensor]
+    columns: dict[str, list[Window]]
     progress: bool
     measured: dict[Any, dict[str, float]] = field(default_factory=dict)
 
 
-def prepare(loaded: LoadedModel, columns: dict[str, torch.Tensor], progress: bool) -> Bench:
+def prepare(loaded: LoadedModel, columns: dict[str, list[Window]], progress: bool) -> Bench:
     """Trace the model and find its groups.
 
     Raises:
@@ -108,7 +107,7 @@ def try_selections(bench: Bench, configurations: Sequence[Configuration]) -> Non
 
 
 def score(bench: Bench, configurations: Sequence[Configuration], crops: torch.Tensor) -> Scored:
-    """Scores of all criteria, in one pass over one draw; one more where dependency is ignored.
+    """Scores of all criteria, in one pass over one draw.
 
     Args:
         bench: the model.
@@ -116,30 +115,21 @@ def score(bench: Bench, configurations: Sequence[Configuration], crops: torch.Te
         crops: int64 of shape (samples, length).
     """
     kinds = {kind for each in configurations for kind in each.kinds}
-    groups = [group for group in bench.graph.groups if group.kind in kinds]
-    alone = ablation.site_groups(groups)
-    scored: Scored = {}
-    for what, chosen in ((None, groups), (ABLATION, alone)):
-        criteria: dict[tuple[str, str | None, str | None], Criterion] = {}
-        for each in configurations:
-            # The ablation needs the coupled scores too, for the numbers of units.
-            if what in (None, each.ablation):
-                criteria.setdefault((each.criterion, each.aggregate, what), each.make_criterion())
-        if not criteria:
-            continue
-        began = time.perf_counter()
-        found = estimate(
-            bench.loaded.model,
-            bench.graph,
-            list(criteria.values()),
-            crops,
-            batch_size=BATCH,
-            groups=chosen,
-            progress=bench.progress,
-        )
-        seconds = round(time.perf_counter() - began, 3)
-        scored.update((key, (s, seconds)) for key, s in zip(criteria, found, strict=True))
-    return scored
+    criteria: dict[tuple[str, str | None], Criterion] = {}
+    for each in configurations:
+        criteria.setdefault((each.criterion, each.aggregate), each.make_criterion())
+    began = time.perf_counter()
+    found = estimate(
+        bench.loaded.model,
+        bench.graph,
+        list(criteria.values()),
+        crops,
+        batch_size=BATCH,
+        kinds=sorted(kinds),
+        progress=bench.progress,
+    )
+    seconds = round(time.perf_counter() - began, 3)
+    return {key: (scores, seconds) for key, scores in zip(criteria, found, strict=True)}
 
 
 def measure(
@@ -162,12 +152,16 @@ def measure(
     """
     seconds: dict[str, float] = {}
     with step(title, bench.progress):
-        small, plan = _prune(bench, configuration, scored, seconds)
+        scores, seconds["estimate"] = scored[configuration.criterion, configuration.aggregate]
+        with _timed(seconds, "select"):
+            plan = _plan(bench, configuration, scores)
+        with _timed(seconds, "rewrite"):
+            small = rewrite(bench.traced, plan)
         if configuration.compensate:
             with _timed(seconds, "compensate"):
                 options: dict[str, Any] = {"method": configuration.compensate}
                 compensate(bench.traced, small, plan, crops, **options)
-        plain = not (configuration.ablation or configuration.compensate)
+        plain = not configuration.compensate
         found = bench.measured.get(sliced := tuple(sorted(plan.kept.items()))) if plain else None
         if found is None:
             with _timed(seconds, "measure"):
@@ -177,28 +171,12 @@ def measure(
     return Result(key, configuration, parameters(small), found, seconds)
 
 
-def _prune(
-    bench: Bench, configuration: Configuration, scored: Scored, seconds: dict[str, float]
-) -> tuple[fx.GraphModule, Plan]:
-    name = configuration.criterion, configuration.aggregate
-    scores, seconds["estimate"] = scored[*name, None]
-    with _timed(seconds, "select"):
-        plan = _plan(bench, configuration, scores)
-    if not configuration.ablation:
-        with _timed(seconds, "rewrite"):
-            return rewrite(bench.traced, plan), plan
-    own, seconds["estimate"] = scored[*name, configuration.ablation]
-    with _timed(seconds, "rewrite"):
-        choice = ablation.choose(bench.graph, plan, own)
-        return ablation.rewrite_uncoupled(bench.traced, bench.graph, plan, choice), plan
-
-
 def _plan(bench: Bench, configuration: Configuration, scores: Scores) -> Plan:
     return select(bench.graph, scores, configuration.ratio, **configuration.selection())
 
 
 def _perplexities(bench: Bench, module: nn.Module) -> dict[str, float]:
-    return {column: perplexity(module, ids) for column, ids in bench.columns.items()}
+    return {column: perplexity(module, cut).perplexity for column, cut in bench.columns.items()}
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-_LOGGERS = ("transformers", "huggingface_hub", "gguf")
+_LOGGERS = ("transformers", "huggingface_hub", "gguf", "lm_eval", "datasets", "evaluate")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers, huggingface_hub and gguf from writing to the terminal; errors still raise.
+    """Keep these libraries from writing to the terminal; errors still raise.
 
     Their progress bars are made in many places and not all of them can be switched off, so standard
     error is put aside for the duration.

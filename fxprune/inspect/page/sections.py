@@ -36,8 +36,7 @@ def costs(facts: Mapping[str, Any], plan: Plan | None) -> Part:
         shown.append((f"MACs, {facts['macs_input']}", scaled(facts["macs"])))
     if facts["kv_cache"]:
         shown.append(("KV cache, numbers per token", f"{facts['kv_cache']:,}"))
-    if facts["memory"] is not None:
-        shown.append(("weights in fp16", f"{facts['memory'] / 2**20:,.1f} MiB"))
+    shown.append(("weights in fp16", inspection.half(facts)))
     pairs = (element("div", element("dt", a), element("dd", b)) for a, b in shown)
     yield element("dl", *pairs)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fxprune.cli.compare.configuration import ABLATION, Configuration
+from fxprune.cli.compare.configuration import Configuration
 from fxprune.cli.compare.grids import grid
 from fxprune.errors import CalibrationError, CriterionError, FxpruneError, SelectionError
 from fxprune.importance import Random, Taylor
@@ -25,13 +25,10 @@ from fxprune.importance import Random, Taylor
         ({"aggregate": "median"}, CriterionError, "median"),
         ({"criterion": "random", "aggregate": "max"}, CriterionError, "random has no aggregate"),
         ({"compensate": "magic"}, SelectionError, "no compensate 'magic': take none, bias"),
-        ({"ablation": "all"}, SelectionError, "no ablation 'all'"),
         ({"samples": 0}, CalibrationError, "samples is 0: at least 1"),
         ({"length": 1}, CalibrationError, "length is 1: at least 2"),
         ({"compensation_samples": 0}, CalibrationError, "compensation-samples is 0"),
         ({"keep_first": -1}, SelectionError, "keep-first is -1"),
-        ({"ablation": ABLATION, "compensate": "bias"}, SelectionError, "without compensation"),
-        ({"ablation": ABLATION, "criterion": "flap"}, CriterionError, "flap scores a group by"),
     ],
 )
 def test_refused(options: dict[str, Any], error: type[FxpruneError], message: str) -> None:
@@ -65,13 +62,12 @@ def test_labels_say_what_is_not_default() -> None:
         "flap, global, normalise kind, not cost-aware, mlp, aggregate max, 4 x 16 tokens, "
         "keep 1/0 layers, bias (9 x 16), 12.5 %"
     )
-    assert Configuration(ablation=ABLATION).label == "taylor, local, no dependency, 20 %"
     assert Configuration(seed=1).label == Configuration(seed=2).label
 
 
 def test_grid_is_every_combination() -> None:
     found = grid(
-        criteria=("random", "flap"), ratios=(0.1, 0.2), rankings=("local", "global"),
+        criterion=("random", "flap"), ratio=(0.1, 0.2), ranking=("local", "global"),
         compensate=(None, "bias"), seeds=3,
     )  # fmt: skip
     assert len(found) == len(set(found)) == 2 * 2 * 2 * 2 * 3
@@ -79,14 +75,8 @@ def test_grid_is_every_combination() -> None:
     assert [c.seed for c in found[:3]] == [0, 1, 2]
 
 
-def test_grid_adds_twins_where_structures_can_be_scored_alone() -> None:
-    found = grid(criteria=("taylor", "flap"), compensate=(None, "bias"), ablation=True)
-    assert [c.criterion for c in found if c.ablation] == ["taylor"]
-    assert len(found) == 5
-
-
 def test_grid_gives_one_row_to_a_criterion_without_aggregate() -> None:
-    found = grid(criteria=("random", "taylor"), aggregates=("max", "mean"))
+    found = grid(criterion=("random", "taylor"), aggregate=("max", "mean"))
     assert [(c.criterion, c.aggregate) for c in found] == [
         ("random", None), ("taylor", "max"), ("taylor", "mean"),
     ]  # fmt: skip
@@ -101,10 +91,9 @@ def test_compensation_samples_are_of_compensation_only() -> None:
     ("options", "message"),
     [
         ({"seeds": 0}, "seeds is 0: at least 1"),
-        ({"criteria": ()}, "nothing to compare"),
-        ({"ratios": (0.2, 2.0)}, "ratio=2.0 is outside"),
-        ({"criteria": ("flap",), "ablation": True}, "no-dependency needs a criterion"),
-        ({"criteria": ("random",), "aggregates": ("max",)}, "none of the criteria has"),
+        ({"criterion": ()}, "nothing to compare"),
+        ({"ratio": (0.2, 2.0)}, "ratio=2.0 is outside"),
+        ({"criterion": ("random",), "aggregate": ("max",)}, "none of the criteria has"),
     ],
 )
 def test_bad_grids(options: dict[str, Any], message: str) -> None:

@@ -16,8 +16,11 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.costs import facts, macs
+from benches.allocator import memory_estimate
+from benches.published import published_macs
+from fxprune.costs import macs
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.parameters import count_parameters
 from fxprune.measure import report
 from fxprune.plan import Plan
 from fxprune.select import Budget, select
@@ -86,10 +89,10 @@ def plan_of(row: str) -> Plan:
 @pytest.mark.parametrize("name", on(ROWS))
 def test_published_sizes(name: str) -> None:
     row, plan, graph = ROWS[name], plan_of(name), graph_of(name.partition(".")[0])
-    found = facts(graph, plan.kept_counts(graph))
-    assert plan.parameters_after == found["parameters"] == row.params
-    assert found["macs_paper"] == row.macs
-    assert found["memory"] == row.memory
+    counts = plan.kept_counts(graph)
+    assert plan.parameters_after == count_parameters(graph, counts) == row.params
+    assert published_macs(graph, counts) == row.macs
+    assert memory_estimate(graph, counts) == row.memory
 
 
 MATMUL = {

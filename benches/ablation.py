@@ -2,12 +2,18 @@
 
 The ablation of LLM-Pruner (arXiv 2305.11627, table 6). A group loses as many units as in the
 coupled plan, so all shapes fit, but each parameter axis keeps the units that its own scores choose:
-row 7 of one matrix then meets column 9 of the next.
+row 7 of one matrix then meets column 9 of the next. ``python -m benches.ablation CALIBRATION
+EVALUATION ...`` prunes a model both ways by the criteria that can score a structure alone and
+prints a line of JSON for each: perplexity at 128 and 1024 tokens. 10 x 128 tokens of calibration,
+an equal share of every group, no compensation.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +21,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+import fxprune
+from benches import tables
 from fxprune.axes import dims
 from fxprune.axes.dims import Dim, Units, find
+from fxprune.data import text
 from fxprune.errors import CriterionError, RewriteError
+from fxprune.hf.open.models import load_model
+from fxprune.importance.named import by_name
 from fxprune.rewrite.rewrite import rewrite
 
 if TYPE_CHECKING:
@@ -26,8 +37,47 @@ if TYPE_CHECKING:
     from fxprune.plan import Plan
     from fxprune.trace import Traced
 
+KINDS = ("mlp", "attention")
+CRITERIA = ("taylor2", "taylor", "taylor-vector", "magnitude", "random")
+WINDOWS = {128: 16, 1024: 2}
 # (canonical parameter name, axis) to the units that stay there, int64 and ascending, by dim.
 Choice = dict[tuple[str, int], dict[Dim, Units]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("calibration")
+    parser.add_argument("evaluations", nargs="+")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--criteria", nargs="+", default=CRITERIA)
+    parser.add_argument("--ratio", type=float, default=0.2)
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--windows", type=int, nargs=2, default=list(WINDOWS.values()))
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    loaded = load_model(options.model, dtype=torch.float32)
+    assert loaded.tokenizer is not None
+    traced = fxprune.trace(loaded.model)
+    graph = fxprune.discover(traced)
+    groups = [group for group in graph.groups if group.kind in KINDS]
+    texts = {path: text.read(path) for path in options.evaluations}
+    most = dict(zip(WINDOWS, options.windows, strict=True))
+    columns = tables.columns(loaded.tokenizer, texts, most)
+    corpus = text.read(options.calibration)
+    for seed in options.draws:
+        crops = text.crops(loaded.tokenizer, corpus, 10, 128, seed)
+        for name in options.criteria:
+            criterion = by_name(name, seed)
+            scores, own = (
+                fxprune.estimate(loaded.model, graph, criterion, crops, groups=chosen)
+                for chosen in (groups, site_groups(groups))
+            )
+            plan = fxprune.select(graph, scores, options.ratio, kinds=KINDS, ranking="local")
+            small = fxprune.rewrite(traced, plan)
+            alone = rewrite_uncoupled(traced, graph, plan, choose(graph, plan, own))
+            for module, how in ((small, "coupled"), (alone, "no dependency")):
+                line = {"criterion": name, "draw": seed, "cut": how}
+                print(json.dumps({**line, **tables.measured(module, columns)}), flush=True)
 
 
 def site_groups(groups: Iterable[Group]) -> list[Group]:
@@ -103,3 +153,7 @@ def rewrite_uncoupled(
                     value = value.index_select(axis, places.to(tensor.device))
             found[name].copy_(value)
     return small
+
+
+if __name__ == "__main__":
+    main()

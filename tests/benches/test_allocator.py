@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.costs import CostError, memory_estimate
-from fxprune.costs.memory import allocated
+from benches.allocator import allocated, memory_estimate
+from fxprune.errors import CostError
 from tests.llama import tiny_llama
 from tests.test_conformance import discovered
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import fxprune
+from benches import ablation
+from benches.ablation import choose, rewrite_uncoupled, site_groups, site_name
 from fxprune.axes import dims
 from fxprune.axes.dims import find
-from fxprune.cli.compare.ablation import choose, rewrite_uncoupled, site_groups, site_name
 from fxprune.errors import CriterionError
 from tests.hf import tiny
 
@@ -125,3 +130,22 @@ def test_choice_keeps_the_numbers_of_the_plan(
 def test_site_without_scores(graph: fxprune.DependencyGraph, plan: fxprune.Plan) -> None:
     with pytest.raises(CriterionError, match=r"no scores for 'model:channels@model\.embed"):
         choose(graph, plan, {})
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both ways of cutting, on as many parameters, and they differ."""
+    folder = tiny.folder(tmp_path / "tiny")
+    prose = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for file in prose:
+        file.write_text("".join(f"{file.stem}: this is paragraph {i}.\n\n" for i in range(60)))
+    options = ("--criteria", "taylor", "--draws", "1", "--windows", "2", "1")
+    words = ["ablation", *map(str, prose), "--model", str(folder), *options]
+    monkeypatch.setattr(sys, "argv", words)
+    ablation.main()
+    coupled, alone = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (coupled["criterion"], coupled["draw"]) == ("taylor", 1)
+    assert [coupled["cut"], alone["cut"]] == ["coupled", "no dependency"]
+    column = f"{prose[1]} @ 1024"
+    assert coupled[column] != alone[column]

@@ -1,17 +1,26 @@
-"""The multiply-accumulates that LLM-Pruner reports beyond those of matrix products."""
+"""Multiply-accumulates as LLM-Pruner (arXiv 2305.11627, table 3) reports them.
+
+Measured there with ptflops and a hook of their own.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from fxprune.axes.polynomial import Polynomial, constant, product, total
+from fxprune.axes.dims import Dim
+from fxprune.axes.polynomial import Count, Polynomial, constant, product, total
+from fxprune.costs import macs
 from fxprune.costs.attention import Activations, Attention, activations
 from fxprune.costs.products import packet_name
 from fxprune.costs.sizes import ValueSizes
 from fxprune.ops.op import find_op, uncounted
 from fxprune.trace.arguments import argument
+
+if TYPE_CHECKING:
+    from fxprune.groups.dependency import DependencyGraph
 
 # Moves, sums and scalings of activations, for which the counter has no cost.
 _FREE = frozenset(
@@ -23,6 +32,22 @@ _FREE = frozenset(
         *("neg", "add", "add_", "sub", "mul", "mul_", "div", "masked_fill", "where"),
     )
 )
+
+
+def published_macs(
+    graph: DependencyGraph,
+    counts: Mapping[Dim, int] | None = None,
+    batch: int = 1,
+    length: int = 64,
+) -> int:
+    """Multiply-accumulates of one forward pass as published: :func:`fxprune.costs.macs` and more.
+
+    Raises:
+        CostError: see :func:`as_published`.
+    """
+    counts = counts or {}
+    more = Count(as_published(ValueSizes(graph, set(counts), batch, length)))
+    return macs(graph, counts, batch, length) + more.total(counts)
 
 
 def as_published(sizes: ValueSizes) -> Polynomial:
