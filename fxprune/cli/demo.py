@@ -10,7 +10,6 @@ from fxprune.errors import CheckpointError
 from fxprune.progress import step
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
     from torch import nn
     from transformers import PreTrainedTokenizerBase
@@ -140,14 +139,14 @@ def continuation(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     import torch
 
+    from fxprune.data.loss import logits_of
     from fxprune.data.text import tokens
-    from fxprune.measure.perplexity import logits
 
     ids = tokens(tokenizer, PROMPT)[None]
     start = ids.shape[1]
     with torch.no_grad():
         for _ in range(NEW_TOKENS):
-            new: torch.Tensor = logits(model(input_ids=ids))[:, -1:].argmax(-1)
+            new = logits_of(model, model(input_ids=ids))[:, -1:].argmax(-1)
             if new.item() == tokenizer.eos_token_id:
                 break
             ids = torch.cat([ids, new], dim=1)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fxprune.data import text
-from fxprune.data.text import Text
-from fxprune.errors import CalibrationError, EvaluationError
+from fxprune.errors import EvaluationError
 from fxprune.files import write_text
 from fxprune.hf.open.load import check_device, named_dtype
 from fxprune.measure import output, tasks
@@ -35,7 +34,7 @@ def evaluate_spec(
 
     Args:
         model: see :func:`fxprune.measure.subject.open_subject`.
-        texts: files to measure perplexity on, see :func:`fxprune.data.text.read`.
+        texts: files to measure perplexity on, see :func:`fxprune.data.text.read_all`.
         task_names: see :func:`fxprune.measure.tasks.parse`.
         settings: how to measure.
         num_fewshot: see :func:`fxprune.measure.tasks.load`.
@@ -54,7 +53,7 @@ def evaluate_spec(
     if num_fewshot is not None and num_fewshot < 0:
         raise EvaluationError(f"{num_fewshot} examples before each question: take 0 or more")
     check_device(device)
-    read, specs = _texts(texts), tasks.parse(task_names)
+    read, specs = text.read_all(texts), tasks.parse(task_names)
     loaded = None
     if specs:
         with step("reading tasks", progress):
@@ -76,18 +75,4 @@ def evaluate_spec(
         write_text(json_file, json.dumps(found.as_json(), indent=1) + "\n")
     if markdown_file is not None:
         write_text(markdown_file, output.markdown(found))
-    return found
-
-
-def _texts(files: Sequence[str | Path]) -> list[Text]:
-    """Read all texts; two files of one name in two folders are told apart by their folders."""
-    paths = [Path(file).resolve() for file in files]
-    for place, path in enumerate(paths):
-        if path in paths[:place]:
-            raise CalibrationError(f"{files[place]} is given twice to measure on")
-    found: list[Text] = []
-    for file in files:
-        read = text.read(file)
-        same = read.name in [each.name for each in found]
-        found.append(Text(str(file), read.records) if same else read)
     return found

@@ -123,8 +123,15 @@ def output_loss(model: nn.Module, batch: Batch, output: Any) -> tuple[Tensor, in
     return total, int((labels != IGNORED).sum())
 
 
-def logits_of(model: nn.Module, output: Any) -> Tensor:
+def logits_of(
+    model: nn.Module, output: Any, advice: str = "neither a loss nor logits: pass loss_fn=..."
+) -> Tensor:
     """The logits in what a model gave: its first value, or the one of that name.
+
+    Args:
+        model: which gave it.
+        output: a tensor, or whatever the logits are wrapped in.
+        advice: the end of the message where there are none.
 
     Raises:
         CalibrationError: there are none.
@@ -135,9 +142,7 @@ def logits_of(model: nn.Module, output: Any) -> Tensor:
         output = output[0]
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor):
-        raise CalibrationError(
-            f"{type(model).__name__} gives neither a loss nor logits: pass loss_fn=..."
-        )
+        raise CalibrationError(f"{type(model).__name__} gives {advice}")
     return output
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +51,25 @@ def read(path: str | Path) -> Text:
     if not records:
         raise CalibrationError(f"{path} has no text in it")
     return Text(path.name, tuple(records))
+
+
+def read_all(
+    files: Sequence[str | Path], reader: Callable[[str | Path], Text] = read
+) -> list[Text]:
+    """Read several texts; two files of one name in two folders are told apart by their folders.
+
+    Raises:
+        CalibrationError: one is given twice, or cannot be read.
+    """
+    paths = [Path(file).resolve() for file in files]
+    if twice := [file for n, file in enumerate(files) if paths[n] in paths[:n]]:
+        raise CalibrationError(f"{twice[0]} is given twice to measure on")
+    found: dict[str, Text] = {}
+    for file in files:
+        text = reader(file)
+        name = str(file) if text.name in found else text.name
+        found[name] = Text(name, text.records)
+    return list(found.values())
 
 
 def _record(path: Path, number: int, line: str) -> str:

@@ -6,12 +6,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fxprune.data.loss import logits_of
 from fxprune.errors import CalibrationError
 from fxprune.progress import track
 from fxprune.trace.inputs import device_of
@@ -153,7 +154,9 @@ def perplexity(
     sums: list[tuple[float, int]] = []
     for ids, scored in track(batches, "perplexity", progress):
         there = ids.to(device)
-        predicted = logits(model(input_ids=there))[:, -scored - 1 : -1].flatten(0, 1).float()
+        output = model(input_ids=there)
+        predicted = logits_of(model, output, "no logits; perplexity needs a language model")
+        predicted = predicted[:, -scored - 1 : -1].flatten(0, 1).float()
         loss = F.cross_entropy(predicted, there[:, -scored:].flatten(), reduction="none")
         sums += [(x, scored) for x in loss.view(len(ids), scored).double().sum(1).tolist()]
     count, tokens = len(sums), sum(n for _, n in sums)
@@ -168,19 +171,3 @@ def perplexity(
         squares = sum((x - mean * n) ** 2 for x, n in sums)
         stderr = found * math.sqrt(count / (count - 1) * squares) / tokens
     return Score(found, stderr, count, tokens)
-
-
-def logits(output: Any) -> torch.Tensor:
-    """The logits in what a language model returns, whatever it wraps them in.
-
-    Raises:
-        CalibrationError: there are none.
-    """
-    if isinstance(output, tuple | list):
-        output = output[0] if output else None
-    if isinstance(output, torch.Tensor):
-        return output
-    found = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    if not isinstance(found, torch.Tensor):
-        raise CalibrationError("the model returns no logits; perplexity needs a language model")
-    return found

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from fxprune.data.loss import logits_of
 from fxprune.errors import EvaluationError
 from fxprune.hf.open.architecture import last_line
 from fxprune.hf.open.quiet import hushed, quiet
-from fxprune.measure.perplexity import logits
 from fxprune.progress import step
 from fxprune.trace.inputs import device_of
 
@@ -274,7 +274,8 @@ class _WithLogits(nn.Module):
         self.device = device_of(graph_module)
 
     def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=logits(self.graph_module(input_ids=input_ids)))
+        output = self.graph_module(input_ids=input_ids)
+        return SimpleNamespace(logits=logits_of(self.graph_module, output))
 
     def tie_weights(self) -> None:
         """Tied weights of a graph are one tensor already."""

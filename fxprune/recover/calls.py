@@ -10,9 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxprune.data.calibrate import arguments
-from fxprune.data.loss import IGNORED
+from fxprune.data.loss import IGNORED, logits_of
 from fxprune.errors import CalibrationError, RecoveryError
-from fxprune.measure.perplexity import logits
 from fxprune.trace.inputs import device_of
 from fxprune.trace.lockstep import input_names
 from fxprune.trace.modes import evaluation
@@ -107,9 +106,9 @@ def next_token(output: Any, labels: Tensor, module: nn.Module) -> tuple[Tensor, 
         RecoveryError: there are no logits of that shape.
     """
     try:
-        found = logits(output)
+        found = logits_of(module, output, "no logits to train on")
     except CalibrationError as error:
-        raise RecoveryError(f"{type(module).__name__} returns no logits to train on") from error
+        raise RecoveryError(str(error)) from error
     if found.shape[:-1] != labels.shape:
         raise RecoveryError(
             f"{type(module).__name__} gives logits of shape {tuple(found.shape)} for tokens of "

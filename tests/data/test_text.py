@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxprune.data.text import Text, builtin, crops, joined, mixed_crops, read, split, tokens
+from fxprune.data.text import (
+    Text,
+    builtin,
+    crops,
+    joined,
+    mixed_crops,
+    read,
+    read_all,
+    split,
+    tokens,
+)
 from fxprune.errors import CalibrationError
 from tests.hf import tiny
 
@@ -161,3 +171,13 @@ def test_lengths_that_no_record_has_are_left_out() -> None:
 def test_nonsense_sizes(count: int, length: int) -> None:
     with pytest.raises(CalibrationError, match="take at least"):
         crops(TOKENIZER, Text("t", ("a" * 99,)), count, length)
+
+
+def test_several_texts_are_told_apart(tmp_path: Path) -> None:
+    files = [tmp_path / "a.txt", tmp_path / "other" / "a.txt", tmp_path / "b.txt"]
+    files[1].parent.mkdir()
+    for file in files:
+        file.write_text("some words")
+    assert [each.name for each in read_all(files)] == ["a.txt", str(files[1]), "b.txt"]
+    with pytest.raises(CalibrationError, match=r"b\.txt is given twice to measure on"):
+        read_all([*files, tmp_path / "other" / ".." / "b.txt"])

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from fxprune.errors import CalibrationError
-from fxprune.measure.perplexity import Window, bos_token, logits, perplexity, windows
+from fxprune.measure.perplexity import Window, bos_token, perplexity, windows
 from tests.hf import tiny
 
 
@@ -81,8 +81,9 @@ def test_logits_in_any_wrapping(wrap: Any) -> None:
 
 @pytest.mark.parametrize("output", [None, {"loss": torch.ones(())}, SimpleNamespace(), ()])
 def test_no_logits(output: Any) -> None:
-    with pytest.raises(CalibrationError, match="no logits"):
-        logits(output)
+    model = Constant(torch.zeros(7), lambda _: output)
+    with pytest.raises(CalibrationError, match="Constant gives no logits; perplexity needs a"):
+        perplexity(model, rows(torch.ones(1, 3, dtype=torch.long)))
 
 
 def test_hopeless_and_broken_models_give_a_number_all_the_same() -> None:

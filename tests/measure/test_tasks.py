@@ -10,7 +10,8 @@ import pytest
 
 from fxprune.errors import EvaluationError
 from fxprune.measure import tasks
-from fxprune.measure.tasks import TaskSpec, load, parse
+from fxprune.measure.tasks import TaskSpec, load, parse, run
+from tests.hf import tiny
 from tests.measure import material
 
 
@@ -67,6 +68,10 @@ def test_groups_and_tags(monkeypatch: pytest.MonkeyPatch) -> None:
     found = load([TaskSpec("mmlu_stem")])
     assert [group.name for group in found.built] == ["mmlu_stem"]
     assert len(found.data) == 19
+    scores = run(tiny.llama(), tiny.tokenizer(), None, found, limit=1, progress=False)
+    assert len(scores) == 20
+    assert scores[0].data == "cais/mmlu abstract_algebra"
+    assert (scores[-1].task, scores[-1].data, scores[-1].n) == ("mmlu_stem", "", 19)
     with pytest.raises(EvaluationError, match="given twice, once within mmlu_stem"):
         load([TaskSpec("mmlu_astronomy"), TaskSpec("mmlu_stem")])
     arc = datasets.DatasetDict(

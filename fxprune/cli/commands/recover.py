@@ -123,7 +123,7 @@ def recover(
     from rich.console import Console
 
     from fxprune.cli.recover import Teaching, named_method, recover_spec, validation_data
-    from fxprune.data.text import read
+    from fxprune.data.text import read_all
 
     done = recover_spec(
         model,
@@ -155,7 +155,7 @@ def recover(
             keep_best=keep_best,
             seed=seed,
         ),
-        evaluation=[read(file) for file in eval_text or ()],
+        evaluation=read_all(eval_text or ()),
         windows=eval_samples,
         dtype=dtype,
         device=device,

@@ -44,33 +44,8 @@ def compare(
 ) -> Comparison:
     """Run every combination of some options on one model and equal data.
 
-    Options that take several values have them in one string, with commas between.
-
-    Args:
-        model_spec: a folder, a name on the hub, or ``smollm2``.
-        criteria: names of :data:`fxprune.importance.named.NAMES`.
-        ratios: fractions of all parameters to remove.
-        text: what to calibrate on, see :func:`fxprune.data.sources.source`; without it, prose that
-            comes with Python.
-        evals: texts to measure perplexity on; without one, half of the calibration text.
-        out: folder for the results; an earlier comparison there is continued.
-        lengths: tokens in the windows that perplexity is measured on.
-        windows: windows per text at most, one number or one for each length; 0 for all.
-        seeds: draws of calibration crops.
-        samples: crops that criteria see, numbers.
-        length: tokens in a crop, numbers.
-        ranking: ``local``, ``global``.
-        normalise: ``kind``, ``group``, ``standardise``, ``none``; None for the criterion's default.
-        cost_aware: rank by score per parameter; None for the criterion's default.
-        kinds: each entry is one set of kinds, with commas.
-        aggregate: how the members of a group are reduced; None for the criterion's default.
-        compensate: ``none``, ``bias``, ``least-squares``.
-        compensate_samples: crops that compensation sees; None for as many as the criterion.
-        keep_first: leave this many layers at the start alone.
-        keep_last: leave this many layers at the end alone.
-        device: where to compute.
-        dtype: of the weights, ``float32``, ``bfloat16`` or ``float16``; None for the checkpoint's.
-        progress: show the stages.
+    The options are those of ``fxprune compare``; those that take several values have them in one
+    string, with commas between, and None is the default of the criterion or the checkpoint.
 
     Raises:
         FxpruneError: whatever is refused.

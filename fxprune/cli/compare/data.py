@@ -40,7 +40,11 @@ def read(calibration: str | Path | None, evaluations: Sequence[str | Path] = ())
         CalibrationError: something cannot be read or is empty, an evaluation is not text, or a file
             or a record both calibrates and measures.
     """
-    _check_files(calibration, evaluations)
+    paths = [Path(each).resolve() for each in evaluations]
+    if calibration is not None and Path(calibration).resolve() in paths:
+        raise CalibrationError(
+            f"{calibration} cannot both calibrate and measure; give another text to measure on"
+        )
     if calibration is None:
         given, half = text.builtin()
         if not evaluations:
@@ -56,34 +60,25 @@ def read(calibration: str | Path | None, evaluations: Sequence[str | Path] = ())
     return Data(first.name, first, {second.name: second})
 
 
-def _check_files(calibration: str | Path | None, evaluations: Sequence[str | Path]) -> None:
-    paths = [Path(each).resolve() for each in evaluations]
-    if calibration is not None and Path(calibration).resolve() in paths:
-        raise CalibrationError(
-            f"{calibration} cannot both calibrate and measure; give another text to measure on"
-        )
-    for place, path in enumerate(paths):
-        if path in paths[:place]:
-            raise CalibrationError(f"{evaluations[place]} is given twice to measure on")
-
-
 def _evaluations(
     calibration: Text | torch.Tensor, evaluations: Sequence[str | Path]
 ) -> dict[str, Text]:
-    found: dict[str, Text] = {}
+    found = text.read_all(evaluations, _measured)
     seen = set(_plain(calibration.records)) if isinstance(calibration, Text) else set()
-    for spec in evaluations:
-        data = sources.source(spec)
-        if not isinstance(data, Text):
-            raise CalibrationError(f"{spec} holds token ids: give text to measure on")
-        shared = [record for record in _plain(data.records) if record in seen]
-        if shared:
+    for each in found:
+        if shared := [record for record in _plain(each.records) if record in seen]:
             raise CalibrationError(
-                f"{spec}: {len(shared)} of its {len(data.records)} records are in the calibration "
-                f"text too, the first begins {shared[0][:40]!r}; take them out of one of the two"
+                f"{each.name}: {len(shared)} of its {len(each.records)} records are in the "
+                f"calibration text too, the first begins {shared[0][:40]!r}; take them out of one "
+                "of the two"
             )
-        # Two files of one name in two folders are told apart by their folders.
-        found[str(spec) if data.name in found else data.name] = data
+    return {each.name: each for each in found}
+
+
+def _measured(spec: str | Path) -> Text:
+    found = sources.source(spec)
+    if not isinstance(found, Text):
+        raise CalibrationError(f"{spec} holds token ids: give text to measure on")
     return found
 
 
