@@ -23,8 +23,9 @@ from torch import fx, nn
 
 import fxprune
 from benches import tables
-from fxprune.axes import dims
-from fxprune.axes.dims import Dim, Units, find
+from fxprune.axes import dims, positions
+from fxprune.axes.dims import Dim, find
+from fxprune.axes.positions import Units
 from fxprune.data import text
 from fxprune.errors import CriterionError, RewriteError
 from fxprune.hf.open.models import load_model
@@ -148,7 +149,7 @@ def rewrite_uncoupled(
             value: torch.Tensor = tensor
             for axis, layout in enumerate(layouts):
                 kept = {**coupled, **choice.get((name, axis), {})}
-                places = torch.from_numpy(dims.index(layout, kept))
+                places = torch.from_numpy(positions.index(layout, kept))
                 if len(places) < layout.size:
                     value = value.index_select(axis, places.to(tensor.device))
             found[name].copy_(value)

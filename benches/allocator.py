@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fxprune.axes.dims import Dim, kept_size
+from fxprune.axes.dims import Dim
+from fxprune.axes.positions import kept_size
 from fxprune.costs.attention import activations
 from fxprune.errors import CostError
 from fxprune.groups.parameters import remaining_shapes

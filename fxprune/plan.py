@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxprune.axes.dims import Dim, Units, find
+from fxprune.axes.dims import Dim, find
+from fxprune.axes.positions import Units, as_ranges, from_ranges
 from fxprune.errors import PlanError
 from fxprune.files import write_text
 from fxprune.groups.dependency import DependencyGraph
@@ -34,7 +33,6 @@ FORMAT = "fxprune-plan"
 VERSION = 1
 # Younger than the format: a file without them is read as if they were empty.
 _OPTIONAL = ("removed", "biases", "limits", "bound")
-_RANGES = re.compile(r"(\d{1,12}(-\d{1,12})?(,\d{1,12}(-\d{1,12})?)*)?")
 
 
 @dataclass(frozen=True)
@@ -284,7 +282,7 @@ def encode(plan: Plan) -> dict[str, Any]:
         "parameters_before": plan.parameters_before,
         "parameters_after": plan.parameters_after,
         "groups": {
-            name: {"size": plan.sizes[name], "removed": _ranges(plan.sizes[name], units)}
+            name: {"size": plan.sizes[name], "removed": as_ranges(plan.sizes[name], units)}
             for name, units in plan.kept.items()
         },
         "removed": list(plan.removed),
@@ -319,7 +317,7 @@ def decode(text: str) -> dict[str, Any]:
             raise PlanError(f"{where} must be an object")
         # A size beyond the parameters is damage; refused before it becomes a huge tuple.
         sizes[name] = _count(entry, "size", where, most=before)
-        kept[name] = _kept(sizes[name], _field(entry, "removed", str, where), where)
+        kept[name] = from_ranges(sizes[name], _field(entry, "removed", str, where), where)
     optional = _optional(data)
     # Only biases may outweigh what goes.
     most = None if optional["biases"] else before
@@ -379,31 +377,6 @@ def _shape(name: str, shape: Any) -> tuple[int, ...]:
     if not whole:
         raise PlanError(f"the field 'shapes': {name!r} has no valid shape ({shape!r:.60})")
     return tuple(shape)
-
-
-def _ranges(size: int, kept: Iterable[int]) -> str:
-    """The units that are not kept, as text: ``"0-3,7"``."""
-    edges = (-1, *kept, size)
-    gaps = ((a + 1, b - 1) for a, b in pairwise(edges) if b - a > 1)
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in gaps)
-
-
-def _kept(size: int, removed: str, where: str) -> tuple[int, ...]:
-    if not _RANGES.fullmatch(removed):
-        raise PlanError(f"{where}: the removed units are no list of ranges ({removed!r:.60})")
-    kept: list[int] = []
-    following = 0
-    for piece in removed.split(",") if removed else ():
-        first, _, last = piece.partition("-")
-        start, stop = int(first), int(last or first) + 1
-        if stop > size:
-            raise PlanError(f"{where}: unit {stop - 1} is out of range; it has {size} units")
-        if start < following or stop <= start:
-            raise PlanError(f"{where}: the removed units repeat or are not sorted, at {piece!r}")
-        kept.extend(range(following, start))
-        following = stop
-    kept.extend(range(following, size))
-    return tuple(kept)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

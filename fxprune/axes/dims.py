@@ -8,13 +8,8 @@ Hindley-Milner type inference and splits them into products or sums where the ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import prod
-
-import numpy as np
-from numpy.typing import NDArray
-
-Units = NDArray[np.int64]
 
 
 class Dim:
@@ -380,44 +375,3 @@ def _split_blocks(outer: Layout, inner: Layout, at: int) -> tuple[Layout, Layout
         Sum((Product((halves[0], inner)), pieces[0])),
         Sum((pieces[1], Product((rest[1], inner)))),
     )
-
-
-def kept_size(layout: Layout, kept: Mapping[Dim, int]) -> int:
-    """Size of the axis after pruning.
-
-    Args:
-        layout: the axis before.
-        kept: how many units stay, by dim; a dim that is absent keeps all.
-    """
-    layout = resolve(layout)
-    if isinstance(layout, Dim):
-        return kept.get(layout, layout.size)
-    sizes = (kept_size(part, kept) for part in layout.parts)
-    return prod(sizes) if isinstance(layout, Product) else sum(sizes)
-
-
-def index(layout: Layout, kept: Mapping[Dim, Units]) -> Units:
-    """Positions on the axis that stay, ascending.
-
-    Args:
-        layout: the axis before.
-        kept: the units that stay, ascending, by dim; a dim that is absent keeps all.
-
-    Returns:
-        int64 array of shape (kept_size,): an atom gives its kept units, a sum concatenates with
-        offsets, a product gives ``outer * inner.size + inner``.
-    """
-    layout = resolve(layout)
-    if isinstance(layout, Dim):
-        units = kept.get(layout)
-        return np.arange(layout.size, dtype=np.int64) if units is None else units
-    if isinstance(layout, Sum):
-        pieces, offset = [np.empty(0, dtype=np.int64)], 0
-        for part in layout.parts:
-            pieces.append(index(part, kept) + offset)
-            offset += part.size
-        return np.concatenate(pieces)
-    positions = np.zeros(1, dtype=np.int64)
-    for part in layout.parts:
-        positions = (positions[:, None] * part.size + index(part, kept)[None, :]).reshape(-1)
-    return positions

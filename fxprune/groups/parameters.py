@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from fxprune.axes.dims import Dim, kept_size
+from fxprune.axes.dims import Dim
+from fxprune.axes.positions import kept_size
 from fxprune.groups.dependency import DependencyGraph
 
 Shapes = dict[str, tuple[int, ...]]

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fxprune.axes.dims import Dim, find, kept_size, resolve
+from fxprune.axes.dims import Dim, find, resolve
+from fxprune.axes.positions import kept_size
 from fxprune.errors import SelectionError
 
 if TYPE_CHECKING:

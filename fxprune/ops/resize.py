@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import fx
 
-from fxprune.axes import dims
-from fxprune.axes.dims import Dim, Layout, Units
+from fxprune.axes import dims, positions
+from fxprune.axes.dims import Dim, Layout
+from fxprune.axes.positions import Units
 from fxprune.ops.context import Inferred
 from fxprune.trace.sizes import Sizes
 
@@ -73,14 +74,14 @@ class Resizer:
     def _found(self, layout: Layout) -> Axis:
         atoms = list(dims.atoms(layout))
         changed = any(atom in self.kept for atom in atoms)
-        size = dims.kept_size(layout, self._counts) if changed else layout.size
+        size = positions.kept_size(layout, self._counts) if changed else layout.size
         kind = size if all(atom.free is False for atom in atoms) else layout
         self._known[id(layout)] = found = Axis(layout, changed, size, kind)
         return found
 
     def index(self, layout: Layout) -> torch.Tensor:
         """Positions that stay, int64 of shape (size after,), ascending."""
-        return torch.from_numpy(dims.index(layout, self.kept))
+        return torch.from_numpy(positions.index(layout, self.kept))
 
     def removed(self, layout: Layout) -> torch.Tensor:
         """Positions that go, int64, ascending: all that :meth:`index` lacks."""
@@ -90,7 +91,7 @@ class Resizer:
 
     def before(self, layout: Layout, boundary: int) -> int:
         """How many of the first ``boundary`` positions stay."""
-        return bisect.bisect_left(dims.index(layout, self.kept), boundary)
+        return bisect.bisect_left(positions.index(layout, self.kept), boundary)
 
     def static_factor(self, layout: Layout) -> tuple[int, int]:
         """(old, new) product of the non-symbolic factors of an axis."""

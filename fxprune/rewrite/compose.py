@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fxprune.axes.dims import Dim, Layout, Product, Units, find, index, resolve
+from fxprune.axes.dims import Dim, Layout, Product, find, resolve
+from fxprune.axes.positions import Units, index
 from fxprune.branches.bypass import bypass, canonical
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.groups.dependency import discover

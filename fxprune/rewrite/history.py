@@ -15,8 +15,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.axes import dims
-from fxprune.axes.dims import Units
+from fxprune.axes import positions
+from fxprune.axes.positions import Units
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import Shapes
 from fxprune.ops.resize import Resizer
@@ -60,7 +60,7 @@ class Step:
             {name: tuple(tensor.shape) for name, tensor in tensors.items()},
             frozenset(n for n, t in tensors.items() if isinstance(t, nn.Parameter)),
             {
-                (name, axis): dims.index(layout, resize.kept)
+                (name, axis): positions.index(layout, resize.kept)
                 for name in tensors
                 for axis, layout in enumerate(graph.layouts[name])
                 if resize.changed(layout)

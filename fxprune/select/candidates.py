@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.axes.dims import Dim, find, kept_size
+from fxprune.axes.dims import Dim, find
+from fxprune.axes.positions import kept_size
 from fxprune.errors import GroupError, SelectionError
 from fxprune.groups.kinds import KINDS
 

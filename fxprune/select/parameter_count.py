@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from fxprune.axes.dims import Dim, Layout, atoms, kept_size
+from fxprune.axes.dims import Dim, Layout, atoms
+from fxprune.axes.positions import kept_size
 from fxprune.groups.parameters import remaining_shapes, weight_of
 
 if TYPE_CHECKING:

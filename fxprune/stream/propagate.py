@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fxprune.axes.dims import Units, find
+from fxprune.axes.dims import find
+from fxprune.axes.positions import Units
 from fxprune.data.calibrate import Calibration
 from fxprune.errors import CriterionError, SelectionError
 from fxprune.groups.dependency import DependencyGraph

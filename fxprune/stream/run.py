@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fxprune.axes.dims import Dim, Units
+from fxprune.axes.dims import Dim
+from fxprune.axes.positions import Units
 from fxprune.data.calibrate import Calibration, batches, rows
 from fxprune.data.graph_inputs import Masks, graph_inputs, masks, row_count
 from fxprune.groups.consumers import Consumer

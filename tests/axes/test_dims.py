@@ -23,13 +23,12 @@ from fxprune.axes.dims import (
     Sum,
     atoms,
     freeze,
-    index,
-    kept_size,
     resolve,
     split_product,
     split_sum,
     unify,
 )
+from fxprune.axes.positions import index, kept_size
 
 Recipe = Any  # int (number of a dim) | ("product" | "sum", tuple[Recipe, ...])
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.axes.dims import Dim, Layout, Product, Sum, kept_size
+from fxprune.axes.dims import Dim, Layout, Product, Sum
 from fxprune.axes.polynomial import Count, constant, of_layout, product, total
+from fxprune.axes.positions import kept_size
 
 DIMS = [Dim(size) for size in (3, 4, 5, 7)]
 LAYOUTS: st.SearchStrategy[Layout] = st.recursive(

@@ -14,7 +14,7 @@ from torch import Tensor
 import fxprune
 from benches import ablation
 from benches.ablation import choose, rewrite_uncoupled, site_groups, site_name
-from fxprune.axes import dims
+from fxprune.axes import positions
 from fxprune.axes.dims import find
 from fxprune.errors import CriterionError
 from tests.hf import tiny
@@ -124,7 +124,9 @@ def test_choice_keeps_the_numbers_of_the_plan(
             kept = choice[site.tensor, site.axis][find(graph[name].dim)]
             assert len(kept) == len(units)
             assert (np.diff(kept) > 0).all()
-            assert len(dims.index(site.layout, {find(graph[name].dim): kept})) < site.layout.size
+            assert (
+                len(positions.index(site.layout, {find(graph[name].dim): kept})) < site.layout.size
+            )
 
 
 def test_site_without_scores(graph: fxprune.DependencyGraph, plan: fxprune.Plan) -> None:

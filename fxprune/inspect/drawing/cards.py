@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from fxprune.axes.dims import find, kept_size
+from fxprune.axes.dims import find
+from fxprune.axes.positions import kept_size
 from fxprune.groups.group import Group
 from fxprune.inspect.drawing.boxes import Box
 from fxprune.inspect.drawing.canvas import Markup, cell, escape, font, table, wrapped
