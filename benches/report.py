@@ -38,7 +38,7 @@ def main() -> None:
         try:
             runs.append(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise SystemExit(f"{path} is no saved benchmark: {error}") from error
+            raise SystemExit(f"{path} is not a saved benchmark: {error}") from error
     write_text(options.out, page(runs))
 
 

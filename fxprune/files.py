@@ -137,7 +137,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():
-        raise CheckpointError(f"{path} cannot be written: {there} is no folder")
+        raise CheckpointError(f"{path} cannot be written: {there} is not a folder")
     # Asked of the disk itself: permissions do not tell of a read-only one, or of a quota.
     with writing(path), tempfile.TemporaryFile(dir=there) as stream:
         stream.write(b"0")

@@ -67,10 +67,12 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     file = tmp_path / "file"
     file.write_text("mine")
     for path in (file / "out", file / "deep" / "out"):
-        with pytest.raises(CheckpointError, match=rf"{path} cannot be written: .*file is no fold"):
+        with pytest.raises(
+            CheckpointError, match=rf"{path} cannot be written: .*file is not a fold"
+        ):
             check_writable(path)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="dangling is no folder"):
+    with pytest.raises(CheckpointError, match="dangling is not a folder"):
         check_writable(tmp_path / "dangling" / "out")
     with pytest.raises(CheckpointError, match=r"/proc/1/x cannot be written: "):
         check_writable("/proc/1/x")

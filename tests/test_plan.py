@@ -190,7 +190,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         (b'{"format": "fxprune-plan", "version": true}', "version True is not supported"),
         (b'{"format": "fxprune-plan", "version": 1}', "has no field 'parameters_before'"),
         (b'{"format": "fxprune-plan", "format": "fxprune-plan"}', "'format' is a duplicate"),
-        (b'{"format": NaN}', "NaN is no JSON number"),
+        (b'{"format": NaN}', "NaN is not a JSON number"),
         (b"[" * 100_000, "not valid JSON"),
     ],
 )

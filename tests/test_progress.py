@@ -1,4 +1,4 @@
-"""Progress goes to standard error, as lines where that is no terminal."""
+"""Progress goes to standard error, as lines where that is not a terminal."""
 
 from __future__ import annotations
 

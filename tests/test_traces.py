@@ -22,7 +22,7 @@ X = torch.randn(3, 6)
 
 
 class Scaled(nn.Module):
-    """Two layers, an input that is no tensor, and a buffer."""
+    """Two layers, an input that is not a tensor, and a buffer."""
 
     def __init__(self, bias: bool = True) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ def from_ranges(size: int, removed: str, where: str) -> tuple[int, ...]:
         PlanError: it is no such text, and the message says of what.
     """
     if not _RANGES.fullmatch(removed):
-        raise PlanError(f"{where}: the removed units are no list of ranges ({removed!r:.60})")
+        raise PlanError(f"{where}: the removed units are not a list of ranges ({removed!r:.60})")
     kept: list[int] = []
     following = 0
     for piece in removed.split(",") if removed else ():

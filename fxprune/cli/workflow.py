@@ -44,7 +44,7 @@ class Outcome:
         caption: how they were measured.
         result: what :func:`fxprune.prune` gave.
         folder: where it is saved.
-        model: what is saved: the graph, or a model of transformers on the same tensors.
+        model: what is saved: the graph, or a transformers model on the same tensors.
         opened_by: how to open it, in words.
     """
 
@@ -120,8 +120,8 @@ def check_model(spec: str, recipe: Recipe) -> bool:
     for option in needing_data(recipe):
         if not causal:
             raise CriterionError(
-                f"{model_class(config).__name__} is no causal language model, which {option} needs "
-                "here; take magnitude or random, or calibrate in Python with fxprune.prune"
+                f"{model_class(config).__name__} is not a causal language model, which {option} "
+                "needs here; take magnitude or random, or calibrate in Python with fxprune.prune"
             )
     fetch(spec)
     return causal
@@ -259,7 +259,7 @@ def _timed(outcome: Outcome, before: float, after: float) -> Outcome:
 
 
 def check_shrinks(model: nn.Module, recipe: Recipe) -> None:
-    """Refuse what no config of transformers can say, before any work is done.
+    """Refuse what no transformers config can say, before any work is done.
 
     Raises:
         ShrinkError: it cannot, tried without weights on one unit of each group.
@@ -290,7 +290,7 @@ def store(
     tokenizer: PreTrainedTokenizerBase | None,
     save_as: str,
 ) -> tuple[nn.Module, str]:
-    """Save what pruning gave: as a model of transformers, or else as a graph.
+    """Save what pruning gave: as a transformers model, or else as a graph.
 
     Args:
         model: the original; its weights may be gone.

@@ -202,7 +202,9 @@ def _with_bias(traced: Traced, match: Match) -> Match | Compensated:
             f"{match.name} has no bias to compensate with: select with gain_bias=True, or use "
             "method='least-squares'"
         )
-    return Compensated(match.name, skipped="it has no bias, and is no nn.Linear that can gain one")
+    return Compensated(
+        match.name, skipped="it has no bias, and is not an nn.Linear that can gain one"
+    )
 
 
 def _check_propagated(found: tuple[Match | Compensated, ...]) -> None:

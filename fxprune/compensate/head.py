@@ -60,7 +60,7 @@ def factors(graph: DependencyGraph) -> tuple[Factor, ...] | str:
     """
     traced, product = graph.traced, head(graph)
     if product is None:
-        return "its output is no product with a weight"
+        return "its output is not a product with a weight"
     found = _norm(traced, product.source)
     if not found and not computes_bias(product):
         own = [Factor(name) for name in (product.site.tensor, product.bias) if name is not None]

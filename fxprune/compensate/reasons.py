@@ -36,7 +36,7 @@ def reason_against(traced: Traced, consumer: Consumer) -> str | None:
 
 
 def computes_bias(consumer: Consumer) -> bool:
-    """Whether the product adds something that is no tensor of the model."""
+    """Whether the product adds something that is not a tensor of the model."""
     node = consumer.node
     added = argument(node, "self" if packet(node) is aten.addmm else "bias")
     return added is not None and consumer.bias is None

@@ -41,7 +41,7 @@ class KvCacheCount(Count):
 
 
 def kv_cache(graph: DependencyGraph, counts: Mapping[Dim, int] | None = None) -> int:
-    """Numbers cached per token over all layers; 0 for what is no decoder.
+    """Numbers cached per token over all layers; 0 for what is not a decoder.
 
     Args:
         graph: the groups of the model.

@@ -23,13 +23,13 @@ _HARMLESS = re.compile(r"^linalg_(vector_norm|norm|cross|diagonal)$")
 
 
 def packet_name(node: fx.Node) -> str:
-    """``matmul`` of ``aten.matmul.default``; "" for what is no op."""
+    """``matmul`` of ``aten.matmul.default``; "" for what is not an op."""
     name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
     return str(name)
 
 
 def multiplies(sizes: ValueSizes, node: fx.Node) -> Polynomial | None:
-    """Multiply-accumulates of one op, or None for one that is no product.
+    """Multiply-accumulates of one op, or None for one that is not a product.
 
     Raises:
         CostError: the op may hold products that cannot be counted.

@@ -39,7 +39,7 @@ def named_inputs(traced: Traced, batch: Batch) -> dict[str, Any]:
     """The inputs of the graph for one batch, by name.
 
     An attention mask that the batch lacks is made of ones; ``labels``, and a mask of ones that the
-    graph does not take, are left out; what is no tensor comes from the traced example.
+    graph does not take, are left out; what is not a tensor comes from the traced example.
 
     Raises:
         CalibrationError: the batch lacks an input, or has an unknown one; the message names it.

@@ -33,7 +33,7 @@ def batch_loss(model: nn.Module, batch: Batch, loss_fn: LossFunction | None = No
         loss_fn: the user's own loss.
 
     Raises:
-        CalibrationError: if the model gives no loss, or one that is no finite scalar.
+        CalibrationError: if the model gives no loss, or one that is not a finite scalar.
     """
     loss = _default_loss(model, batch) if loss_fn is None else _own_loss(model, batch, loss_fn)
     if not isinstance(loss, Tensor) or loss.numel() != 1:

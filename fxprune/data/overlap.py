@@ -51,7 +51,7 @@ def overlap(training: Records, evaluation: Sequence[Text]) -> list[tuple[Record,
     the same text in another tokenisation is found too. A record overlaps if at least a tenth of its
     shingles are in an evaluation text, or at least a tenth of those of one evaluation record are in
     it. A record of fewer than 13 words overlaps if all its words are those of an evaluation record.
-    So a sentence quoted in a long document, or a short question inside one, is no overlap.
+    So a sentence quoted in a long document, or a short question inside one, is not an overlap.
 
     Takes time in proportion to the words of both sides, and memory for those of the evaluation.
 

@@ -54,7 +54,7 @@ class Records:
 
 @dataclass(frozen=True)
 class _Bad:
-    """A row that is no record."""
+    """A row that is not a record."""
 
     where: str
     reason: str
@@ -120,7 +120,7 @@ def _content(path: Path) -> str:
             f"{path} holds token ids, not text: give the training data as text, .jsonl or .json"
         )
     try:
-        # A byte order mark, as some editors write it, is no part of the text.
+        # A byte order mark, as some editors write it, is not a part of the text.
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecoveryError(f"{path} cannot be read as UTF-8 text: {error}") from error
@@ -173,7 +173,7 @@ def _dataset(spec: str) -> Iterator[Record | _Bad]:
 
 def _row(where: str, row: Any) -> Record | _Bad:
     if not isinstance(row, dict):
-        return _Bad(where, f"it is no object but a {type(row).__name__}")
+        return _Bad(where, f"it is not an object but a {type(row).__name__}")
     instruction, given, output = (row.get(name) for name in ("instruction", "input", "output"))
     if not isinstance(instruction, str) or not isinstance(output, str):
         # Only then: the first Alpaca has a text too, the three in a template.
@@ -182,13 +182,13 @@ def _row(where: str, row: Any) -> Record | _Bad:
         return _Bad(where, 'it has no string "text", nor strings "instruction" and "output"')
     given = "" if given is None else given
     if not isinstance(given, str):
-        return _Bad(where, 'its "input" is no string')
+        return _Bad(where, 'its "input" is not a string')
     if not (instruction + given).strip():
         return _Bad(where, 'its "instruction" is empty')
     if not output.strip():
         return _Bad(where, 'its "output" is empty')
     if not _encodes(instruction + given + output):
-        return _Bad(where, "it has half of a surrogate pair, which is no character")
+        return _Bad(where, "it has half of a surrogate pair, which is not a character")
     return Instruction(instruction, given, output, where)
 
 
@@ -198,7 +198,7 @@ def _document(where: str, text: Any, column: str = "text") -> Record | _Bad:
     if not text.strip():
         return _Bad(where, f'its "{column}" is empty')
     if not _encodes(text):
-        return _Bad(where, "it has half of a surrogate pair, which is no character")
+        return _Bad(where, "it has half of a surrogate pair, which is not a character")
     return Document(text, where)
 
 

@@ -224,7 +224,7 @@ def _collect(traced: Traced, inferred: Inferred) -> list[Group]:
 def _settled(groups: list[Group], inside: set[Dim]) -> list[Group]:
     """The groups; where residual branches have hidden units, only those are of kind ``mlp``.
 
-    A pooler, a projector or a head is no MLP of a layer, and no config counts its units.
+    A pooler, a projector or a head is not an MLP of a layer, and no config counts its units.
     """
     if not any(group.kind == "mlp" and group.dim in inside for group in groups):
         return groups

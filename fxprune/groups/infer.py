@@ -129,7 +129,7 @@ def _mark_residual(ctx: Context, node: fx.Node, origin: dict[fx.Node, fx.Node]) 
     """Tag axes on which values of different origin are added.
 
     The origin of a value is the contraction or lookup it was computed from; a pointwise chain
-    keeps it, so that an activation function which adds a value to itself is no residual.
+    keeps it, so that an activation function which adds a value to itself is not a residual.
     """
     sources = [n for n in node.all_input_nodes if n in ctx.axes and n not in ctx.derived]
     origins = {origin.get(n, n) for n in sources}

@@ -107,7 +107,7 @@ def _check(config: dict[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise ShrinkError(f"the adapter is {config.get('peft_type')}, and only LORA can be cut")
     if other := [name for name in _VARIANTS if config.get(name)]:
-        raise ShrinkError(f"the adapter is no plain LoRA ({other[0]}): it cannot be cut")
+        raise ShrinkError(f"the adapter is not plain LoRA ({other[0]}): it cannot be cut")
     start = config.get("init_lora_weights")
     if start not in _STARTS:
         raise ShrinkError(

@@ -122,7 +122,7 @@ def check_refittable(
     """Refuse, before any matrix is allocated, groups whose consumers cannot be refitted.
 
     Raises:
-        CriterionError: the units are averaged in a norm, or a consumer is no matrix.
+        CriterionError: the units are averaged in a norm, or a consumer is not a matrix.
     """
     for group in groups:
         convolves = any(

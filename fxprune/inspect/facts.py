@@ -103,7 +103,7 @@ def costs(facts: Mapping[str, Any]) -> list[str]:
         facts: see :func:`facts`.
     """
     parts = [f"{facts['parameters']:,} parameters", half(facts) + " in fp16"]
-    if facts["kv_cache"]:  # 0: it is no decoder
+    if facts["kv_cache"]:  # 0: it is not a decoder
         parts.append(f"{facts['kv_cache']:,} numbers cached per token")
     lines = [", ".join(parts)]
     if facts["macs"] is not None:

@@ -84,7 +84,7 @@ def evaluate(
     """Measure a model.
 
     Args:
-        model: a causal language model of transformers, dense or shrunk, or a GraphModule of one,
+        model: a causal language transformers model, dense or shrunk, or a GraphModule of one,
             called with ``input_ids=``. It is put into evaluation mode.
         tokenizer: of the model.
         config: of the original, for a GraphModule; says how long a text may be.

@@ -61,6 +61,6 @@ def open_subject(
 def _check_causal(spec: str | Path, config: PreTrainedConfig) -> None:
     if not is_causal(config):
         raise EvaluationError(
-            f"{spec}: {model_class(config).__name__} is no causal language model, so it has "
+            f"{spec}: {model_class(config).__name__} is not a causal language model, so it has "
             "neither perplexity nor tasks nor generation to measure"
         )

@@ -198,7 +198,7 @@ def _read(file: Path) -> dict[int, dict[str, Any]]:
     """Records of a JSONL file by their line; blank lines are skipped.
 
     Raises:
-        EvaluationError: it cannot be read, is empty, or a line is no JSON object.
+        EvaluationError: it cannot be read, is empty, or a line is not a JSON object.
     """
     try:
         content = file.read_text(encoding="utf-8")
@@ -214,7 +214,7 @@ def _read(file: Path) -> dict[int, dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise EvaluationError(f"{file} line {number} is not JSON: {error}") from error
         if not isinstance(rows[number], dict):
-            raise EvaluationError(f"{file} line {number} is no JSON object")
+            raise EvaluationError(f"{file} line {number} is not a JSON object")
     if not rows:
         raise EvaluationError(f"{file} has no lines in it")
     return rows

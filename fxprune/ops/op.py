@@ -156,7 +156,7 @@ def _gives_one_tensor(target: Any) -> bool:
 
 
 def packet(node: fx.Node) -> object:
-    """The op without its overload; None of what is no ATen op."""
+    """The op without its overload; None of what is not an ATen op."""
     return getattr(node.target, "overloadpacket", None)
 
 

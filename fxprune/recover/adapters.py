@@ -1,4 +1,4 @@
-"""LoRA by PEFT, on models of transformers and on graphs alike."""
+"""LoRA by PEFT, on transformers models and on graphs alike."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def attach(module: nn.Module, method: LoRA, seed: int = 0) -> PeftModel:
     shrunk model of one plan begin alike.
 
     Args:
-        module: a model of transformers, a GraphModule or any other module. May be on ``meta``.
+        module: a transformers model, a GraphModule or any other module. May be on ``meta``.
         method: rank and targets.
         seed: of the starting values.
 

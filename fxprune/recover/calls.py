@@ -1,4 +1,4 @@
-"""How a model of transformers or a graph is called on a batch of tokens, and the loss."""
+"""How a transformers model or a graph is called on a batch of tokens, and the loss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def taker(module: nn.Module) -> Take:
     goes only to a graph that was traced with one.
 
     Args:
-        module: a model of transformers, a GraphModule, or any module with ``input_ids``.
+        module: a transformers model, a GraphModule, or any module with ``input_ids``.
 
     Raises:
         RecoveryError: it takes no ``input_ids``, or needs something that text does not have.
@@ -78,14 +78,14 @@ def check_causal(module: nn.Module) -> None:
                 why = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise RecoveryError(
                     f"{type(module).__name__} does not run on two rows of 8 tokens ({why}): a "
-                    "graph must be traced with sizes that may change; what is no language model "
+                    "graph must be traced with sizes that may change; what is not a language model "
                     "needs loss_fn"
                 ) from error
             found.append(predicted.view(2, 8, -1)[:, :-1].float())
     first, second = found
     if not torch.allclose(first, second, rtol=0, atol=1e-4 * float(first.abs().max())):
         raise RecoveryError(
-            f"{type(module).__name__} sees the tokens that it is to predict: it is no causal "
+            f"{type(module).__name__} sees the tokens that it is to predict: it is not a causal "
             "language model; give loss_fn"
         )
 
@@ -112,7 +112,7 @@ def next_token(output: Any, labels: Tensor, module: nn.Module) -> tuple[Tensor, 
     if found.shape[:-1] != labels.shape:
         raise RecoveryError(
             f"{type(module).__name__} gives logits of shape {tuple(found.shape)} for tokens of "
-            f"shape {tuple(labels.shape)}: it is no language model"
+            f"shape {tuple(labels.shape)}: it is not a language model"
         )
     # Labels move instead of logits, which are large and would be copied.
     shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED)

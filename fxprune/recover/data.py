@@ -76,7 +76,8 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase | None, reading: Read
     if not _is_text(data):
         if reading.evaluation:
             raise RecoveryError(
-                "evaluation= is compared with text to train on, and these are no text: leave it out"
+                "evaluation= is compared with text to train on, and these are not text: "
+                "leave it out"
             )
         training, validation = _cut(_examples(data), fraction, reading.seed)
         notes: list[str] = []

@@ -83,7 +83,7 @@ class History:
             steps = tuple(Step(**row) for row in rows["steps"])
             return cls(steps, tuple(Evaluation(**row) for row in rows["evaluations"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecoveryError(f"{path} is no log of a run ({error!r})") from error
+            raise RecoveryError(f"{path} is not a log of a run ({error!r})") from error
 
     @property
     def best(self) -> Evaluation | None:

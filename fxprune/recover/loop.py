@@ -39,7 +39,7 @@ class Loop:
         training: how.
         rows: on what.
         arguments: of Trainer.
-        loss_fn: the loss of one batch, if the module is no language model.
+        loss_fn: the loss of one batch, if the module is not a language model.
         collate_fn: makes a batch of examples.
     """
 
@@ -74,7 +74,7 @@ class Loop:
                 reinitialise(module, training.seed)
         host: nn.Module = module if self._adapted is None else self._adapted
         self.trained = sum(p.numel() for p in host.parameters() if p.requires_grad)
-        self._enabled = False  # gradient checkpointing in a model of transformers
+        self._enabled = False  # gradient checkpointing in a transformers model
         try:
             self._host = self._checkpointed(host) if training.gradient_checkpointing else host
         except BaseException:

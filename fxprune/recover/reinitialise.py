@@ -13,7 +13,7 @@ def reinitialise(module: nn.Module, seed: int = 0) -> None:
     """Forget the weights, in place: by the initialiser of transformers, or of each layer.
 
     Args:
-        module: a model of transformers; or one whose layers have ``reset_parameters``, as torch's
+        module: a transformers model; or one whose layers have ``reset_parameters``, as torch's
             have.
         seed: of the new weights.
 
@@ -38,7 +38,7 @@ def reinitialise(module: nn.Module, seed: int = 0) -> None:
             if not callable(getattr(each, "reset_parameters", None)):
                 raise RecoveryError(
                     f"{name or type(module).__name__} has no initialiser of its own: train from "
-                    "scratch what fxprune.shrink gives, a model of transformers"
+                    "scratch what fxprune.shrink gives, a transformers model"
                 )
         for _, each in holders:
             each.reset_parameters()

@@ -34,7 +34,7 @@ def compose(traced: Traced, plan: Plan) -> tuple[Traced, Plan]:
 
     Returns:
         The model that was pruned first, without weights, and the plan for it; the arguments if
-        ``traced`` is no graph that was pruned before.
+        ``traced`` is not a graph that was pruned before.
 
     Raises:
         PlanError: the original's groups and branches cannot say what is left; says why.

@@ -39,7 +39,7 @@ def unit_costs(groups: Sequence[Candidate], limits: Sequence[Limit]) -> list[flo
         if not group.last:
             costs.append(0.0)
             continue
-        # From the second unit to go: the first may bring a bias with it, which is no cost of one.
+        # From the second unit to go: the first may bring a bias with it, not a cost of every unit.
         here = {**base, group.dim: base[group.dim] - 1}
         # One unit alone may free nothing of a latency that falls in steps.
         more = max(group.lost(group.last) - group.lost(0) - 1, 1)

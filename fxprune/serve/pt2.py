@@ -56,8 +56,8 @@ def export(
     check_writable(path)
     if not isinstance(graph_module, fx.GraphModule):
         raise TraceError(
-            f"{type(graph_module).__name__} is no GraphModule; fxprune.trace makes one of a model: "
-            "trace(model).graph_module"
+            f"{type(graph_module).__name__} is not a GraphModule; fxprune.trace makes one of "
+            "a model: trace(model).graph_module"
         )
     if blank := [name for name, t in tensors_of(graph_module).items() if t.is_meta]:
         raise CheckpointError(f"{blank[0]!r} is on meta: a graph without weights cannot be saved")

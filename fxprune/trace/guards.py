@@ -60,9 +60,9 @@ class InputGuard:
     Attributes:
         name: what a user calls it: ``input_ids``, ``args[0]``.
         dtype: of a tensor, as in ``str(dtype)``; any floating dtype stands for all of them, so
-            that a graph that was cast takes inputs of its new dtype. None of what is no tensor.
+            that a graph that was cast takes inputs of its new dtype. None of what is not a tensor.
         shape: of a tensor, a number or an expression for each axis.
-        value: of what is no tensor, the only value it may have.
+        value: of what is not a tensor, the only value it may have.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Guards:
         return replace(self, ranges=ranges, conditions=conditions)
 
     def shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...] | None]:
-        """The shape of every input at these sizes; None for what is no tensor."""
+        """The shape of every input at these sizes; None for what is not a tensor."""
         return [
             None if guard.dtype is None else tuple(evaluate(axis, sizes) for axis in guard.shape)
             for guard in self.inputs

@@ -22,7 +22,7 @@ _SHARED = 0.5
 # A slice below this many times what is shared could be off by 1 % within that; of coarse outputs,
 # which are allowed more than 1 % anyway, only a slice below a part of the scale is of interest.
 _NARROW, _COARSE = 100 * _SHARED, 0.05
-_LEAST = 4  # values; one number near zero is no small scale
+_LEAST = 4  # values; one number near zero is not a small scale
 
 
 @dataclass(frozen=True)

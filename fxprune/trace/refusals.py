@@ -31,7 +31,7 @@ def check(model: Any) -> None:
         model: what was given as one.
 
     Raises:
-        TraceError: it is no module, or is wrapped for parallel training, compiled, scripted or
+        TraceError: it is not a module, or is wrapped for parallel training, compiled, scripted or
             quantised, whole or in part. The message says what to give instead.
     """
     if not isinstance(model, nn.Module):
@@ -59,7 +59,7 @@ def check(model: Any) -> None:
         if what := _quantised(module):
             raise TraceError(
                 f"{where} is quantised ({what}): prune the model in its floating-point dtype and "
-                "quantise the result; model.dequantize() gives such a model of transformers"
+                "quantise the result; model.dequantize() gives such a transformers model"
             )
 
 
@@ -87,7 +87,7 @@ def _no_module(model: object) -> str:
         return "an ExportedProgram holds the module to prune: give program.module()"
     if isinstance(model, str):
         return f"{model!r} is a name: load the model first, for example by from_pretrained"
-    return f"{kind} is no torch.nn.Module: give the model itself"
+    return f"{kind} is not a torch.nn.Module: give the model itself"
 
 
 def _wrapper(model: nn.Module) -> str:

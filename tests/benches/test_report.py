@@ -134,7 +134,7 @@ def test_figures_that_mean_nothing_are_refused() -> None:
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results, out = tmp_path / "results.json", tmp_path / "page.md"
     monkeypatch.setattr(sys, "argv", ["report", str(results), "--out", str(out)])
-    with pytest.raises(SystemExit, match=r"results\.json is no saved benchmark"):
+    with pytest.raises(SystemExit, match=r"results\.json is not a saved benchmark"):
         report.main()
     results.write_text(json.dumps(made()))
     report.main()

@@ -113,7 +113,7 @@ def test_a_pruned_graph(run: Any, pruned: Path, text: Path, tmp_path: Path) -> N
 
 
 def test_layers_of_their_own_sizes(run: Any, pruned: Path, text: Path, tmp_path: Path) -> None:
-    """The same plan for one layer only, as a model of transformers: all rows are there."""
+    """The same plan for one layer only, as a transformers model: all rows are there."""
     model = tiny.llama()
     whole = fxprune.Plan.load(pruned / "plan.json")
     graph = fxprune.discover(fxprune.trace(model))
@@ -226,7 +226,7 @@ class TestOpening:
             intermediate_size=8,
         )
         BertForMaskedLM(config).save_pretrained(tmp_path)
-        with pytest.raises(EvaluationError, match="BertForMaskedLM is no causal language model"):
+        with pytest.raises(EvaluationError, match="BertForMaskedLM is not a causal language model"):
             open_subject(tmp_path)
 
 

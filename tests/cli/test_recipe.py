@@ -74,7 +74,7 @@ def test_what_is_asked_for() -> None:
     assert Recipe(ratio=None, macs=0.6).goal() == {"budget": fxprune.Budget(macs=0.6)}
     both = Recipe(ratio=0.25, kv_cache=100).goal()
     assert both == {"budget": fxprune.Budget(params=0.75, kv_cache=100)}
-    # No parameters to remove is no limit on them.
+    # No parameters to remove is not a limit on them.
     assert Recipe(ratio=0.0, macs=0.6).goal() == {"budget": fxprune.Budget(macs=0.6)}
     units = Recipe(ratio=None, units=0.3)
     assert units.goal() == {"budget": fxprune.Budget(units=0.3)}

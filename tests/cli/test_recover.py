@@ -38,7 +38,7 @@ def evaluation(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """A pruned model as a graph (True) and as a model of transformers."""
+    """A pruned model as a graph (True) and as a transformers model."""
     folder, model = tmp_path_factory.mktemp("pruned"), tiny.llama()
     result = fxprune.prune(model, pruning_ratio=0.1, criterion=fxprune.Magnitude())
     small = fxprune.shrink(model, result.plan, result.graph_module)

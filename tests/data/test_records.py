@@ -99,13 +99,13 @@ def test_text_of_an_instruction() -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "not json": ('{"text": "half', "it is not JSON (Unterminated string starting at at column 10)"),
     "nested": ("[" * 100_000, "it is not JSON ("),
-    "list": (["text"], "it is no object but a list"),
+    "list": (["text"], "it is not an object but a list"),
     "number": ({"text": 5}, 'it has no string "text", nor strings "instruction" and "output"'),
     "no output": ({"instruction": "Add."}, 'it has no string "text", nor'),
     "empty": ({"text": " \n"}, 'its "text" is empty'),
     "no answer": ({"instruction": "Add.", "output": " "}, 'its "output" is empty'),
     "no question": ({"instruction": " ", "input": "", "output": "3"}, 'its "instruction" is empty'),
-    "input": ({"instruction": "Add.", "input": 3, "output": "3"}, 'its "input" is no string'),
+    "input": ({"instruction": "Add.", "input": 3, "output": "3"}, 'its "input" is not a string'),
     "surrogate": ('{"text": "a\\ud800"}', "it has half of a surrogate pair"),
     "surrogate in an answer": (
         '{"instruction": "Add.", "output": "\\udfff"}',
@@ -141,7 +141,7 @@ def test_many_bad_rows_are_counted_and_a_few_shown(tmp_path: Path) -> None:
 def test_bad_entries_of_json(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"text": "good"}, null]')
-    with pytest.raises(RecoveryError, match=r"a\.json entry 2: it is no object but a NoneType"):
+    with pytest.raises(RecoveryError, match=r"a\.json entry 2: it is not an object but a NoneType"):
         read_records(path)
     assert read_records(path, "skip").records == (Document("good", "a.json entry 1"),)
 

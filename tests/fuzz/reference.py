@@ -60,7 +60,7 @@ def kept_positions(small: nn.Module, original: nn.Module) -> Kept:
     """What stayed of each tensor, by value.
 
     Raises:
-        NotASliceError: a tensor is no slice of the original's.
+        NotASliceError: a tensor is not a slice of the original's.
     """
     old = named_tensors(original)
     found: Kept = {}
@@ -91,7 +91,7 @@ def _positions(name: str, small: Tensor, big: Tensor) -> tuple[Tensor | None, ..
     taken = take(big, tuple(result))
     ascending = all(r is None or bool((r.diff() > 0).all()) for r in result)
     if not ascending or not torch.equal(taken, small):
-        raise NotASliceError(f"{name}: {tuple(small.shape)} is no slice of {tuple(big.shape)}")
+        raise NotASliceError(f"{name}: {tuple(small.shape)} is not a slice of {tuple(big.shape)}")
     return tuple(result)
 
 
@@ -102,7 +102,9 @@ def _rows(name: str, small: Tensor, big: Tensor) -> tuple[Tensor | None, ...]:
     for row in small.unbind(axis):
         place = next((place for place, each in rest if torch.equal(each, row)), None)
         if place is None:
-            raise NotASliceError(f"{name}: {tuple(small.shape)} is no slice of {tuple(big.shape)}")
+            raise NotASliceError(
+                f"{name}: {tuple(small.shape)} is not a slice of {tuple(big.shape)}"
+            )
         found.append(place)
     return tuple(torch.tensor(found) if a == axis else None for a in range(small.dim()))
 

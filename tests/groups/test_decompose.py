@@ -101,7 +101,7 @@ def test_others_stay_whole_and_freeze_what_they_touch(inner: Inner, op: str, wid
 
 
 def test_parts_that_hold_at_one_size_only_are_not_taken(caplog: pytest.LogCaptureFixture) -> None:
-    """The definition may look at a size; then it is no definition for other sizes."""
+    """The definition may look at a size; then it is not a definition for other sizes."""
 
     @torch.library.custom_op("fxprune_tests::by_size", mutates_args=())
     def by_size(x: Tensor) -> Tensor:

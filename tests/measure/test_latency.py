@@ -247,7 +247,7 @@ def test_a_real_clock() -> None:
 
 
 def test_images() -> None:
-    """What is no token keeps its own size; groups can be named."""
+    """What is not a token keeps its own size; groups can be named."""
     net = ResidualConvNet().eval()
     graph = fxprune.discover(fxprune.trace(net, (torch.randn(2, 3, 16, 16),)))
     name = next(group.name for group in graph.groups if group.kind != "attention")

@@ -160,7 +160,7 @@ class TestRows:
         [
             ("", "has no lines"),
             ("\n{\n", "line 2 is not JSON"),
-            ("[1]\n", "line 1 is no JSON object"),
+            ("[1]\n", "line 1 is not a JSON object"),
         ],
     )
     def test_unreadable(self, tmp_path: Path, content: str, message: str) -> None:

@@ -87,7 +87,7 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
         (torch.zeros(12, dtype=torch.long), Reading(), "token ids are integers"),
         (torch.zeros(3, 4, dtype=torch.long), Reading(validation=0.7), "validation is 0.7"),
         ([], Reading(validation=0.0), "nothing to train on"),
-        ([{}], Reading(evaluation=[Text("t", LINES)]), "these are no text"),
+        ([{}], Reading(evaluation=[Text("t", LINES)]), "these are not text"),
         (Text("t", LINES), Reading(), "give tokenizer="),
         (Records("r", (Document("a", "r"),)), Reading(), "give tokenizer="),
     ],

@@ -57,5 +57,5 @@ def test_files(tmp_path: Path) -> None:
 def test_a_log_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text('{"steps": [{"loss": 1.0}]}')
     for name in ("log.json", "nowhere.json"):
-        with pytest.raises(RecoveryError, match=f"{name} is no log of a run"):
+        with pytest.raises(RecoveryError, match=f"{name} is not a log of a run"):
             History.load(tmp_path / name)

@@ -1,4 +1,4 @@
-"""The loss of a step and of an evaluation by hand, and what becomes of a loss that is no number."""
+"""The loss of a step and of an evaluation by hand, and of a loss that is not a number."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_depth_and_width(first: str, depth: fxprune.Depth) -> None:
     plan = assert_one_plan(model, traced, two, example)
     assert len(plan.removed) == 1
     assert plan.kept
-    if first == "width":  # what was pruned in the part that goes is no part of the plan
+    if first == "width":  # what was pruned in the part that goes is not a part of the plan
         gone = plan.removed[0].partition(":")[0]
         assert not any(name.startswith(f"{gone}.mlp") for name in plan.kept)
         assert any(name.startswith(f"{gone}.mlp") for name in one.plan.kept)

@@ -214,7 +214,7 @@ def test_only_a_linear_gains_a_bias() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             a, d, g = self.a(x).relu(), self.d(x).relu(), self.g(x).relu()
-            # c is no call of a Linear; e and f share a weight and would each have a bias.
+            # c is not a call of a Linear; e and f share a weight and would each have a bias.
             return self.b(a) + a @ self.c.weight.T + self.e(d) + self.f(d).relu() + self.h(g)
 
     graph = fxprune.discover(fxprune.trace(Model(), (torch.randn(2, 4),)))

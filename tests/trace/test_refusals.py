@@ -104,7 +104,7 @@ def configured() -> nn.Module:
         (lambda: "gpt2", "'gpt2' is a name: load the model first"),
         (lambda: nn.Linear, r"Linear is a class: give a model of it, Linear\(...\)"),
         (lambda: torch.export.export(plain(), (X,)), r"give program.module\(\)"),
-        (lambda: plain().state_dict(), "OrderedDict is no torch.nn.Module"),
+        (lambda: plain().state_dict(), "OrderedDict is not a torch.nn.Module"),
     ],
 )
 def test_refused_by_name_with_the_way_out(make: Any, message: str) -> None:

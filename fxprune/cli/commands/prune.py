@@ -113,7 +113,9 @@ def prune(
         int | None,
         typer.Option(help="Leave the last layers alone.", show_default="0; 2 for blocks"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of crops and random scores.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the calibration crops and of random scores.")
+    ] = 0,
     calibration_samples: Annotated[
         int | None,
         typer.Option(help="Crops of text that the criterion sees: 10, or 128 for obs."),
@@ -218,7 +220,7 @@ def prune(
     calibration, evaluation = workflow.texts(text, eval_text)
     causal = workflow.check_model(model, recipe)
     if chain is not None and not causal:
-        raise RecoveryError(f"{model} is no causal language model, which --recover needs here")
+        raise RecoveryError(f"{model} is not a causal language model, which --recover needs here")
     with step(f"loading {model}"):
         loaded = load(model, device)
     outcome = workflow.run(

@@ -35,18 +35,18 @@ def recover(
     teacher: Annotated[
         str | None, typer.Option(help="Learn from this model as well: the original, usually.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of teacher and student.")] = (
+    temperature: Annotated[float, typer.Option(help="Temperature of teacher and student.")] = (
         Distillation.temperature
     ),
     teacher_weight: Annotated[float, typer.Option(help="How much of the loss it is.")] = (
         Distillation.weight
     ),
-    hidden_weight: Annotated[float, typer.Option(help="Of hidden states beside the loss.")] = (
+    hidden_weight: Annotated[float, typer.Option(help="Weight of the loss on hidden states.")] = (
         Distillation.hidden
     ),
-    rank: Annotated[int, typer.Option(help="Of LoRA.")] = LoRA.rank,
-    alpha: Annotated[float, typer.Option(help="Of LoRA.")] = LoRA.alpha,
-    dropout: Annotated[float, typer.Option(help="Of LoRA.")] = LoRA.dropout,
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA adapters.")] = LoRA.rank,
+    alpha: Annotated[float, typer.Option(help="Alpha of the LoRA adapters.")] = LoRA.alpha,
+    dropout: Annotated[float, typer.Option(help="Dropout of the LoRA adapters.")] = LoRA.dropout,
     targets: Annotated[
         str, typer.Option(help="Layers that LoRA adapts: all-linear, or names with commas.")
     ] = ALL_LINEAR,
@@ -71,7 +71,9 @@ def recover(
         Training.schedule
     ),
     warmup: Annotated[float, typer.Option(help="Fraction of the steps.")] = Training.warmup,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = Training.weight_decay,
+    weight_decay: Annotated[
+        float, typer.Option(help="Weight decay of AdamW.")
+    ] = Training.weight_decay,
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, float16; auto: bfloat16 on a GPU that has it.")
     ] = Training.precision,
@@ -114,7 +116,7 @@ def recover(
     device: Annotated[
         str | None, typer.Option(help="cpu, to leave a GPU alone.", show_default="a GPU if any")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of data order, dropout and adapters.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the data order, dropout and adapters.")] = 0,
 ) -> None:
     """Retrain a pruned model: LoRA or all parameters, from text or from a teacher.
 

@@ -105,5 +105,5 @@ def _numbers(option: str, given: str, kind: Callable[[str], T]) -> list[T]:
         try:
             found.append(kind(part))
         except ValueError as error:
-            raise SelectionError(f"{option} has {part!r}, which is no number") from error
+            raise SelectionError(f"{option} has {part!r}, which is not a number") from error
     return found

@@ -159,7 +159,7 @@ def _loaded(
     config = load_config(model)
     if not is_causal(config):
         raise ModelError(
-            f"{model_class(config).__name__} is no causal language model; a comparison measures "
+            f"{model_class(config).__name__} is not a causal language model; a comparison measures "
             "perplexity"
         )
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)

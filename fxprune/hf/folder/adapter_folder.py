@@ -53,7 +53,7 @@ def factors_of(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Fact
         last = next((last for last in _FACTORS if key.endswith(f".{last}")), None)
         if last is None or not key.startswith(_PREFIX):
             raise ShrinkError(
-                f"{key} of the adapter is no factor of a linear layer: not plain LoRA"
+                f"{key} of the adapter is not a factor of a linear layer: not plain LoRA"
             )
         found.setdefault(key[len(_PREFIX) : -len(last) - 1], {})[last] = tensor
     for name, factors in found.items():

@@ -38,7 +38,7 @@ def save(
 ) -> Path:
     """Write a pruned model as a folder.
 
-    A model of transformers, such as :func:`fxprune.shrink` gives, becomes a checkpoint of
+    A transformers model, such as :func:`fxprune.shrink` gives, becomes a checkpoint of
     transformers. If all its layers are alike, ``AutoModelForCausalLM.from_pretrained`` loads it
     where fxprune is not installed. (A number of heads that LlamaConfig refuses is saved as Mistral,
     which computes the same.) If they are not, the config holds transformers' ``per_layer_config``,
@@ -48,10 +48,10 @@ def save(
     The folder appears whole or not at all. One that fxprune wrote before is replaced.
 
     Args:
-        model: a model of transformers, or what :func:`fxprune.rewrite` made of ``traced`` and
+        model: a transformers model, or what :func:`fxprune.rewrite` made of ``traced`` and
             ``plan``. Either may have been trained since.
         path: the folder to write.
-        plan: the plan. A model of transformers is saved without as well.
+        plan: the plan. A transformers model is saved without as well.
         traced: for a graph, the original. Only its architecture and example inputs are needed, not
             its weights.
         tokenizer: saved along with the model.
@@ -70,7 +70,7 @@ def save(
             raise CheckpointError("a graph is saved with what it was made of: give plan and traced")
     elif not hasattr(model, "save_pretrained"):
         raise CheckpointError(
-            f"{type(model).__name__} is neither a GraphModule nor a model of transformers"
+            f"{type(model).__name__} is neither a GraphModule nor a transformers model"
         )
     with writing(path), whole(path, replace=True) as folder:
         if isinstance(model, fx.GraphModule):
@@ -119,7 +119,7 @@ def load(
         device: where the tensors go.
 
     Returns:
-        The graph or the model of transformers, whichever was saved, in evaluation mode.
+        The graph or the transformers model, whichever was saved, in evaluation mode.
 
     Raises:
         CheckpointError: a file is missing, damaged or of another model; the message names it.

@@ -1,4 +1,4 @@
-"""Models of transformers in a folder that plain transformers loads.
+"""Transformers models in a folder that plain transformers loads.
 
 Where layers have sizes of their own, transformers' classes cannot build the model yet. Then the
 folder has a small file of code as well, which ``from_pretrained(folder, trust_remote_code=True)``

@@ -24,7 +24,7 @@ def check_names(names: Iterable[Any], file: Path) -> None:
         plain = isinstance(name, str) and name == Path(name).name and name not in ("", ".", "..")
         if not plain or (folder / name).resolve().parent != folder:
             raise CheckpointError(
-                f"{file} names {name!r}, which is no file of its folder: it is not opened"
+                f"{file} names {name!r}, which is not a file of its folder: it is not opened"
             )
 
 

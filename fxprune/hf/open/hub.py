@@ -45,7 +45,7 @@ def fetch(name: str, *, weights: bool) -> Path:
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"{name!r} is no file or folder here, and the hub cannot be reached to look there: "
+            f"{name!r} is not a file or folder here, and the hub cannot be reached to look there: "
             "check the path, or the network, or give a local folder or smollm2"
         ) from error
     return Path(folder)

@@ -1,4 +1,4 @@
-"""Put tensors into a model of transformers that was built without, and prove that they fit."""
+"""Put tensors into a transformers model that was built without, and prove that they fit."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def check_buffers(small: PreTrainedModel, tensors: Tensors, names: Names) -> Non
 
 
 def _owner(model: PreTrainedModel, path: str) -> Any:
-    """The innermost model of transformers around a module: it knows how to begin with it."""
+    """The innermost transformers model around a module: it knows how to begin with it."""
     found, module = model, model
     for name in path.split(".") if path else ():
         module = getattr(module, name)

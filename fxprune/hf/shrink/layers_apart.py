@@ -1,4 +1,4 @@
-"""Models of transformers whose layers have sizes of their own.
+"""Transformers models whose layers have sizes of their own.
 
 The config says which (``per_layer_config``, transformers' own schema). This file needs nothing of
 fxprune: a copy of it lies beside the weights of every checkpoint with such layers.

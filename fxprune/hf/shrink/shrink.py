@@ -131,7 +131,7 @@ def _check(model: nn.Module, plan: Plan) -> None:
 
     if not isinstance(model, PreTrainedModel):
         raise ShrinkError(
-            f"{type(model).__name__} is no model of transformers, with a config to make a smaller "
+            f"{type(model).__name__} is not a transformers model, with a config to make a smaller "
             "one from; fxprune.rewrite makes a graph of it"
         )
     if any(parameter.numel() == 0 for parameter in model.parameters()):  # consumed

@@ -1,4 +1,4 @@
-"""What a smaller model of transformers must be, and one try to build it."""
+"""What a smaller transformers model must be, and one try to build it."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def legend(
     *,
     context: bool = False,
 ) -> None:
-    """Explain the colours and lines that occur, and what is no box.
+    """Explain the colours and lines that occur, and what is not a box.
 
     Args:
         canvas: where to draw.

@@ -87,7 +87,7 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} is damaged ({error}); remove it or write it again"
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} is no report of fxprune; remove it or write it again")
+        raise CheckpointError(f"{file} is not a report of fxprune; remove it or write it again")
     return content
 
 
@@ -100,7 +100,7 @@ def _pruned(content: Mapping[str, Any], file: Path) -> Pruned:
         ]
         notes = tuple(str(line) for line in content.get("measured", ()))
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is no report of fxprune prune ({error!r})") from error
+        raise CheckpointError(f"{file} is not a report of fxprune prune ({error!r})") from error
     return Pruned(pair[0], pair[1], notes)
 
 
@@ -117,12 +117,12 @@ def _recovered(content: Mapping[str, Any], file: Path) -> Recovered:
             f"perplexity: {found['windows']} windows of {found['length']} tokens at most",
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{file} is no report of fxprune recover ({error!r})") from error
+        raise CheckpointError(f"{file} is not a report of fxprune recover ({error!r})") from error
     log = file.with_name(JSON)
     return Recovered(before, after, log if log.is_file() else None, notes)
 
 
 def _number(value: Any) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TypeError(f"{value!r:.40} is no number")
+        raise TypeError(f"{value!r:.40} is not a number")
     return value

@@ -263,13 +263,13 @@ def test_token_ids_calibrate(run: Any, tmp_path: Path) -> None:
     [
         ({"criteria": "tailor"}, "no criterion 'tailor'"),
         ({"criteria": ","}, "no criteria given"),
-        ({"ratios": "0.2,much"}, "ratios has 'much', which is no number"),
+        ({"ratios": "0.2,much"}, "ratios has 'much', which is not a number"),
         ({"ratios": "1.5"}, "ratio=1.5 is outside"),
         ({"ranking": "best"}, "no ranking 'best'"),
         ({"kinds": ["mlp,heads"]}, "no kind 'heads'"),
         ({"kinds": [","]}, "no kinds given"),
         ({"compensate": "magic"}, "no compensate 'magic'"),
-        ({"lengths": "128,x"}, "lengths has 'x', which is no number"),
+        ({"lengths": "128,x"}, "lengths has 'x', which is not a number"),
         ({"lengths": "1"}, "windows need at least 2"),
         ({"windows": "-1"}, "windows is -1"),
         ({"windows": "4,5,6"}, "3 numbers for 2 lengths"),
@@ -345,5 +345,5 @@ def test_model_without_perplexity(tmp_path: Path, files: Any) -> None:
         image_size=16, patch_size=8,
     )  # fmt: skip
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    with pytest.raises(FxpruneError, match="is no causal language model"):
+    with pytest.raises(FxpruneError, match="is not a causal language model"):
         compare(str(tmp_path / "vit"), text=files[0], evals=[files[1]], out=tmp_path / "out")

@@ -458,10 +458,10 @@ def test_another_model() -> None:
 
 
 def test_no_model_of_transformers() -> None:
-    with pytest.raises(ShrinkError, match="Perceptron is no model of transformers"):
+    with pytest.raises(ShrinkError, match="Perceptron is not a transformers model"):
         shrink(Perceptron(), plan_for(zoo.traced("perceptron", "eager")))  # type: ignore[arg-type]
     model, traced = of_zoo("chatglm_block")
-    with pytest.raises(ShrinkError, match="PlaneModel is no model of transformers"):
+    with pytest.raises(ShrinkError, match="PlaneModel is not a transformers model"):
         shrink(model, plan_for(traced, "layers.0:block"))
 
 
