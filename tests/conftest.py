@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Read by libraries when they are imported, so set before any of them is.
@@ -56,6 +57,13 @@ def captured_anew() -> Iterator[None]:
     before, MEMORY.on = MEMORY.on, False
     yield
     MEMORY.on = before
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_kept() -> None:
+    """Models and traces that stay are no garbage, and are not looked through again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -195,7 +195,14 @@ def test_the_original_is_untouched(name: str, attention: str) -> None:
         assert torch.equal(value, before[key][1])
 
 
-@pytest.mark.parametrize("name", _cases((entry.name,) for entry in ZOO))
+# One of every kind; the others take long.
+ON_META = ("llama", "gemma3", "bloom", "mixtral", "t5", "chatglm_block", "resnet")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ON_META else pytest.mark.slow) for name in BY_NAME],
+)
 def test_meta_models_give_the_same_graph(name: str) -> None:
     """Node for node and group for group: what is planned or rebuilt on meta fits the real model."""
     attention = BY_NAME[name].backends[-1]
@@ -214,7 +221,14 @@ def test_meta_models_give_the_same_graph(name: str) -> None:
 # the page
 
 
-@every_case
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        pytest.param(entry.name, each, marks=() if each == entry.backends[-1] else pytest.mark.slow)
+        for entry in ZOO
+        for each in entry.backends
+    ],
+)
 def test_the_page_is_current(name: str, attention: str) -> None:
     """Every cell; but errors are float noise, other on every machine, and need to be small."""
     said = conformance_table.committed()[name, attention]
