@@ -128,6 +128,11 @@ def test_a_verb_is_not_hidden_by_the_package_of_its_name() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_packages_are_attributes() -> None:
+    code = "import fxprune\nassert fxprune.costs.macs and fxprune.hf.folder.checkpoint.load"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_unknown_name_is_said() -> None:
     with pytest.raises(AttributeError, match="no attribute 'prun'"):
         fxprune.prun  # noqa: B018

@@ -15,7 +15,7 @@ import fxprune
 from fxprune import costs
 from fxprune.errors import PlanError, SelectionError
 from fxprune.groups.dependency import DependencyGraph
-from fxprune.groups.parameters import count_parameters
+from fxprune.groups.parameters import count_parameters, fingerprint
 from fxprune.plan import Plan, decode, encode
 from fxprune.select import Budget, select
 from tests.hf import tiny
@@ -81,7 +81,7 @@ def test_a_damaged_file(removed: Any, message: str, plan: Plan, tmp_path: Path) 
 
 def test_knows_what_its_graph_lacks(plan: Plan, graph: DependencyGraph) -> None:
     assert plan.removed == REMOVED
-    assert plan.fingerprint == fxprune.plan.fingerprint(graph)
+    assert plan.fingerprint == fingerprint(graph)
     plan.check(graph)
 
 
