@@ -338,7 +338,7 @@ class TestPrune:
         transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
         ran = run("prune", tmp_path / "vit", "--out", tmp_path / "s")
         assert ran.status == 2
-        assert "no causal language model, which obs needs" in ran.err
+        assert "not a causal language model, which obs needs" in ran.err
         ran = run("prune", tmp_path / "vit", "--out", tmp_path / "s", "--criterion", "magnitude")
         assert ran.status == 0, ran.err
         assert "perplexity" not in ran.out
@@ -437,7 +437,7 @@ class TestPrune:
         options = ("--criterion", "magnitude", "--compensate", "bias")
         ran = run("prune", tmp_path, "--out", tmp_path / "s", *options)
         assert ran.status == 2
-        assert "no causal language model, which bias needs" in ran.err
+        assert "not a causal language model, which bias needs" in ran.err
 
     def test_folder_of_something_else(self, run: Any, nothing_loads: None, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("")
@@ -615,7 +615,7 @@ class TestPruneDepth:
         config.save_pretrained(tmp_path)
         ran = run("prune", tmp_path, "--out", tmp_path / "s", "--remove-blocks", "1")
         assert ran.status == 2
-        assert "no causal language model, which PPL() needs" in ran.err
+        assert "not a causal language model, which PPL() needs" in ran.err
 
 
 def test_little_memory_leaves_latency_out(

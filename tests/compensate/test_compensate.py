@@ -275,7 +275,7 @@ def test_bias_needs_one() -> None:
         case.run(method="bias")
     case = Case("resnet", "channel")
     report = case.run(torch.randn(4, 3, 16, 16), method="bias")
-    assert "no nn.Linear" in report.skipped[0].skipped
+    assert "not an nn.Linear" in report.skipped[0].skipped
     assert [c.name for c in report.consumers if c.skipped is None] == ["hidden"]
 
 

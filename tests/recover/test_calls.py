@@ -72,7 +72,7 @@ def test_loss_by_hand() -> None:
 
 
 def test_logits_of_another_shape_are_refused() -> None:
-    with pytest.raises(RecoveryError, match="no language model"):
+    with pytest.raises(RecoveryError, match="not a language model"):
         next_token(torch.randn(2, 5), torch.zeros(2, 3, dtype=torch.long), nn.Identity())
     with pytest.raises(RecoveryError, match="gives no logits to train on"):
         next_token({}, torch.zeros(2, 3, dtype=torch.long), nn.Identity())

@@ -258,7 +258,7 @@ def test_reports_that_are_damaged(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"report\.json"):
             read_runs(tmp_path)
     file.write_text('{"perplexity": {"before": 1}}')
-    with pytest.raises(CheckpointError, match="no report of fxprune recover"):
+    with pytest.raises(CheckpointError, match="not a report of fxprune recover"):
         read_runs(tmp_path)
 
 
