@@ -38,17 +38,6 @@ def pytest_configure(config: pytest.Config) -> None:
         export._traced = MEMORY
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker per architecture of the zoo, and per file, so that each is traced once."""
-    from tests.zoo import BY_NAME
-
-    for item in items:
-        name = item.callspec.params.get("name") if hasattr(item, "callspec") else None
-        known = isinstance(name, str) and name in BY_NAME
-        item.add_marker(pytest.mark.xdist_group(name if known else item.location[0]))
-
-
 @pytest.fixture(scope="module")
 def captured_anew() -> Iterator[None]:
     """Whatever is traced is captured."""

@@ -33,6 +33,26 @@ def _cases(pairs: Any) -> list[Any]:
     return [pytest.param(*pair, id="-".join(pair)) for pair in pairs]
 
 
+def one_backend(*both: str) -> Any:
+    """Every model with its last implementation of attention; the others slow but for some models.
+
+    For what hardly depends on how attention is computed: each is another trace.
+    """
+    return pytest.mark.parametrize(
+        ("name", "attention"),
+        [
+            pytest.param(
+                entry.name,
+                each,
+                id=f"{entry.name}-{each}",
+                marks=() if each == entry.backends[-1] or entry.name in both else pytest.mark.slow,
+            )
+            for entry in ZOO
+            for each in entry.backends
+        ],
+    )
+
+
 every_case = pytest.mark.parametrize(("name", "attention"), _cases(CASES))
 
 
@@ -221,14 +241,7 @@ def test_meta_models_give_the_same_graph(name: str) -> None:
 # the page
 
 
-@pytest.mark.parametrize(
-    ("name", "attention"),
-    [
-        pytest.param(entry.name, each, marks=() if each == entry.backends[-1] else pytest.mark.slow)
-        for entry in ZOO
-        for each in entry.backends
-    ],
-)
+@one_backend()
 def test_the_page_is_current(name: str, attention: str) -> None:
     """Every cell; but errors are float noise, other on every machine, and need to be small."""
     said = conformance_table.committed()[name, attention]

@@ -153,8 +153,8 @@ def reasons(graph: DependencyGraph, case: Case, site: str) -> list[str]:
     return [g.reason or "" for g in graph.frozen if name in {str(s) for s in g.sites}]
 
 
-def plans(graph: DependencyGraph, least: int) -> list[Plan]:
-    """Over all groups at once: random ones, the fewest units, all but one unit."""
+def plans(graph: DependencyGraph, least: int) -> tuple[list[Plan], list[Plan]]:
+    """Over all groups at once: a random one, the fewest units, all but one unit; and more."""
     choice = np.random.default_rng(3)
 
     def plan(count: Callable[[int], int]) -> Plan:
@@ -164,13 +164,17 @@ def plans(graph: DependencyGraph, least: int) -> list[Plan]:
         }
         return Plan.of(graph, kept)
 
-    return [
-        plan(lambda size: int(choice.integers(1, size + 1))),
-        plan(lambda size: int(choice.integers(1, size + 1))),
-        plan(lambda size: 1),
-        plan(lambda size: size - 1),
-        plan(lambda size: (size + 1) // 2),
-    ]
+    return (
+        [
+            plan(lambda size: int(choice.integers(1, size + 1))),
+            plan(lambda size: 1),
+            plan(lambda size: size - 1),
+        ],
+        [
+            plan(lambda size: int(choice.integers(1, size + 1))),
+            plan(lambda size: (size + 1) // 2),
+        ],
+    )
 
 
 def switched_off(graph: DependencyGraph, plan: Plan) -> nn.Module:
@@ -189,10 +193,10 @@ def switched_off(graph: DependencyGraph, plan: Plan) -> nn.Module:
     return model
 
 
-def prove(graph: DependencyGraph, bundle: Bundle) -> None:
+def prove(graph: DependencyGraph, bundle: Bundle, several: Sequence[Plan]) -> None:
     """Rewrite under several plans and compare with the original, at two batch sizes."""
     case = bundle.cases[0]
-    for plan in plans(graph, case.least):
+    for plan in several:
         small = fxprune.rewrite(graph.traced, plan)
         reference = switched_off(graph, plan) if case.exact else None
         for batch in (None, 5) if case.batches else (None,):

@@ -1,7 +1,7 @@
 """Depth on every architecture: the units that must be found, and the oracle on any of them.
 
 Which implementation of attention runs makes no difference to the units, as one test shows, and the
-others take the last.
+others take the last by default.
 """
 
 from __future__ import annotations
@@ -13,15 +13,11 @@ from hypothesis import strategies as st
 
 import fxprune
 from fxprune.plan import Plan
+from tests.test_conformance import one_backend
 from tests.zoo import BY_NAME, OTHER, ZOO, traced
 
-every_case = pytest.mark.parametrize(
-    ("name", "attention"),
-    [
-        pytest.param(entry.name, entry.backends[-1], id=f"{entry.name}-{entry.backends[-1]}")
-        for entry in ZOO
-    ],
-)
+every_case = one_backend()
+BOTH = ("llama", "gpt2", "bert", "t5")
 # Read by the layers after the one that holds them.
 SHARED = {
     f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -55,7 +51,12 @@ def test_a_block_owns_what_its_module_holds(name: str, attention: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, entry in BY_NAME.items() if len(entry.backends) > 1]
+    "name",
+    [
+        pytest.param(entry.name, marks=() if entry.name in BOTH else pytest.mark.slow)
+        for entry in ZOO
+        if len(entry.backends) > 1
+    ],
 )
 def test_eager_and_sdpa_give_the_same_units(name: str) -> None:
     eager, sdpa = (

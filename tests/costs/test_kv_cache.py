@@ -10,8 +10,8 @@ from torch.nn import functional
 import fxprune
 from fxprune.costs import CostError, KvCacheCount, kv_cache
 from tests.llama import tiny_llama
-from tests.test_conformance import discovered
-from tests.zoo import BY_NAME, CASES, built
+from tests.test_conformance import discovered, one_backend
+from tests.zoo import BY_NAME, built
 
 NONE = ("bert", "distilbert", "vit", "resnet", "perceptron")
 OWN = {"chatglm_block": 2 * 6 * (8 + 8)}  # no transformers model: it fills no cache
@@ -33,10 +33,7 @@ def cached(name: str, attention: str) -> int:
     return int(numbers // (2 * LENGTH))
 
 
-@pytest.mark.parametrize(
-    ("name", "attention"),
-    [pytest.param(*case, id="-".join(case)) for case in CASES],
-)
+@one_backend()
 def test_the_whole_model(name: str, attention: str) -> None:
     counted = kv_cache(discovered(name, attention))
     if name in NONE:

@@ -19,7 +19,7 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.measure import report
 from fxprune.plan import Plan
 from tests.llama import tiny_llama
-from tests.test_conformance import discovered, every_case
+from tests.test_conformance import discovered, one_backend
 from tests.zoo import BY_NAME, built
 
 BATCH, LENGTH = 3, 17
@@ -35,7 +35,7 @@ def inputs(name: str) -> dict[str, Any]:
     return {"args": args, "kwargs": kwargs}
 
 
-@every_case
+@one_backend("llama", "gpt2", "t5")
 def test_the_whole_model(name: str, attention: str) -> None:
     graph = discovered(name, attention)
     counted = macs(graph, batch=BATCH, length=LENGTH)
@@ -58,7 +58,7 @@ def test_rewritten_models(name: str, seed: int) -> None:
     assert counted == report.macs(small, **inputs(name)) + UNSEEN.get(name, 0)
 
 
-@every_case
+@one_backend()
 def test_unit_costs_are_differences(name: str, attention: str) -> None:
     graph = discovered(name, attention)
     dims = [group.dim for group in graph.groups]

@@ -8,7 +8,7 @@ import pytest
 
 from fxprune.groups.dependency import DependencyGraph
 from tests.axes.cases import CASES
-from tests.axes.single import Bundle, Case, bundles, check_closure, drawn, prove, reasons
+from tests.axes.single import Bundle, Case, bundles, check_closure, drawn, plans, prove, reasons
 
 
 def _name(cases: tuple[Case, ...]) -> str:
@@ -60,8 +60,9 @@ def test_rules_and_unification_agree(cases: tuple[Case, ...]) -> None:
 
 
 @every_bundle
-def test_pruned_equals_switched_off(cases: tuple[Case, ...]) -> None:
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_pruned_equals_switched_off(cases: tuple[Case, ...], number: int) -> None:
     graph = discovered(cases)
     bundle = graph.traced.module
     assert isinstance(bundle, Bundle)
-    prove(graph, bundle)
+    prove(graph, bundle, plans(graph, cases[0].least)[number])
