@@ -214,7 +214,7 @@ def llama() -> tuple[Any, fxprune.Traced, Plan]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"use_dora": True}, r"no plain LoRA \(use_dora\)"),
+        ({"use_dora": True}, r"not plain LoRA \(use_dora\)"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens.lora_embedding"),
