@@ -101,7 +101,7 @@ def test_folders_are_looked_at_before_the_work(
         said = capsys.readouterr().err.strip()
         assert caught.value.code == 2, command
         assert len(said.splitlines()) == 1, said
-        assert "cannot be written" in said or "not a folder" in said, said
+        assert "cannot be written" in said or "no folder" in said, said
 
 
 def test_the_command_line_says_what_the_system_says(

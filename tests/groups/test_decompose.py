@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.axes import decompose
+from fxprune.groups import decompose
 
 Inner = Callable[[Tensor], Tensor]
 

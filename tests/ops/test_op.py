@@ -16,7 +16,7 @@ from fxprune.ops.context import Context
 from fxprune.ops.op import OPS, Op, find_op
 from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
-from tests.axes.single import draw
+from tests.ops.single import draw
 
 aten = torch.ops.aten
 

@@ -7,8 +7,8 @@ import functools
 import pytest
 
 from fxprune.groups.dependency import DependencyGraph
-from tests.axes.cases import CASES
-from tests.axes.single import Bundle, Case, bundles, check_closure, drawn, plans, prove, reasons
+from tests.ops.cases import CASES
+from tests.ops.single import Bundle, Case, bundles, check_closure, drawn, plans, prove, reasons
 
 
 def _name(cases: tuple[Case, ...]) -> str:

@@ -17,8 +17,8 @@ from fxprune.recover.methods import FullTraining, LoRA
 from fxprune.recover.own import own_flags
 from fxprune.recover.runs import ADAPTER
 from tests import zoo
+from tests.benches.test_published_sizes import plan_of
 from tests.costs.published import graph_of, on
-from tests.costs.test_paper_facts import plan_of
 from tests.hf import tiny
 from tests.models import PlaneModel
 from tests.recover.cases import IDS, KINDS, assert_same, pruned, run, state_of

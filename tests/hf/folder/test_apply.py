@@ -220,6 +220,8 @@ def test_sources_from_anybody(damage: str, tmp_path: Path) -> None:
     else:
         config = json.loads((whole / "config.json").read_text()) | {"num_hidden_layers": 10**9}
         (whole / "config.json").write_text(json.dumps(config))
-    with pytest.raises(FxpruneError, match=r"damaged|not a file of its folder|calls oth|pickle|there"):
+    with pytest.raises(
+        FxpruneError, match=r"damaged|not a file of its folder|calls oth|pickle|there"
+    ):
         fxprune.apply(plan_of("llama", "uniform"), whole, tmp_path / "small")
     assert {p.name for p in tmp_path.iterdir()} == {"whole"}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.axes.single import Case, mid, parameter
+from tests.ops.single import Case, mid, parameter
 
 
 def norm(name: str, layer: Any, want: str = "12", axes: Any = None, **options: Any) -> Case:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.axes.single import Case, mid, parameter
+from tests.ops.single import Case, mid, parameter
 
 
 def rotate_half(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.axes.single import Case, parameter
+from tests.ops.single import Case, parameter
 
 Mix = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 

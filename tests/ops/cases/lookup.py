@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.axes.single import Case, mid, parameter
+from tests.ops.single import Case, mid, parameter
 
 TOKENS = {"inputs": ((2, 7),), "tokens": 11}
 

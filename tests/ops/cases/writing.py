@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.axes.single import Case, mid, parameter
+from tests.ops.single import Case, mid, parameter
 
 PLACES = torch.tensor([4, 0])
 EVERY = torch.tensor([3, 1, 0, 2, 6, 5, 4])

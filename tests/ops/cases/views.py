@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.axes.single import mid, parameter
+from tests.ops.single import mid, parameter
 
 
 def _merged_symbol(m: Any, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.axes.single import Case, parameter
+from tests.ops.single import Case, parameter
 
 IMAGE = ((2, 3, 9, 9),)
 

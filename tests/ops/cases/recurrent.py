@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.axes.single import Case, mid
+from tests.ops.single import Case, mid
 
 
 def layer(name: str, make: Any, axes: dict[str, str], out: int = 9, **options: Any) -> Case:

@@ -1,6 +1,6 @@
 """The table of single-op models, one file per family of ops."""
 
-from tests.axes.cases import (
+from tests.ops.cases import (
     attention,
     convolution,
     lookup,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.axes.cases.convolution import conv
+from tests.ops.cases.convolution import conv
 
 
 def _resampled(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
