@@ -35,6 +35,8 @@ from fxprune.trace.symbols import Asked
 from fxprune.trace.ties import tie
 from fxprune.trace.traced import Traced
 
+_MANY = 150  # modules: a Llama of 12 layers
+
 
 @dataclass(frozen=True, eq=False)
 class Captured:
@@ -148,8 +150,8 @@ def captured(
     with (
         as_captured(model),
         plain_attention(),
-        # To look up what an op gives for symbolic sizes takes longer than to find out.
-        torch._dynamo.config.patch(fake_tensor_cache_enabled=False),
+        # Where layers repeat little, to look up what an op gives takes longer than to find out.
+        torch._dynamo.config.patch(fake_tensor_cache_enabled=len([*model.modules()]) > _MANY),
         as_on_cpu(model, wide) as (examples, originals),
     ):
         yield replace(_captured(model, *examples, ones=widen), originals=originals)
