@@ -179,8 +179,7 @@ def __getattr__(name: str) -> Any:
         if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
             return importlib.import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    setattr(sys.modules[__name__], name, value)
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
     return value
 
 

@@ -23,6 +23,8 @@ from fxprune.trace.source import location
 from fxprune.trace.traced import Traced
 
 aten = torch.ops.aten
+# Whose second operand is a weight, though it may be computed (a weight norm).
+_LAYERS = {aten.linear, aten.addmm, *CONVOLUTIONS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +220,11 @@ def _constant(node: fx.Node) -> bool:
 
 def _kind(region: list[fx.Node]) -> str:
     packets = {packet(node) for node in region}
-    mixes = [node for node in region if find_op(node.target).contracts and not _weights(node)]
+    mixes = [
+        node
+        for node in region
+        if find_op(node.target).contracts and packet(node) not in _LAYERS and not _weights(node)
+    ]
     if aten.scaled_dot_product_attention in packets or (packets & SOFTMAX and mixes):
         return "attention"
     return "other" if mixes or not packets.isdisjoint(CONVOLUTIONS) else "mlp"

@@ -229,15 +229,15 @@ register_op(
     macs=_matmul_macs("mat1"),
 )
 register_op(
-    aten.mm, aten.matmul, aten.bmm, aten.mv, aten.dot, aten.inner, macs=_matmul_macs("self")
-)
+    aten.mm, aten.matmul, aten.bmm, aten.mv, aten.dot, aten.inner,
+    contracts=True, macs=_matmul_macs("self"),
+)  # fmt: skip
 register_op(aten.addmv, contracts=True, macs=_matmul_macs("mat"))
 register_op(aten.baddbmm, contracts=True, macs=_matmul_macs("batch1"))
 register_op(aten.tensordot, contracts=True, macs=_tensordot_macs)
 register_op(
-    aten.mm, aten.matmul, aten.bmm, aten.mv, aten.dot, aten.inner, aten.vdot, aten.addbmm,
-    aten.bilinear, aten.cdist, aten._cdist_forward, aten.pdist, aten._pdist_forward,
-    contracts=True,
+    aten.vdot, aten.addbmm, aten.bilinear, aten.cdist, aten._cdist_forward, aten.pdist,
+    aten._pdist_forward, contracts=True,
 )  # fmt: skip
 # Experts: frozen, for their rows are sorted by data.
 register_op(aten._grouped_mm, contracts=True, macs=_grouped_macs)

@@ -484,3 +484,17 @@ def test_sizes_that_are_equal_in_the_example_stay_apart() -> None:
     node = next(n for n in traced.graph_module.graph.nodes if "add" in str(n.target))
     batch, length, _ = node.meta["val"].shape
     assert traced.sizes.value(batch) != traced.sizes.value(length)
+
+
+def test_a_computed_weight_makes_no_mixture_of_activations() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.utils.parametrizations.weight_norm(nn.Linear(8, 12, bias=False))
+            self.down = nn.Linear(12, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.down(torch.relu(self.up(x)))
+
+    model = nn.Sequential(nn.Linear(5, 8), Normed(), nn.Linear(8, 3)).eval()
+    assert "1:mlp" in fxprune.find_branches(fxprune.trace(model, torch.randn(2, 4, 5))).units
