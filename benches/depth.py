@@ -24,7 +24,7 @@ from fxprune import Depth
 from fxprune.branches import bypass
 from fxprune.data import text
 from fxprune.hf.open.models import load_model
-from fxprune.select.depth import choose_units
+from fxprune.select.blocks import choose_units
 
 COUNTS = (6, 10)
 ONE_SHOT = {

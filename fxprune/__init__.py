@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxprune.branches import Branches, Unit, bypass, find_branches  # type: ignore[no-redef]
     from fxprune.compensate import CompensationReport, compensate  # type: ignore[no-redef]
+    from fxprune.config import PruneConfig
     from fxprune.depth import (
         PPL,
         AngularDistance,
@@ -52,14 +53,17 @@ if TYPE_CHECKING:
     from fxprune.ops.op import register_op
     from fxprune.plan import Plan
     from fxprune.proof.oracle import VerifyReport, verify
-    from fxprune.prune import PruneResult, prune
+    from fxprune.prune import prune
     from fxprune.recover.methods import Distillation, FullTraining, LoRA
     from fxprune.recover.prune_and_recover import PrunedAndRecovered, prune_and_recover
     from fxprune.recover.recover import Recovery, recover
     from fxprune.recover.settings import Training
+    from fxprune.result import PruneResult
     from fxprune.rewrite.rewrite import rewrite
-    from fxprune.select import Budget, Depth, select  # type: ignore[no-redef]
+    from fxprune.select.budget import Budget
+    from fxprune.select.depth import Depth
     from fxprune.select.latency import LatencyTable
+    from fxprune.select.select import select
     from fxprune.serve.pt2 import export
     from fxprune.stream import propagate  # type: ignore[no-redef]
     from fxprune.trace import Traced, trace
@@ -93,6 +97,7 @@ __all__ = [
     "Magnitude",
     "PeakToPeak",
     "Plan",
+    "PruneConfig",
     "PruneResult",
     "PrunedAndRecovered",
     "Random",
@@ -139,6 +144,7 @@ _HOMES = {
     "fxprune.ops.op": "register_op",
     "fxprune.branches": "Branches Unit bypass find_branches",
     "fxprune.compensate": "CompensationReport compensate",
+    "fxprune.config": "PruneConfig",
     "fxprune.depth": (
         "PPL AngularDistance BlockInfluence DepthCriterion Removal choose_depth score_units"
     ),
@@ -159,14 +165,17 @@ _HOMES = {
     "fxprune.measure.latency_report": "LatencyReport",
     "fxprune.plan": "Plan",
     "fxprune.proof.oracle": "VerifyReport verify",
-    "fxprune.prune": "PruneResult prune",
+    "fxprune.prune": "prune",
     "fxprune.recover.methods": "Distillation FullTraining LoRA",
     "fxprune.recover.prune_and_recover": "PrunedAndRecovered prune_and_recover",
     "fxprune.recover.recover": "Recovery recover",
     "fxprune.recover.settings": "Training",
+    "fxprune.result": "PruneResult",
     "fxprune.rewrite.rewrite": "rewrite",
-    "fxprune.select": "Budget Depth select",
+    "fxprune.select.budget": "Budget",
+    "fxprune.select.depth": "Depth",
     "fxprune.select.latency": "LatencyTable",
+    "fxprune.select.select": "select",
     "fxprune.serve.pt2": "export",
     "fxprune.stream": "propagate",
     "fxprune.trace": "Traced trace",

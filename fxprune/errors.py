@@ -13,6 +13,10 @@ class InputError(FxpruneError):
     """Inputs of a size, rank, dtype or value that a graph was not captured for."""
 
 
+class ConfigError(FxpruneError):
+    """A configuration has a field that does not exist, or is not what its file should hold."""
+
+
 class RuleError(FxpruneError):
     """A rule for an op is registered twice or returns axes that do not fit the value."""
 

@@ -7,25 +7,22 @@ of the same names. Every pass returns a new GraphModule and leaves the one it wa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
-from fxprune.compensate.compensate import Method
+from fxprune.config import PruneConfig
 from fxprune.data.calibrate import Calibration
 from fxprune.data.loss_function import LossFunction
-from fxprune.depth import DepthCriterion
 from fxprune.errors import CriterionError
 from fxprune.groups.dependency import discover
 from fxprune.importance.activations import can_observe
-from fxprune.importance.criterion import Criterion
 from fxprune.importance.scores import Scores
 from fxprune.plan import Plan
 from fxprune.prune import prune
 from fxprune.rewrite.rewrite import rewrite
-from fxprune.select import Budget, Depth
 from fxprune.trace import trace
 
 # Where a pass records what it knows on the GraphModule it returns.
@@ -94,25 +91,20 @@ class ApplyPlan(_Pass):
 class Prune(_Pass):
     """Score, select, rewrite, verify and compensate, see :func:`fxprune.prune`.
 
-    The fields are that function's parameters; further options of the selection go into
-    ``selection``.
+    Args:
+        config: how to prune.
+        args: example positional inputs; not needed for a module that ``torch.export`` made.
+        kwargs: example keyword inputs.
+        calibration: data, as for :func:`fxprune.prune`; so are the fields below.
     """
 
-    pruning_ratio: float | None = field(default=None, kw_only=True)
-    budget: Budget | None = field(default=None, kw_only=True)
-    criterion: Criterion | DepthCriterion | None = None
-    calibration: Calibration | None = None
-    kinds: tuple[str, ...] = ("mlp", "attention")
-    verify: bool = True
-    selection: Mapping[str, Any] = field(default_factory=dict)
+    config: PruneConfig = field(default_factory=PruneConfig)
+    args: Any = field(default=(), kw_only=True)
+    kwargs: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    calibration: Any = field(default=None, kw_only=True)
+    compensation_data: Calibration | None = field(default=None, kw_only=True)
     scores: Scores | None = field(default=None, kw_only=True)
     loss_fn: LossFunction | None = field(default=None, kw_only=True)
-    batch_size: int | None = field(default=None, kw_only=True)
-    steps: int = field(default=1, kw_only=True)
-    compensation: Method | None = field(default=None, kw_only=True)
-    compensation_data: Calibration | None = field(default=None, kw_only=True)
-    depth: Depth | None = field(default=None, kw_only=True)
-    depth_criterion: Criterion | DepthCriterion | None = field(default=None, kw_only=True)
     share: bool = field(default=False, kw_only=True)
 
     def requires(self, graph_module: fx.GraphModule) -> None:
@@ -121,37 +113,19 @@ class Prune(_Pass):
         Raises:
             CriterionError: there are none.
         """
-        if not isinstance(self.criterion, Criterion) or "inputs" not in self.criterion.needs:
+        criterion = self.config.make_criterion(causal=False) if self.scores is None else None
+        if criterion is None or "inputs" not in criterion.needs:
             return
         if not any(map(can_observe, graph_module.modules())):
             raise CriterionError(
-                f"{self.criterion!r} watches the inputs of modules, and this graph has none left: "
+                f"{criterion!r} watches the inputs of modules, and this graph has none left: "
                 "torch.export inlines them. Prune the original model with fxprune.prune, take a "
                 "graph of torch.fx.symbolic_trace, or score with Taylor, Magnitude or Random"
             )
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """Prune."""
-        result = prune(
-            graph_module,
-            self.args,
-            self.kwargs,
-            pruning_ratio=self.pruning_ratio,
-            budget=self.budget,
-            criterion=self.criterion,
-            calibration=self.calibration,
-            scores=self.scores,
-            kinds=self.kinds,
-            loss_fn=self.loss_fn,
-            batch_size=self.batch_size,
-            steps=self.steps,
-            compensation=self.compensation,
-            compensation_data=self.compensation_data,
-            depth=self.depth,
-            depth_criterion=self.depth_criterion,
-            verify=self.verify,
-            share=self.share,
-            **self.selection,
-        )
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        result = prune(graph_module, **given)
         result.graph_module.meta[META] = result.plan
         return PassResult(result.graph_module, bool(result.plan.kept or result.plan.removed))

@@ -3,62 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import fx, nn
+from torch import Tensor, nn
 
 from fxprune.branches import bypass
-from fxprune.compensate import CompensationReport
-from fxprune.compensate.compensate import Method, Scope, check_options, compensate
+from fxprune.compensate.compensate import Method, compensate
+from fxprune.config import PruneConfig
 from fxprune.data.calibrate import Calibration
+from fxprune.data.draw import as_text, draw, lengths_for, samples
 from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
+from fxprune.data.text import Text
 from fxprune.depth import DepthCriterion, Removal, choose_depth
-from fxprune.errors import CalibrationError, CriterionError, SelectionError
+from fxprune.depth.named import needs_data
+from fxprune.errors import CalibrationError, CriterionError
 from fxprune.groups.dependency import DependencyGraph, discover
+from fxprune.hf.open.architecture import is_causal_model
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.scores import Scores
-from fxprune.importance.taylor import Taylor
 from fxprune.measure.latency import measure_latency
 from fxprune.measure.latency_report import LatencyReport, corrected, latency_report
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.proof import oracle
 from fxprune.proof.examples import Examples, checked
-from fxprune.proof.oracle import VerifyReport
+from fxprune.result import PruneResult
 from fxprune.rewrite.rewrite import rewrite
-from fxprune.select import Budget, Depth, goals, select
 from fxprune.select.latency import LatencyTable
+from fxprune.select.schedule import goals
+from fxprune.select.select import select
 from fxprune.stream.iterate import iterate
 from fxprune.trace import Traced, trace
 
-
-@dataclass(frozen=True, eq=False)
-class PruneResult:
-    """What :func:`prune` gives.
-
-    Attributes:
-        graph_module: the smaller model.
-        plan: what was kept.
-        report: what the oracle measured, before compensation; None if ``verify=False``.
-        traced: the traced original.
-        graph: its groups, without removed blocks and branches.
-        scores: importance of every unit in the original, to plan again at another ratio.
-        compensation: what compensation did; None if there was none.
-        removal: which blocks or branches went, and their scores; None if only units of groups.
-        latency: how a budget of latency was met; None if there was none.
-    """
-
-    graph_module: fx.GraphModule
-    plan: Plan
-    report: VerifyReport | None
-    traced: Traced
-    graph: DependencyGraph
-    scores: Scores
-    compensation: CompensationReport | None = None
-    removal: Removal | None = None
-    latency: LatencyReport | None = None
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def prune(
@@ -66,137 +46,198 @@ def prune(
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    pruning_ratio: float | None = None,
-    budget: Budget | None = None,
-    criterion: Criterion | DepthCriterion | None = None,
-    depth: Depth | None = None,
-    depth_criterion: Criterion | DepthCriterion | None = None,
-    calibration: Calibration | None = None,
-    scores: Scores | None = None,
-    kinds: tuple[str, ...] = ("mlp", "attention"),
-    loss_fn: LossFunction | None = None,
-    batch_size: int | None = None,
-    steps: int = 1,
-    compensation: Method | None = None,
-    compensation_scope: Scope | None = None,
+    config: PruneConfig | None = None,
+    calibration: Calibration | Text | str | Path | Sequence[str] | None = None,
     compensation_data: Calibration | None = None,
-    verify: bool = True,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    scores: Scores | None = None,
+    loss_fn: LossFunction | None = None,
+    latency: LatencyTable | None = None,
     share: bool = False,
     consume: bool = False,
     progress: bool = False,
-    **selection: Any,
+    **options: Any,
 ) -> PruneResult:
-    """Prune a model to a smaller GraphModule and prove it right.
+    """Prune a model to a smaller one and prove it right.
 
     Args:
         model: any module, transformers model or GraphModule, with its weights.
         args: example positional inputs, or one tensor, see :func:`fxprune.trace`.
         kwargs: example keyword inputs.
-        pruning_ratio: fraction of the parameters of the whole model to remove, in [0, 1).
-        budget: instead of ``pruning_ratio``, see :class:`fxprune.Budget`. For one of latency this
-            model is measured first, see :func:`fxprune.measure_latency`, unless ``latency=`` among
-            the further options is such a table.
-        criterion: how units are scored; ``Taylor()`` if left out. For depth alone, how blocks are.
-        depth: remove whole blocks or branches first. Without ``pruning_ratio`` and ``budget`` that
-            is all; with them, units of groups go from what is left until the model meets them.
-        depth_criterion: how blocks and branches are scored; ``PPL()`` if left out.
-        calibration: data for the criterion, see :func:`fxprune.estimate`.
+        config: how to prune; the defaults if left out.
+        calibration: data for the criterion and for compensation, see :func:`fxprune.estimate`; or
+            text: a list of strings, or what :func:`fxprune.data.sources.source` reads, such as a
+            file or ``datasets:NAME``. Crops are drawn from text as the configuration says.
+        compensation_data: data for compensation, if not that.
+        tokenizer: of the model, for text. It is saved along.
         scores: those of an earlier run on this model, such as :meth:`Scores.load` reads, instead
             of a criterion: nothing is estimated, and a plan at another ratio costs no time.
-        kinds: kinds of groups to prune.
         loss_fn: the loss of one calibration batch, if the model does not give its own, see
             :func:`fxprune.estimate`.
-        batch_size: sequences per forward pass of the calibration.
-        steps: reach the goal in so many steps, with new scores before each.
-        compensation: ``bias`` or ``least-squares``, see :func:`fxprune.compensate.compensate`; it
-            runs after the proof. For ``bias`` the consumers gain one.
-        compensation_scope: ``pruned``, to refit by least squares only what reads pruned units.
-        compensation_data: data for compensation, if not that of the criterion.
-        verify: run the oracle on the example inputs.
+        latency: what :func:`fxprune.measure_latency` measured, for a budget of latency; without it
+            this model is measured first.
         share: share tensors that lose nothing with ``model``, which saves their memory. Training
             the result then changes ``model`` too. By default it has tensors of its own.
         consume: free the original weights while rewriting; ``model`` cannot be used afterwards.
             Compensation needs them, so with it they are kept.
         progress: show the stages.
-        selection: further options of :func:`fxprune.select`.
+        options: fields of :class:`fxprune.PruneConfig`, in place of those of ``config``:
+            ``pruning_ratio="20%"``, ``budget``, ``criterion``, ``depth``, ``kinds``, ``ignore``,
+            ``compensation``, ...
 
     Raises:
         FxpruneError: any of its kinds, from the stage that failed.
     """
+    config = PruneConfig.of(config, **options)
     check_loss(loss_fn)
-    width = depth is None or pruning_ratio is not None or budget is not None
-    asked = goals(steps, pruning_ratio, budget) if width else ()
-    if width:
-        criterion = criterion or (Taylor() if scores is None else None)
-        _check_scores(criterion, scores, steps)
-        _check_depth(depth, depth_criterion)
-    else:
-        _check_only_depth(steps, selection)
-        depth_criterion = _only_for_depth(criterion, depth_criterion, scores)
+    causal = is_causal_model(model)
+    criterion = config.make_criterion(causal) if scores is None else None
+    of_blocks = config.make_depth_criterion()
+    if scores is not None:
+        config.check_scores()
+        if not isinstance(scores, Scores):
+            raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # it may be read several times
-    data = calibration if compensation_data is None else compensation_data
-    _check_compensation(compensation, compensation_scope, data)
-    if compensation == "bias":
-        selection = {"gain_bias": True, **selection}
+    data, more = draw_calibration(model, config, criterion, calibration, tokenizer)
+    more = more if compensation_data is None else compensation_data
+    method = _method(config, causal, more)
+    _check_data(config, criterion, of_blocks, data)
+    width = config.width
+    asked: Sequence[Mapping[str, Any]] = goals(config.steps, **config.goal()) if width else ()
+    selection = config.selection() | {"latency": latency}
     with step("tracing", progress):
         traced = trace(model, args, kwargs)
-    options: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": batch_size, "progress": progress}
-    examples = _checked(traced, progress) if verify else None
+    estimation: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": config.batch_size}
+    estimation["progress"] = progress
+    examples = _checked(traced, progress) if config.verify else None
     removal = None
-    if depth is not None:
-        removal = choose_depth(traced, depth, depth_criterion, calibration, **options)
+    if (depth := config.blocks()) is not None:
+        removal = choose_depth(traced, depth, of_blocks, data, **estimation)
         traced, model = _shortened(traced, model, removal, width)
-        options["loss_fn"] = loss_fn or GraphLoss(traced)
+        estimation["loss_fn"] = loss_fn or GraphLoss(traced)
     with step("discovering groups", progress):
         graph = discover(traced)
-    selection |= _measured(graph, budget, kinds, selection, progress)
+    kinds = config.kinds
+    selection |= _measured(graph, config, selection, progress)
     if removal is not None and not width:
         scores, plan = removal.scores, Plan.of(graph, {}, criterion=removal.criterion)
     elif scores is not None:
         plan = select(graph, scores, kinds=kinds, **asked[0], **selection)
     else:
-        assert isinstance(criterion, Criterion)
+        assert criterion is not None
         scores, plan = iterate(
             model,
             graph,
             criterion,
-            calibration,
+            data,
             asked=asked,
             kinds=kinds,
             selection=selection,
-            **options,
+            **estimation,
         )
     traced = traced.original or traced
     plan = _settled(graph, scores, plan, kinds, asked, selection)
     expected = None
-    if verify:
+    if config.verify:
         # The reference comes first: with ``consume`` the original is gone afterwards.
         with step("running the original with the removed units zeroed", progress):
             expected = oracle.reference(traced, plan, examples=examples)
     with step("rewriting", progress):
-        free = consume and compensation is None
+        free = consume and method is None
         small = rewrite(traced, plan, share=share or consume, consume=free)
     report = None
     if expected is not None:
         with step("verifying", progress):
             report = oracle.compare(expected, small, traced)
-    there = None if free else small
-    latency = _latency(selection.get("latency"), budget, plan, traced, there)
-    result = PruneResult(small, plan, report, traced, graph, scores, None, removal, latency)
-    if compensation is None:
-        return result
-    assert data is not None
-    mended = compensate(
-        traced,
-        small,
-        plan,
-        data,
-        method=compensation,
-        scope=compensation_scope,
-        progress=progress,
+    mended = None
+    met = _latency(selection["latency"], config, plan, traced, None if free else small)
+    if method is not None:
+        assert more is not None
+        mended = compensate(
+            traced,
+            small,
+            plan,
+            more,
+            method=method,
+            scope=config.compensation_scope,
+            ignore=config.ignore,
+            progress=progress,
+        )
+    return PruneResult(
+        small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer
     )
-    return replace(result, compensation=mended)
+
+
+def draw_calibration(
+    model: nn.Module,
+    config: PruneConfig,
+    criterion: Criterion | None,
+    calibration: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> tuple[Calibration | None, Calibration | None]:
+    """Data for the criterion and data for compensation.
+
+    Args:
+        model: the model; its config says how many positions it has.
+        config: how many crops of text, how long, and their seed.
+        criterion: whether it needs covariances decides the defaults.
+        calibration: text as :func:`prune` takes it, of which crops are drawn; any other data is
+            both, as it is.
+        tokenizer: of the model, for text.
+
+    Raises:
+        CalibrationError: the text cannot be read or is too short, or there is no tokenizer.
+    """
+    text = as_text(calibration)
+    if text is None:
+        return calibration, calibration
+    if tokenizer is None:
+        raise CalibrationError(
+            f"calibration is text ({text.name}): give the model's tokenizer= too"
+        )
+
+    def crops(count: int, covariances: bool) -> list[Tensor]:
+        lengths = lengths_for(model, config.calibration_lengths, covariances)
+        return draw(tokenizer, text, count, lengths, config.seed)
+
+    covariances = criterion is not None and "moments" in criterion.needs
+    count = samples(config.calibration_samples, covariances)
+    more = None if config.compensation is None else crops(config.compensation_samples, True)
+    return crops(count, covariances), more
+
+
+def _method(config: PruneConfig, causal: bool, data: Calibration | None) -> Method | None:
+    """How to compensate.
+
+    Raises:
+        CalibrationError: there is no data for it.
+    """
+    if config.compensation == "auto":
+        return "least-squares" if causal and config.width and data is not None else None
+    if config.compensation is not None and data is None:
+        raise CalibrationError(f"compensation={config.compensation!r} needs calibration data")
+    return config.compensation
+
+
+def _check_data(
+    config: PruneConfig,
+    criterion: Criterion | None,
+    of_blocks: Criterion | DepthCriterion | None,
+    data: Calibration | None,
+) -> None:
+    """Refuse a criterion without the data that it needs, before any work.
+
+    Raises:
+        CriterionError: there is none. Says what scores without.
+    """
+    hungry = [each for each in (criterion, of_blocks) if each is not None and needs_data(each)]
+    if data is None and hungry:
+        field = "criterion" if hungry[0] is criterion or not config.width else "depth_criterion"
+        raise CriterionError(
+            f"{hungry[0]!r} needs calibration data: give calibration=, or score by the weights "
+            f"alone with {field}='magnitude'"
+        )
 
 
 def _checked(traced: Traced, progress: bool) -> Examples:
@@ -206,18 +247,14 @@ def _checked(traced: Traced, progress: bool) -> Examples:
 
 
 def _measured(
-    graph: DependencyGraph,
-    budget: Budget | None,
-    kinds: tuple[str, ...],
-    selection: Mapping[str, Any],
-    progress: bool,
+    graph: DependencyGraph, config: PruneConfig, selection: Mapping[str, Any], progress: bool
 ) -> dict[str, LatencyTable]:
     """The latency table that a budget needs, if it needs one and none is given."""
-    if budget is None or budget.latency is None or selection.get("latency") is not None:
+    budget = config.budget
+    if budget is None or budget.latency is None or selection["latency"] is not None:
         return {}
-    groups = selection.get("groups")
-    table = measure_latency(graph, budget.shape, kinds=kinds, groups=groups, progress=progress)
-    return {"latency": table}
+    options: dict[str, Any] = {"kinds": config.kinds, "groups": config.groups}
+    return {"latency": measure_latency(graph, budget.shape, **options, progress=progress)}
 
 
 def _settled(
@@ -243,15 +280,16 @@ def _settled(
 
 def _latency(
     table: LatencyTable | None,
-    budget: Budget | None,
+    config: PruneConfig,
     plan: Plan,
     traced: Traced,
     small: nn.Module | None,
 ) -> LatencyReport | None:
     """How a budget of latency was met; measured if the original is still there to compare with."""
+    budget = config.budget
     if table is None or budget is None or budget.latency is None:
         return None
-    return latency_report(table, budget.latency, plan, traced, small)
+    return latency_report(table, float(budget.latency), plan, traced, small)
 
 
 def _shortened(
@@ -263,82 +301,3 @@ def _shortened(
         return shorter, model
     # It shares the original's tensors.
     return shorter, rewrite(traced, Plan.of(discover(shorter), {}))
-
-
-def _check_depth(depth: Depth | None, depth_criterion: object) -> None:
-    """Refuse a criterion for blocks where none are to go.
-
-    Raises:
-        CriterionError: there is one.
-    """
-    if depth is None and depth_criterion is not None:
-        raise CriterionError("depth_criterion= scores blocks and branches: give depth= too")
-
-
-def _check_only_depth(steps: int, selection: Mapping[str, Any]) -> None:
-    """Refuse options that are of units of groups, where nothing of those goes.
-
-    Raises:
-        SelectionError: there is one.
-    """
-    given = [*selection, *(["steps"] if steps != 1 else [])]
-    if given:
-        raise SelectionError(
-            f"{given[0]}= is for units of groups, and only blocks or branches are to go: leave it "
-            "out, or give pruning_ratio or budget too"
-        )
-
-
-def _only_for_depth(criterion: Any, depth_criterion: Any, scores: object) -> Any:
-    """The criterion of the blocks, where nothing else is removed.
-
-    Raises:
-        CriterionError: two are given, or scores of units.
-    """
-    if scores is not None:
-        raise CriterionError("scores= are of units of groups: depth alone takes a criterion")
-    if criterion is not None and depth_criterion is not None:
-        raise CriterionError("depth alone has one criterion: give criterion or depth_criterion")
-    return criterion if depth_criterion is None else depth_criterion
-
-
-def _check_scores(criterion: object, scores: object, steps: int) -> None:
-    """Scores come from a criterion or from an earlier run.
-
-    Raises:
-        CriterionError: from neither or both, or they are something else.
-        SelectionError: scores of an earlier run in several steps.
-    """
-    if scores is None:
-        if isinstance(criterion, DepthCriterion):
-            raise CriterionError(
-                f"{criterion!r} scores blocks and branches, and units of groups are to go: give it "
-                "as depth_criterion, with depth="
-            )
-        if not isinstance(criterion, Criterion):
-            raise CriterionError(
-                f"not a criterion: {criterion!r}; give an instance, such as Taylor()"
-            )
-        return
-    if not isinstance(scores, Scores):
-        raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
-    if criterion is not None:
-        raise CriterionError("give either a criterion or scores=, which have theirs")
-    if steps > 1:
-        raise SelectionError(f"{steps} steps need new scores before each: leave out scores=")
-
-
-def _check_compensation(method: str | None, scope: str | None, data: Any) -> None:
-    """Refuse now what would be refused once the model is pruned.
-
-    Raises:
-        CalibrationError: there is no such method or scope, or no data for it.
-    """
-    if method is None:
-        return
-    if method not in get_args(Method):
-        names = ", ".join(get_args(Method))
-        raise CalibrationError(f"compensation={method!r}: choose from {names}")
-    check_options(method, scope=scope)
-    if data is None:
-        raise CalibrationError(f"compensation={method!r} needs calibration data")

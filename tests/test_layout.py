@@ -19,7 +19,7 @@ ROOT = Path(fxprune.__file__).parent
 ROOMS = (
     "errors", "files", "progress", "trace", "axes", "ops", "groups", "branches", "plan", "data",
     "importance", "costs", "select", "rewrite", "proof", "compensate", "depth", "stream", "hf",
-    "serve", "measure", "prune", "passes", "recover", "inspect", "cli",
+    "serve", "measure", "config", "result", "prune", "passes", "recover", "inspect", "cli",
 )  # fmt: skip
 # Methods that hand over to a function further right, for convenience.
 DELEGATES = {

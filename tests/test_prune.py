@@ -12,7 +12,13 @@ from torch import nn
 
 import fxprune
 from fxprune import PPL, BlockInfluence, Depth, costs
-from fxprune.errors import CalibrationError, CriterionError, DepthError, SelectionError
+from fxprune.errors import (
+    CalibrationError,
+    ConfigError,
+    CriterionError,
+    DepthError,
+    SelectionError,
+)
 from fxprune.importance import Criterion
 from tests.llama import tiny_llama
 from tests.zoo import BY_NAME, disturb
@@ -87,9 +93,45 @@ def test_a_ratio_outside_the_range_is_refused_at_once(ratio: float) -> None:
         fxprune.prune(nn.Linear(2, 2), pruning_ratio=ratio)
 
 
-def test_taylor_needs_data() -> None:
-    with pytest.raises(CriterionError, match="calibration"):
+def test_the_default_needs_data_and_says_what_does_without() -> None:
+    with pytest.raises(
+        CriterionError, match=r"give calibration=, or score .* criterion='magnitude'"
+    ):
         fxprune.prune(tiny_llama(), pruning_ratio=0.2)
+
+
+def test_the_default_is_the_best_that_was_measured_for_language_models() -> None:
+    result = fxprune.prune(tiny_llama(), calibration=IDS)
+    assert result.plan.criterion == repr(fxprune.OBS())
+    assert result.plan.parameters_after <= 0.8 * result.plan.parameters_before
+    assert result.compensation is not None
+    assert result.compensation.method == "least-squares"
+    plain = fxprune.prune(
+        tiny_llama(), calibration=IDS, criterion="obs", ranking="global", compensation="none"
+    )
+    assert plain.plan == result.plan
+    assert plain.compensation is None
+
+
+def test_any_other_model_is_scored_by_taylor() -> None:
+    x = torch.randn(16, 6)
+    model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3))
+    result = fxprune.prune(model, x, calibration=[(x, torch.zeros(16).long())])
+    assert result.plan.criterion == repr(fxprune.Taylor())
+    assert result.compensation is None
+
+
+def test_a_configuration_with_some_fields_changed() -> None:
+    config = fxprune.PruneConfig(pruning_ratio="30%", criterion="magnitude", kinds="mlp")
+    one = fxprune.prune(tiny_llama(), config=config, pruning_ratio="10%")
+    two = fxprune.prune(
+        tiny_llama(), pruning_ratio=0.1, criterion=fxprune.Magnitude(), kinds=("mlp",)
+    )
+    assert one.plan == two.plan
+    assert one.config == fxprune.PruneConfig.of(config, pruning_ratio=0.1)
+    for wrong in ({"ratio": 0.2}, {"config": {"pruning_ratio": 0.2}}):
+        with pytest.raises(ConfigError, match=r"no field 'ratio'|takes a fxprune.PruneConfig"):
+            fxprune.prune(tiny_llama(), **wrong)
 
 
 def test_ratio_zero_changes_nothing() -> None:
@@ -122,9 +164,16 @@ def test_units_are_rounded_as_in_llm_pruner() -> None:
 
 
 def test_one_goal() -> None:
-    for goal in ({}, {"pruning_ratio": 0.2, "budget": fxprune.Budget(macs=0.5)}):
-        with pytest.raises(SelectionError, match="either pruning_ratio or budget"):
-            fxprune.prune(nn.Linear(2, 2), **goal)
+    with pytest.raises(SelectionError, match="are two limits: give one"):
+        fxprune.prune(nn.Linear(2, 2), pruning_ratio=0.2, budget=fxprune.Budget(params=0.5))
+
+
+def test_a_ratio_and_a_budget_are_both_met() -> None:
+    options: dict[str, Any] = {"criterion": "magnitude", "verify": False}
+    budget = fxprune.Budget(kv_cache="67%")
+    found = fxprune.prune(tiny_llama(), pruning_ratio=0.2, budget=budget, **options)
+    both = fxprune.prune(tiny_llama(), budget=fxprune.Budget(params=0.8, kv_cache=0.67), **options)
+    assert found.plan.kept == both.plan.kept
 
 
 # Rankings
@@ -151,7 +200,7 @@ def test_the_ranking_that_belongs_to_a_criterion() -> None:
 
 
 def test_something_else_than_a_criterion() -> None:
-    for wrong in ("taylor", fxprune.Taylor, [fxprune.Magnitude()]):
+    for wrong in (fxprune.Taylor, [fxprune.Magnitude()]):
         with pytest.raises(CriterionError, match="not a criterion"):
             fxprune.prune(tiny_llama(), pruning_ratio=0.2, criterion=wrong, ranking="global")
 
@@ -190,9 +239,12 @@ def test_steps_are_another_plan_than_one() -> None:
 def test_compensation_lowers_the_loss(trained: nn.Module, method: Any) -> None:
     before = copy.deepcopy(trained.state_dict())
     options: dict[str, Any] = {"criterion": fxprune.Magnitude(), "calibration": IDS}
-    plain = fxprune.prune(trained, pruning_ratio=0.25, **options, gain_bias=method == "bias")
+    plain = fxprune.prune(trained, pruning_ratio=0.25, **options, compensation=None)
     mended = fxprune.prune(trained, pruning_ratio=0.25, **options, compensation=method)
-    assert mended.plan == plain.plan
+    if method == "bias":  # what it gains, more units make up for
+        assert mended.plan.parameters_after <= 0.75 * mended.plan.parameters_before
+    else:
+        assert mended.plan == plain.plan
     assert bool(mended.plan.biases) == (method == "bias")
     assert mended.report is not None
     assert plain.compensation is None
@@ -230,7 +282,6 @@ def test_data_of_its_own_for_compensation() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compensation": "best", "calibration": IDS}, "choose from bias, least-squares"),
         ({"compensation": "bias"}, "compensation='bias' needs calibration data"),
         (
             {"compensation": "bias", "compensation_scope": "all", "calibration": IDS},
@@ -261,7 +312,7 @@ def test_scores_are_planned_from_again(tmp_path: Path) -> None:
     again = fxprune.prune(tiny_llama(), pruning_ratio=0.3, scores=loaded)
     fresh = fxprune.prune(tiny_llama(), pruning_ratio=0.3, calibration=IDS)
     assert again.plan == fresh.plan
-    assert again.plan.criterion == repr(fxprune.Taylor())
+    assert again.plan.criterion == repr(fxprune.OBS())
     assert again.scores is loaded
     assert again.report is not None
 
@@ -347,7 +398,7 @@ def test_depth_and_width_in_one_plan(tmp_path: Path) -> None:
         pruning_ratio=0.4,
         criterion=fxprune.Magnitude(),
         calibration=IDS,
-        ranking="global",
+        compensation=None,
     )
     plan, before = result.plan, parameters(model)
     assert len(plan.removed) == 1
@@ -416,7 +467,7 @@ def test_width_after_depth_is_that_of_a_model_built_without(
 def test_consume_with_depth(ratio: float | None) -> None:
     options: dict[str, Any] = {
         "depth": Depth(remove=1, **FREE), "calibration": IDS, "pruning_ratio": ratio,
-        "depth_criterion": PPL(),
+        "depth_criterion": PPL(), "compensation": None,
     }  # fmt: skip
     options |= {} if ratio is None else {"criterion": fxprune.Magnitude()}
     model = deep()
@@ -439,7 +490,7 @@ def test_compensation_with_depth(trained: nn.Module) -> None:
         "depth": Depth(remove=1, **FREE), "pruning_ratio": 0.6, "criterion": fxprune.Magnitude(),
         "calibration": IDS,
     }  # fmt: skip
-    plain = fxprune.prune(trained, **options)
+    plain = fxprune.prune(trained, **options, compensation=None)
     mended = fxprune.prune(
         trained, **options, compensation="least-squares", compensation_scope="pruned"
     )
@@ -483,11 +534,15 @@ def test_scores_of_an_earlier_run_after_depth() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"depth_criterion": PPL(), "pruning_ratio": 0.2}, CriterionError, "give depth= too"),
+        (
+            {"depth_criterion": PPL(), "pruning_ratio": 0.2},
+            CriterionError,
+            "say how many go",
+        ),
         (
             {"criterion": PPL(), "pruning_ratio": 0.2},
             CriterionError,
-            r"PPL\(\) scores blocks and branches, .* as depth_criterion, with depth=",
+            r"PPL\(\) scores blocks and branches, .* as depth_criterion=, with depth=",
         ),
         (
             {"criterion": PPL(), "pruning_ratio": 0.2, "depth": Depth(remove=1)},
@@ -497,7 +552,7 @@ def test_scores_of_an_earlier_run_after_depth() -> None:
         (
             {"criterion": PPL(), "depth_criterion": PPL(), "depth": Depth(remove=1)},
             CriterionError,
-            "depth alone has one criterion",
+            "only blocks go, by one criterion",
         ),
         (
             {"scores": fxprune.Scores({}), "depth": Depth(remove=1)},
@@ -505,12 +560,11 @@ def test_scores_of_an_earlier_run_after_depth() -> None:
             "depth alone takes a criterion",
         ),
         (
-            {"depth": Depth(remove=1), "keep_first": 0},
+            {"depth": Depth(remove=1), "keep_first": 1},
             SelectionError,
             "keep_first= is for units of groups",
         ),
         ({"depth": Depth(remove=1), "steps": 2}, SelectionError, "steps= is for units of groups"),
-        ({}, SelectionError, "either pruning_ratio or budget"),
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], error: Any, message: str) -> None:

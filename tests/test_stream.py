@@ -18,7 +18,8 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.importance import FLAP, ActivationNorm, Magnitude, PeakToPeak, Taylor, WandaSP
 from fxprune.plan import Plan
 from fxprune.proof.zeroed import zeroed
-from fxprune.select import Budget, select
+from fxprune.select.budget import Budget
+from fxprune.select.select import select
 from fxprune.stream import propagate
 from tests.importance import hand
 from tests.llama import tiny_llama
@@ -231,7 +232,7 @@ def test_the_plan_is_what_select_makes_of_the_scores(graph: DependencyGraph) -> 
 
 def test_a_budget_of_parameters(graph: DependencyGraph) -> None:
     scores, plan = propagate(graph, WandaSP(), IDS, 0.2)
-    again = select(graph, scores, 0.2)
+    again = select(graph, scores, 0.2, ranking="local")
     assert plan.bound == "params"
     assert 0.19 * plan.parameters_before <= plan.parameters_before - plan.parameters_after
     assert plan.parameters_after <= 0.8 * plan.parameters_before
@@ -334,7 +335,7 @@ def test_options_are_refused_before_anything_runs(graph: DependencyGraph) -> Non
         ({"budget": BUDGET, "ranking": "global"}, SelectionError, "ranking= cannot be given"),
         ({"budget": BUDGET, "start": None}, SelectionError, "start= cannot be given"),
         ({"budget": BUDGET, "by": "head"}, CriterionError, "choose from layer, group"),
-        ({"budget": BUDGET, "keep_first": 9}, SelectionError, "protected layer"),
+        ({"budget": BUDGET, "keep_first": 9}, SelectionError, "is protected"),
         ({"budget": BUDGET, "overrides": {"nope": 0.5}}, SelectionError, "matches no group"),
         ({}, SelectionError, "either pruning_ratio or budget"),
     ):

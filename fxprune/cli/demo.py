@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 PROMPT = "The moon is smaller than the earth, and"
 NEW_TOKENS = 24
 RECOVERY_STEPS = 30
+WINDOWS = 32  # for perplexity
 
 
 def demo(
     out: Path,
-    ratio: float = 0.2,
+    ratio: float | str = 0.2,
     *,
     model: str = "smollm2",
     evaluation: Text | None = None,
@@ -54,21 +55,19 @@ def demo(
     import torch
     from rich.console import Console
 
-    from fxprune.cli.recipe import Recipe
     from fxprune.cli.workflow import run
+    from fxprune.config import PruneConfig
     from fxprune.data import text
     from fxprune.hf.folder import checkpoint
     from fxprune.hf.open.models import fetch, load_model
 
     # Fewer crops than by default: a demonstration takes minutes, not many.
-    recipe = Recipe(
-        ratio=ratio,
+    config = PruneConfig(
+        pruning_ratio=ratio,
         calibration_samples=32,
         compensation_samples=64,
         calibration_lengths=(128,),
-        evaluation_samples=32,
     )
-    recipe.check()
     console = console or Console()
     # Generated text and paths may hold anything, brackets too.
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -77,15 +76,16 @@ def demo(
         loaded = load_model(model)
     assert loaded.tokenizer is not None
     kind = type(loaded.model).__name__
-    say(f"{model}: {kind}, pruning {ratio:.0%} with {recipe.criterion} and least squares")
+    say(f"{model}: {kind}, pruning {config.pruning_ratio:.0%} with obs and least squares")
     told = continuation(loaded.model, loaded.tokenizer)
     calibration, other = text.builtin()
     outcome = run(
         loaded,
-        recipe,
+        config,
         folder,
         calibration=calibration,
         evaluation=evaluation or other,
+        windows=(WINDOWS, 128),
         reload=lambda: load_model(model).model,
     )
     small, plan = outcome.result.graph_module, outcome.result.plan
@@ -94,12 +94,16 @@ def demo(
     say(f"\nafter: {PROMPT}{continuation(small, loaded.tokenizer)}")
     plan.save(out / "plan.json")
     outcome.result.graph.to_dot(out / "groups.dot", collapse=True)
-    outcome.write_report(out / "report.json", model=model, ratio=ratio, criterion=plan.criterion)
+    outcome.write_report(
+        out / "report.json", model=model, config=config.to_dict(), criterion=plan.criterion
+    )
     with step("reloading"):
         again = checkpoint.load(folder)
         ids = text.tokens(loaded.tokenizer, PROMPT)[None]
         with torch.no_grad():
-            same = torch.equal(outcome.model(input_ids=ids).logits, again(input_ids=ids).logits)
+            same = torch.equal(
+                outcome.result.model(input_ids=ids).logits, again(input_ids=ids).logits
+            )
     if not same:
         raise CheckpointError(f"{folder} does not give back what was saved")
     say(
@@ -109,7 +113,7 @@ def demo(
     )
     if chain is not None:
         say(f"\nrecovery: LoRA, {RECOVERY_STEPS} steps of 8 x 128 tokens, the original teaches")
-        chain.run(calibration, evaluation or other, recipe.evaluation_samples).show(console)
+        chain.run(calibration, evaluation or other, WINDOWS).show(console)
         recovered: Any = checkpoint.load(chain.folder)
         say(f"\nrecovered: {PROMPT}{continuation(recovered, loaded.tokenizer)}")
         say(f"recovered model: {chain.folder}   loss: {chain.run_folder / 'loss.svg'}")

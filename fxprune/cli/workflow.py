@@ -8,28 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fxprune.errors import (
-    CalibrationError,
-    CheckpointError,
-    CriterionError,
-    ShrinkError,
-)
+from fxprune.errors import CalibrationError, CriterionError
 from fxprune.files import write_text
 from fxprune.progress import step
 
 if TYPE_CHECKING:
-    import torch
     from rich.console import Console
     from torch import fx, nn
-    from transformers import PreTrainedTokenizerBase
 
-    from fxprune.cli.recipe import Recipe
+    from fxprune.config import PruneConfig
     from fxprune.data.text import Text
     from fxprune.hf.open.models import LoadedModel
     from fxprune.measure.perplexity import Window
     from fxprune.measure.report import Measurement
     from fxprune.plan import Plan
-    from fxprune.prune import PruneResult
+    from fxprune.result import PruneResult
 
 MACS_AT, LATENCY_AT = (1, 64), (4, 128)  # (batch, tokens); 1 x 64 is what LLM-Pruner counts at
 
@@ -44,7 +37,6 @@ class Outcome:
         caption: how they were measured.
         result: what :func:`fxprune.prune` gave.
         folder: where it is saved.
-        model: what is saved: the graph, or a transformers model on the same tensors.
         opened_by: how to open it, in words.
     """
 
@@ -53,7 +45,6 @@ class Outcome:
     caption: str
     result: PruneResult
     folder: Path
-    model: nn.Module
     opened_by: str
 
     def show(self, console: Console) -> None:
@@ -102,65 +93,73 @@ def texts(file: Path | None, evaluation: Path | None) -> tuple[Text, Text]:
     return halves[0] if file is None else text.read(file), text.read(evaluation)
 
 
-def check_model(spec: str, recipe: Recipe) -> bool:
+def check_model(spec: str, config: PruneConfig, scored: bool = False) -> bool:
     """Look at a model's config, and fetch its weights, before they are loaded.
+
+    Args:
+        spec: the model, as it was typed.
+        config: how it is to be pruned.
+        scored: whether there are scores of an earlier run, in place of a criterion.
 
     Returns:
         Whether it is a language model, which text can calibrate and measure.
 
     Raises:
         ModelError: no such model, or it has no weights.
-        CriterionError: the criterion needs a language model and this is none.
+        CriterionError: the configuration needs calibration data, and this is no language model.
     """
     from fxprune.hf.open.architecture import is_causal, model_class
     from fxprune.hf.open.models import fetch, load_config
 
-    config = load_config(spec)
-    causal = is_causal(config)
-    for option in needing_data(recipe):
-        if not causal:
-            raise CriterionError(
-                f"{model_class(config).__name__} is not a causal language model, which {option} "
-                "needs here; take magnitude or random, or calibrate in Python with fxprune.prune"
-            )
+    found = load_config(spec)
+    causal = is_causal(found)
+    for option in [] if causal else needing_data(config, scored):
+        raise CriterionError(
+            f"{model_class(found).__name__} is not a causal language model, which {option} "
+            "needs here; take magnitude or random, or calibrate in Python with fxprune.prune"
+        )
     fetch(spec)
     return causal
 
 
-def needing_data(recipe: Recipe) -> list[str]:
-    """The options of a recipe that need calibration data."""
-    from fxprune.depth import DepthCriterion
-    from fxprune.importance.collect import DATA
+def needing_data(config: PruneConfig, scored: bool = False) -> list[str]:
+    """What of a configuration needs calibration data where the model is no language model."""
+    from fxprune.depth.named import needs_data
 
-    criterion, of_blocks = recipe.make_criterion(), recipe.make_depth_criterion()
-    options = [str(recipe.criterion)] if criterion and criterion.needs & DATA else []
-    if isinstance(of_blocks, DepthCriterion) or (of_blocks and of_blocks.needs & DATA):
-        options.append(repr(of_blocks))
-    return options + ([] if recipe.compensate in ("auto", "none") else [recipe.compensate])
+    of_units = None if scored else config.make_criterion(causal=False)
+    criteria = (of_units, config.make_depth_criterion())
+    options = [repr(each) for each in criteria if each is not None and needs_data(each)]
+    return options + [each for each in (config.compensation,) if each not in ("auto", None)]
 
 
 def run(
     loaded: LoadedModel,
-    recipe: Recipe,
+    config: PruneConfig,
     folder: Path,
     *,
     calibration: Text | None,
     evaluation: Text | None,
+    windows: tuple[int, int],
     reload: Callable[[], nn.Module],
+    scores: Path | None = None,
     save_scores: Path | None = None,
+    save_as: str = "auto",
     progress: bool = True,
 ) -> Outcome:
     """Prune a loaded model, save it and measure it before and after.
 
     Args:
         loaded: the model; its weights are freed as they are sliced.
-        recipe: what to do.
+        config: how to prune.
         folder: where to save the pruned model.
         calibration: text for criteria that need some.
         evaluation: text for perplexity; None leaves that out.
+        windows: how many windows of it at most, and tokens in each.
         reload: loads the original once more. It is timed in turns with the pruned model, which
             cannot be done while pruning frees the original.
+        scores: instead of a criterion, a file that an earlier run wrote.
         save_scores: file for the scores, outside ``folder``.
+        save_as: see :meth:`fxprune.PruneResult.save`.
         progress: show progress bars.
 
     Raises:
@@ -168,74 +167,57 @@ def run(
     """
     from fxprune.data import text
     from fxprune.importance.scores import Scores
-    from fxprune.measure import report
-    from fxprune.measure.perplexity import perplexity, windows
-    from fxprune.prune import prune
+    from fxprune.measure import perplexity, report
+    from fxprune.prune import draw_calibration, prune
     from fxprune.trace.inputs import device_of, from_config
 
-    scores = None if recipe.scores is None else Scores.load(recipe.scores)
-    check_shrinks(loaded.model, recipe)
+    known = None if scores is None else Scores.load(scores)
+    if save_as == "transformers":
+        check_shrinks(loaded.model, config)
     model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
-    example = from_config(model)
-    compensation = recipe.compensate
-    if compensation == "auto":
-        compensation = "none" if calibration is None or not recipe.width else "least-squares"
-    crops = more = cut = None
-    if calibration is not None and tokenizer is not None:
-        mending = recipe.compensation_samples if compensation != "none" else 0
-        most = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
-
-        def draw(count: int, covariances: bool) -> list[torch.Tensor]:
-            lengths = recipe.lengths(covariances)
-            if recipe.calibration_lengths is None and most is not None:
-                lengths = tuple(n for n in lengths if n <= max(most, lengths[0]))
-            return text.mixed_crops(tokenizer, calibration, count, lengths, recipe.seed)
-
-        crops = draw(recipe.samples, recipe.width and recipe.criterion == "obs")
-        more = draw(mending, True) if mending else None
+    example, cut = from_config(model), None
     if evaluation is not None and tokenizer is not None:
-        tokens = text.joined(tokenizer, evaluation)
-        cut = windows(tokens, recipe.evaluation_length, limit=recipe.evaluation_samples)
+        count, length = windows
+        cut = perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
 
     def measure(module: nn.Module) -> Measurement:
         return report.Measurement(
             report.parameters(module),
             report.macs(module, (), report.resized(example, *MACS_AT)),
             report.size(module),
-            None if cut is None else perplexity(module, cut, progress=progress).perplexity,
+            None
+            if cut is None
+            else perplexity.perplexity(module, cut, progress=progress).perplexity,
         )
 
+    criterion = None if known is not None else config.make_criterion(calibration is not None)
+    data, more = draw_calibration(model, config, criterion, calibration, tokenizer)
     before = measure(model)
     result = prune(
         model,
         kwargs=example,
-        criterion=recipe.make_criterion(),
-        depth=recipe.depth(),
-        depth_criterion=recipe.make_depth_criterion(),
-        calibration=crops,
-        scores=scores,
-        steps=recipe.steps,
-        compensation=None if compensation == "none" else cast(Any, compensation),
-        compensation_scope=cast(Any, recipe.compensation_scope),
+        config=config,
+        calibration=data,
         compensation_data=more,
-        verify=recipe.verify,
+        tokenizer=tokenizer,
+        scores=known,
         consume=True,
         progress=progress,
-        **recipe.goal(),
-        **(recipe.selection() if recipe.width else {}),
     )
     if save_scores is not None:
         result.scores.save(save_scores)
-    small = result.graph_module
-    at = LATENCY_AT if recipe.latency is None else recipe.shape
+    small, budget = result.graph_module, config.budget
+    at = LATENCY_AT if budget is None or budget.latency is None else budget.shape
     with step("saving", progress):
-        stored = store(model, result, folder, tokenizer, recipe.save_as)
-    tail = (result, folder, *stored)
+        # That the config can say the sizes was tried before.
+        opened = result.save(folder, save_as="graph" if save_as == "graph" else "auto")
     if is_static(small):
         after = report.Measurement(report.parameters(small), size=report.size(small))
-        return Outcome(before, after, "static sizes: costs not compared", *tail)
+        caption = "static sizes: costs not compared"
+        return Outcome(before, after, caption, result, folder, opened)
     after = measure(small)
-    outcome = Outcome(before, after, _caption(example, at, cut, evaluation), *tail)
+    caption = _caption(example, at, cut, evaluation)
+    outcome = Outcome(before, after, caption, result, folder, opened)
     if not room_for(before.size or 0):
         return outcome
     with step("timing", progress):
@@ -258,13 +240,13 @@ def _timed(outcome: Outcome, before: float, after: float) -> Outcome:
     )
 
 
-def check_shrinks(model: nn.Module, recipe: Recipe) -> None:
+def check_shrinks(model: nn.Module, config: PruneConfig) -> None:
     """Refuse what no transformers config can say, before any work is done.
 
     Raises:
         ShrinkError: it cannot, tried without weights on one unit of each group.
     """
-    if recipe.save_as != "transformers" or not recipe.width:
+    if not config.width:
         return
     from fxprune.groups.dependency import discover
     from fxprune.hf.open import architecture
@@ -272,53 +254,14 @@ def check_shrinks(model: nn.Module, recipe: Recipe) -> None:
     from fxprune.plan import Plan
     from fxprune.trace import trace
 
-    config: Any = model.config
-    blank = architecture.build(config, architecture=type(model).__name__)
+    blank = architecture.build(cast(Any, model.config), architecture=type(model).__name__)
     graph = discover(trace(blank))
     kept = {
         group.name: tuple(range(1, group.size))
         for group in graph.groups
-        if group.kind in recipe.kinds and group.size > 1
+        if group.kind in config.kinds and group.size > 1
     }
     shrink(blank, Plan.of(graph, kept), traced=graph.traced, share=True)
-
-
-def store(
-    model: nn.Module,
-    result: PruneResult,
-    folder: Path,
-    tokenizer: PreTrainedTokenizerBase | None,
-    save_as: str,
-) -> tuple[nn.Module, str]:
-    """Save what pruning gave: as a transformers model, or else as a graph.
-
-    Args:
-        model: the original; its weights may be gone.
-        result: what pruning gave.
-        folder: where to save.
-        tokenizer: saved along.
-        save_as: see :class:`Recipe`.
-
-    Returns:
-        What was saved, and how to open it, in words.
-    """
-    from fxprune.hf.folder import checkpoint
-    from fxprune.hf.shrink.parts import uneven
-    from fxprune.hf.shrink.shrink import shrink
-
-    graph_module, plan = result.graph_module, result.plan
-    opened, why = f"open it with fxprune.load({str(folder)!r})", ""
-    if save_as != "graph" and hasattr(model, "config"):
-        try:
-            small = shrink(cast(Any, model), plan, graph_module, share=True)
-            checkpoint.save(small, folder, plan=plan, tokenizer=tokenizer)
-        except (ShrinkError, CheckpointError) as error:
-            why = f" (not for transformers: {error})"
-        else:
-            remote = ", trust_remote_code=True" if uneven(small.config) else ""
-            return small, f"{opened} or from_pretrained({str(folder)!r}{remote})"
-    checkpoint.save(graph_module, folder, plan=plan, traced=result.traced, tokenizer=tokenizer)
-    return graph_module, opened + why
 
 
 def limits(plan: Plan) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -23,6 +24,7 @@ from fxprune.groups.dependency import discover
 from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
 from fxprune.progress import track
+from fxprune.trace.ignored import ignored
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.modes import evaluation
 from fxprune.trace.traced import Traced
@@ -41,6 +43,7 @@ def compensate(
     method: Method = "least-squares",
     target: Target = "residual",
     scope: Scope | None = None,
+    ignore: Sequence[str] = (),
     damping: float = 0.5,
     temperature: bool = True,
     batch_size: int | None = 8,
@@ -88,6 +91,7 @@ def compensate(
             what the pruned model feeds into the layer (nothing of earlier layers is undone).
         scope: ``pruned``, the consumers of pruned units, or ``all``, every product with a weight
             but the head; None is ``all`` for least squares that aim at the dense model.
+        ignore: names of modules, or :mod:`fnmatch` patterns, whose tensors keep their values.
         damping: how much the weights of each input are held to what they are, relative to that
             input's own mean square. (Relative to the mean over inputs, the few massive
             activations of language models would hold all others fast.)
@@ -113,7 +117,8 @@ def compensate(
     graph = discover(traced)
     plan.check(graph)
     resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
-    found = match(graph, small, plan, resize, everywhere=scope == "all")
+    left = ignored(traced, ignore)
+    found = match(graph, small, plan, resize, everywhere=scope == "all", ignore=left)
     if method == "bias":
         found = tuple(_with_bias(traced, m) if isinstance(m, Match) else m for m in found)
     if target == "propagated":
@@ -141,7 +146,7 @@ def compensate(
             results[each.node] = mend(each)
         fitted = None
         if temperature and method == "least-squares":
-            fitted = fit_temperature(graph, small, data, write, progress=progress)
+            fitted = fit_temperature(graph, small, data, write, ignore=left, progress=progress)
     done = tuple(each if isinstance(each, Compensated) else results[each.node] for each in found)
     return CompensationReport(
         method,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,12 +69,18 @@ class Match:
 
 
 def match(
-    graph: DependencyGraph, small: fx.GraphModule, plan: Plan, resize: Resizer, everywhere: bool
+    graph: DependencyGraph,
+    small: fx.GraphModule,
+    plan: Plan,
+    resize: Resizer,
+    everywhere: bool,
+    ignore: Mapping[str, str],
 ) -> tuple[Match | Compensated, ...]:
     """The consumers of the plan's groups, in graph order, or every product with a weight.
 
     The head is left out of the latter unless it reads pruned units: its outputs are as many as the
-    vocabulary has tokens, and what they lack is a matter of loss, not of squares.
+    vocabulary has tokens, and what they lack is a matter of loss, not of squares. Tensors in
+    ``ignore`` keep their values, with what they are ignored for.
 
     Raises:
         RewriteError: ``small`` is not what the plan makes of the model.
@@ -86,10 +92,18 @@ def match(
         others = (c for c in every_consumer(graph) if last is None or c.node is not last.node)
         found |= {c.node: c for c in others}
     calls = readers(graph.traced, small)
+    ordered = [found[node] for node in sorted(found, key=places.__getitem__)]
     return tuple(
-        _match(graph, small, plan, resize, found[node], calls)
-        for node in sorted(found, key=places.__getitem__)
+        Compensated(named(each), skipped=f"ignore={ignore[each.site.tensor]}")
+        if each.site.tensor in ignore
+        else _match(graph, small, plan, resize, each, calls)
+        for each in ordered
     )
+
+
+def named(consumer: Consumer) -> str:
+    """What a report calls a consumer."""
+    return consumer.site.tensor.removesuffix(".weight")
 
 
 def _match(
@@ -100,8 +114,7 @@ def _match(
     consumer: Consumer,
     calls: dict[str, fx.Node],
 ) -> Match | Compensated:
-    weight_name = consumer.site.tensor
-    name = weight_name.removesuffix(".weight")
+    weight_name, name = consumer.site.tensor, named(consumer)
     if reason := reason_against(graph.traced, consumer):
         return Compensated(name, skipped=reason)
     node = calls.get(weight_name)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
 
 from fxprune.compensate.edits import Write, own
-from fxprune.compensate.head import factors
+from fxprune.compensate.head import Factor, factors
 from fxprune.compensate.places import place, readers
 from fxprune.data.calibrate import Batch, batches
 from fxprune.data.graph_inputs import graph_inputs
@@ -31,6 +31,7 @@ def fit_temperature(
     data: Sequence[Batch],
     write: Write,
     *,
+    ignore: Collection[str] = (),
     progress: bool = False,
 ) -> float | str:
     """Find the temperature of least loss and divide the logits by it (Guo et al., 1706.04599).
@@ -45,6 +46,7 @@ def fit_temperature(
             becomes its own.
         data: the calibration batches.
         write: puts a value into a tensor.
+        ignore: tensors that keep their values.
         progress: show that it runs.
 
     Returns:
@@ -54,12 +56,10 @@ def fit_temperature(
         CalibrationError: the loss is not finite.
     """
     traced = graph.traced
-    found = factors(graph)
+    at = readers(traced, small)
+    found = _movable(graph, at, ignore)
     if isinstance(found, str):
         return found
-    at = readers(traced, small)
-    if any(each.tensor not in at for each in found):
-        return "what scales its logits is computed once, not held"
     try:
         few = _few(traced, data)
     except CalibrationError as error:
@@ -98,6 +98,20 @@ def fit_temperature(
         best = least(loss)
     divide(best)
     return math.exp(best)
+
+
+def _movable(
+    graph: DependencyGraph, at: Mapping[str, fx.Node], ignore: Collection[str]
+) -> tuple[Factor, ...] | str:
+    """What scales the logits, if it may change; or why it may not."""
+    found = factors(graph)
+    if isinstance(found, str):
+        return found
+    if any(each.tensor in ignore for each in found):
+        return "what scales its logits is in a module to ignore"
+    if any(each.tensor not in at for each in found):
+        return "what scales its logits is computed once, not held"
+    return found
 
 
 def least(loss: Callable[[float], float]) -> float:

@@ -14,14 +14,8 @@ from fxprune.errors import DepthError
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.scores import Scores
 from fxprune.progress import step
-from fxprune.select.depth import (
-    FIXED,
-    Depth,
-    candidates,
-    choose_units,
-    enough,
-    stacks,
-)
+from fxprune.select.blocks import candidates, choose_units, enough, stacks
+from fxprune.select.depth import FIXED, Depth
 from fxprune.trace.traced import Traced
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxprune.config import PruneConfig
 from fxprune.data.loss import GraphLoss
 from fxprune.errors import SelectionError
 from fxprune.plan import Plan
-from fxprune.prune import PruneResult, prune
+from fxprune.prune import prune
 from fxprune.recover.data import Data
 from fxprune.recover.methods import Method
 from fxprune.recover.recover import Recovery, recover
-from fxprune.select.budget import check_ratio
+from fxprune.result import PruneResult
+from fxprune.select.budget import fraction
 from fxprune.trace import Traced
 
 
@@ -42,7 +44,8 @@ def prune_and_recover(
     data: Data,
     method: Method | None = None,
     *,
-    pruning_ratio: float,
+    pruning_ratio: float | str,
+    config: PruneConfig | None = None,
     steps: int = 2,
     recovery: dict[str, Any] | None = None,
     **pruning: Any,
@@ -56,6 +59,7 @@ def prune_and_recover(
         data: to recover on.
         method: see :func:`recover`, in every step.
         pruning_ratio: fraction of the original's parameters to remove in all, in [0, 1).
+        config: how to prune in every step, but for the ratio.
         steps: how often to prune and recover.
         recovery: further options of :func:`recover`; with ``out``, each step has a folder in it.
         pruning: further options of :func:`fxprune.prune`, such as ``criterion`` and
@@ -67,21 +71,23 @@ def prune_and_recover(
     Raises:
         FxpruneError: what either refuses.
     """
-    check_ratio("pruning_ratio", pruning_ratio)
+    goal = fraction("pruning_ratio", pruning_ratio)
     if steps < 1:
         raise SelectionError(f"steps is {steps}: at least 1")
     if refused := {"depth", "budget", "steps", "scores", "consume"} & pruning.keys():
         raise SelectionError(f"{sorted(refused)[0]} is not for pruning and recovery in turns")
+    if config is not None and (config.depth or config.budget or config.steps > 1):
+        raise SelectionError("depth, budget and steps are not for pruning and recovery in turns")
     options, out = dict(recovery or {}), (recovery or {}).get("out")
     module, kept = model, dict[str, tuple[int, ...]]()
     first: PruneResult | None = None
     done: list[Recovery] = []
     for number in range(1, steps + 1):
-        before, after = (1 - pruning_ratio * n / steps for n in (number - 1, number))
+        before, after = (1 - goal * n / steps for n in (number - 1, number))
         if first is not None:
             pruning |= {"args": first.traced.args, "kwargs": first.traced.kwargs}
             pruning.setdefault("loss_fn", GraphLoss(first.traced))
-        result = prune(module, pruning_ratio=1 - after / before, **pruning)
+        result = prune(module, config=config, pruning_ratio=1 - after / before, **pruning)
         first = first or result
         kept = _together(kept, result.plan.kept)
         if out is not None:
@@ -94,7 +100,7 @@ def prune_and_recover(
     plan = Plan.of(
         first.graph,
         kept,
-        pruning_ratio=pruning_ratio,
+        pruning_ratio=goal,
         criterion=first.plan.criterion,
         biases=result.plan.biases,
     )

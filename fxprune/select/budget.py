@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from fxprune.errors import SelectionError
 
-LIMITS = ("params", "macs", "kv_cache", "latency")
+NAMED = ("params", "macs", "kv_cache", "latency")
 
 
 @dataclass(frozen=True)
 class Budget:
     """Limits on what stays, all of which are met; or a share of units that goes.
 
-    ``params``, ``macs``, ``kv_cache`` and ``latency`` each say what stays of the whole model: at
-    most 1 is a fraction of the original, anything above is an absolute number.
+    ``params``, ``macs``, ``kv_cache``, ``latency`` and what ``others`` names each say what stays of
+    the whole model: at most 1, or a percentage, is a fraction of the original, anything above is
+    an absolute number.
 
     Attributes:
         params: parameters.
@@ -26,47 +28,106 @@ class Budget:
         kv_cache: numbers cached per token, see :func:`fxprune.costs.kv_cache`.
         latency: time of one forward pass of ``shape`` on the machine where
             :func:`fxprune.measure_latency` ran; an absolute number is in milliseconds.
-        units: instead of limits, the fraction of units removed from every group, in [0, 1).
+        units: instead of limits, the fraction of units *removed* from every group, in [0, 1), or a
+            percentage.
         rounding: of ``units``. ``up`` as in LLM-Pruner (arXiv 2305.11627): of ``n`` channels
             ``n - int(n * (1 - units))`` go, and the heads that lie wholly in so many; ``down`` as
             in Wanda-sp (the code of arXiv 2312.11983): ``int(size * units)`` units.
         shape: sequences of a forward pass and tokens of each, for ``macs`` and ``latency``.
+        others: limits on costs of your own, by the name they were registered under with
+            :func:`fxprune.select.budgets.register_cost`.
 
     Raises:
         SelectionError: nothing is limited, a limit is not a positive number, ``units`` is outside
-            [0, 1) or stands beside a limit, or ``shape`` is not two whole numbers.
+            [0, 1) or stands beside a limit, a cost is not known, or ``shape`` is not two whole
+            numbers.
     """
 
-    params: float | None = None
-    macs: float | None = None
-    kv_cache: float | None = None
-    latency: float | None = None
-    units: float | None = None
+    params: float | str | None = None
+    macs: float | str | None = None
+    kv_cache: float | str | None = None
+    latency: float | str | None = None
+    units: float | str | None = None
     rounding: Literal["up", "down"] = "up"
     shape: tuple[int, int] = (1, 64)
+    others: Mapping[str, float | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name, value in self.limits.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 < value < math.inf:  # also refuses NaN
-                raise SelectionError(
-                    f"{name}={value}: what stays is a fraction in (0, 1] or a number above 1"
-                )
+        given = {name: getattr(self, name) for name in NAMED} | dict(self.others)
+        limits = {name: _stays(name, value) for name, value in given.items() if value is not None}
+        others = {name: limits[name] for name in self.others}
+        if others:
+            _check_known(others)
+        self._set("others", others)
+        for name in NAMED:
+            self._set(name, limits.get(name))
         if self.units is not None:
-            check_ratio("units", self.units)
-            if self.limits:
-                raise SelectionError(f"units= cannot be combined with {next(iter(self.limits))}=")
-        elif not self.limits:
-            raise SelectionError(f"a budget needs one of {', '.join(LIMITS)} or units")
+            self._set("units", fraction("units", self.units))
+            if limits:
+                raise SelectionError(f"units= cannot be combined with {next(iter(limits))}=")
+        elif not limits:
+            raise SelectionError(f"a budget needs one of {', '.join(NAMED)} or units")
         if self.rounding not in ("up", "down"):
             raise SelectionError(f"unknown rounding {self.rounding!r}: choose from up, down")
         check_shape(self.shape)
+        self._set("shape", tuple(self.shape))
 
     @property
     def limits(self) -> dict[str, float]:
         """The limits that are set, by name."""
-        values = {name: getattr(self, name) for name in LIMITS}
+        values: dict[str, Any] = {name: getattr(self, name) for name in NAMED}
+        values |= self.others
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def removed(self) -> float | None:
+        """The fraction of units removed from every group, if it says that and no limits."""
+        return None if self.units is None else float(self.units)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+def _stays(name: str, given: object) -> float:
+    value = percentage(given)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # Also refuses NaN. 150% of the original is no limit, and not an absolute number either.
+    more = str(given).strip().endswith("%") and number and value > 1
+    if not number or not 0 < value < math.inf or more:
+        raise SelectionError(
+            f"{name}={given}: what stays is a fraction in (0, 1], a percentage or a number above 1"
+        )
+    return float(value) if value <= 1 else value
+
+
+def _check_known(names: Mapping[str, float]) -> None:
+    from fxprune.select.budgets import COSTS
+
+    for name in names:
+        if name not in COSTS:
+            raise SelectionError(f"a budget cannot limit {name!r}: it knows {', '.join(COSTS)}")
+
+
+def percentage(given: Any) -> Any:
+    """``"80%"`` as 0.8; whatever else is given, as it is."""
+    if isinstance(given, str):
+        number = given.strip()
+        try:
+            return float(number[:-1]) / 100 if number.endswith("%") else float(number)
+        except ValueError:
+            return given
+    return given
+
+
+def fraction(name: str, given: Any) -> float:
+    """A fraction that goes, given as a number in [0, 1) or as a percentage.
+
+    Raises:
+        SelectionError: it is outside.
+    """
+    value = percentage(given)
+    check_ratio(name, value)
+    return float(value)
 
 
 def check_shape(shape: tuple[int, int]) -> None:

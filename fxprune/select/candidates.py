@@ -14,6 +14,7 @@ from fxprune.axes.dims import Dim, find
 from fxprune.axes.positions import kept_size
 from fxprune.errors import GroupError, SelectionError
 from fxprune.groups.kinds import KINDS
+from fxprune.trace.ignored import ignored
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
@@ -74,6 +75,7 @@ def choose_groups(
     names: Collection[str] | None = None,
     keep_first: int = 0,
     keep_last: int = 0,
+    ignore: Sequence[str] = (),
 ) -> tuple[list[Group], dict[str, str]]:
     """The groups of some kinds, or of some names, outside the protected layers.
 
@@ -84,14 +86,17 @@ def choose_groups(
         keep_first: protect this many layers at the start of every stack.
         keep_last: protect this many layers at the end of every stack. Groups that span layers, as
             the residual stream does, belong to none and are not protected.
+        ignore: names of modules, or :mod:`fnmatch` patterns, whose tensors are left as they are:
+            every group that has a site in one is protected.
 
     Returns:
-        The groups; and the names of those in protected layers, each with the option that protects
-        it: ``keep_first=4``.
+        The groups; and the names of those that are protected, each with the option that does it:
+        ``keep_first=4``.
 
     Raises:
         GroupError: for a name that no group has.
-        SelectionError: if nothing is left, saying which kinds there are and what froze the others.
+        SelectionError: a name in ``ignore`` is no module's; or if nothing is left, saying which
+            kinds there are and what froze the others.
     """
     if keep_first < 0 or keep_last < 0:
         raise SelectionError("keep_first and keep_last count layers: they cannot be negative")
@@ -100,16 +105,24 @@ def choose_groups(
         chosen = [_named(graph, name) for name in dict.fromkeys(names)]
     else:
         chosen = _of_kinds(graph, kinds)
-    protected = _protected(graph, keep_first, keep_last)
-    open_groups = [group for group in chosen if group.layer not in protected]
+    layers = _protected(graph, keep_first, keep_last)
+    left = ignored(graph.traced, ignore)
+    reasons = {}
+    for group in chosen:
+        if group.layer in layers:
+            reasons[group.name] = layers[group.layer]
+        elif left:
+            held = next((left[s.tensor] for s in group.sites if s.tensor in left), None)
+            if held is not None:
+                reasons[group.name] = f"ignore={held}"
+    open_groups = [group for group in chosen if group.name not in reasons]
     if not open_groups:
+        why = ", ".join(dict.fromkeys(reasons.values()))
         raise SelectionError(
-            "no group is left to prune: every one chosen is in a protected layer "
-            f"(keep_first={keep_first}, keep_last={keep_last})"
+            f"no group is left to prune: every one chosen is protected ({why})"
             if chosen
             else "no group was chosen"
         )
-    reasons = {g.name: protected[g.layer] for g in chosen if g.layer in protected}
     return open_groups, reasons
 
 

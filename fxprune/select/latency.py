@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fxprune.axes.dims import Dim, find
 from fxprune.errors import SelectionError
 from fxprune.groups.parameters import fingerprint
 from fxprune.plan import Plan
@@ -86,7 +83,7 @@ class LatencyTable:
         saved = 0.0
         for name, units in plan.kept.items():
             if name not in curve_of:
-                raise SelectionError(_unmeasured(name))
+                raise SelectionError(unmeasured(name))
             curve = curve_of[name]
             saved += float(np.interp(len(units), curve.kept, curve.saved))
         return self.base - saved
@@ -108,47 +105,13 @@ class LatencyTable:
         return replace(self, curves=tuple(curves))
 
 
-class LatencyCount:
-    """Counts the latency of a model, in nanoseconds, as units of some dims are removed.
-
-    Args:
-        table: what was measured.
-        graph: the groups of the model.
-        dims: the dims that may lose units.
-
-    Raises:
-        SelectionError: one of them was not measured.
-    """
-
-    def __init__(self, table: LatencyTable, graph: DependencyGraph, dims: Iterable[Dim]) -> None:
-        dims = set(dims)
-        self._base = nanoseconds(table.base)
-        self._saved: dict[Dim, NDArray[np.int64]] = {}
-        for curve in table.curves:
-            saved = np.interp(range(curve.kept[-1] + 1), curve.kept, curve.saved)
-            whole = np.rint(saved * 1e9).astype(np.int64)
-            self._saved |= {find(graph[name].dim): whole for name in curve.groups}
-        for group in graph.groups:
-            if find(group.dim) in dims and find(group.dim) not in self._saved:
-                raise SelectionError(_unmeasured(group.name))
-
-    def total(self, counts: Mapping[Dim, int]) -> int:
-        """Latency of the whole model; an absent dim keeps all its units."""
-        saved = (self._saved[dim][kept] for dim, kept in counts.items() if dim in self._saved)
-        return self._base - int(sum(saved))
-
-    def unit_cost(self, dim: Dim, counts: dict[Dim, int], more: int = 1) -> int:
-        """What is added when ``dim`` keeps ``more`` units than ``counts`` says."""
-        saved, before = self._saved[dim], counts.get(dim, dim.size)
-        return int(saved[before] - saved[before + more])
-
-
 def nanoseconds(seconds: float) -> int:
     """Seconds as whole nanoseconds, so that sums come out the same in any order."""
     return round(seconds * 1e9)
 
 
-def _unmeasured(name: str) -> str:
+def unmeasured(name: str) -> str:
+    """What to say of a group that the table does not have."""
     return (
         f"the latency of group {name!r} was not measured: name its kind, kinds=(...), in "
         "fxprune.measure_latency"

@@ -5,34 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from fxprune.axes.dims import Dim
 from fxprune.errors import SelectionError
 from fxprune.groups.dependency import discover
 from fxprune.select.budget import Budget
-from fxprune.select.latency import LatencyCount, LatencyTable, nanoseconds
-from fxprune.select.parameter_count import ParameterCount
+from fxprune.select.budgets import COSTS, Count, Setting
+from fxprune.select.latency import LatencyTable
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
-
-WORDS = {
-    "params": "parameters",
-    "macs": "MACs",
-    "kv_cache": "cached numbers per token",
-    "latency": "nanoseconds of a forward pass",
-}
-
-
-class Count(Protocol):
-    """Counts one cost of the whole model; it never falls as units come back."""
-
-    def total(self, counts: Mapping[Dim, int]) -> int:
-        """The cost; an absent dim keeps all its units."""
-
-    def unit_cost(self, dim: Dim, counts: dict[Dim, int], more: int = 1) -> int:
-        """What is added when ``dim`` keeps ``more`` units than ``counts`` says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +23,8 @@ class Limit:
     """At most so much of one cost.
 
     Attributes:
-        name: ``params``, ``macs``, ``kv_cache`` or ``latency``.
+        name: of the cost, such as ``params``.
+        words: what is counted, in words.
         asked: what was asked for, as text: ``params=0.8``.
         count: counts the cost.
         whole: the cost of the whole model.
@@ -48,6 +32,7 @@ class Limit:
     """
 
     name: str
+    words: str
     asked: str
     count: Count
     whole: int
@@ -72,7 +57,7 @@ def limits_of(
             the whole model all the same.
         budget: the budget, or the fraction of the parameters that goes.
         dims: the dims that may lose units.
-        biases: biases that the model gains, see :class:`ParameterCount`.
+        biases: biases that the model gains, see :class:`fxprune.select.budgets.Setting`.
         latency: what was measured, for a limit of it.
 
     Raises:
@@ -83,22 +68,21 @@ def limits_of(
     # Fractions are of the whole model, before branches and blocks went.
     original = graph.traced.original
     before = graph if original is None else discover(original)
-    if not isinstance(budget, Budget):
-        count = ParameterCount(graph, dims, biases)
-        whole = ParameterCount(before, ()).total({})
-        most = math.floor((1 - budget) * whole)
-        return [Limit("params", f"pruning_ratio={budget}", count, whole, most)]
+    if isinstance(budget, Budget):
+        asked = [(name, f"{name}={stays}", stays) for name, stays in budget.limits.items()]
+        setting = Setting(budget.shape, biases or {}, latency)
+    else:
+        asked = [("params", f"pruning_ratio={budget}", 1 - budget)]
+        setting = Setting(biases=biases or {})
     found = []
-    for name, stays in budget.limits.items():
-        if name == "latency":
-            found.append(_latency_limit(graph, budget, dims, latency))
-            continue
-        each: Count = _count(graph, name, budget, dims, biases)
-        whole = _count(before, name, budget, [], None).total({})
+    for name, words, stays in asked:
+        cost = COSTS[name]
+        count = cost.count(graph, dims, setting)
+        whole = cost.whole(before, setting)
         if whole == 0:
-            raise SelectionError(f"{name}={stays}: the model has no {WORDS[name]} to limit")
-        most = math.floor(stays * whole if stays <= 1 else stays)
-        found.append(Limit(name, f"{name}={stays}", each, whole, most))
+            raise SelectionError(f"{words}: the model has no {cost.words} to limit")
+        most = math.floor(stays * whole if stays <= 1 else cost.absolute(stays))
+        found.append(Limit(name, cost.words, words, count, whole, most))
     return found
 
 
@@ -120,7 +104,7 @@ def check_possible(limits: Sequence[Limit], counts: Mapping[Dim, int]) -> None:
         share = math.ceil(least / limit.whole * 1e4) / 1e4
         message = (
             f"{limit.asked} cannot be met: at least {least:,} of the model's {limit.whole:,} "
-            f"{WORDS[limit.name]} stay, a fraction of {share:.4f}"
+            f"{limit.words} stay, a fraction of {share:.4f}"
         )
         if limit.asked.startswith("pruning_ratio"):
             message += f" (a pruning_ratio of at most {max(1 - share, 0):.4f})"
@@ -139,35 +123,3 @@ def binding(limits: Sequence[Limit], refused: Iterable[frozenset[str]]) -> str |
     """
     bound = frozenset[str]().union(*refused)
     return ", ".join(limit.name for limit in limits if limit.name in bound) or None
-
-
-def _latency_limit(
-    graph: DependencyGraph, budget: Budget, dims: list[Dim], table: LatencyTable | None
-) -> Limit:
-    stays = budget.latency
-    assert stays is not None
-    if table is None:
-        raise SelectionError(
-            f"latency={stays} needs measurements: "
-            f"latency=fxprune.measure_latency(graph, {budget.shape})"
-        )
-    table.check(graph, budget.shape)
-    whole = nanoseconds(table.whole)
-    most = math.floor(stays * whole if stays <= 1 else stays * 1e6)
-    return Limit("latency", f"latency={stays}", LatencyCount(table, graph, dims), whole, most)
-
-
-def _count(
-    graph: DependencyGraph,
-    name: str,
-    budget: Budget,
-    dims: list[Dim],
-    biases: Mapping[str, Set[Dim]] | None,
-) -> Count:
-    if name == "params":
-        return ParameterCount(graph, dims, biases)
-    from fxprune import costs
-
-    if name == "macs":
-        return costs.MacCount(graph, dims, *budget.shape)
-    return costs.KvCacheCount(graph, dims)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fxprune.errors import SelectionError
-from fxprune.select.budget import Budget, check_ratio
+from fxprune.select.budget import Budget, check_ratio, fraction
 
 
 def schedule(steps: int, final_ratio: float) -> tuple[float, ...]:
@@ -28,7 +28,7 @@ def schedule(steps: int, final_ratio: float) -> tuple[float, ...]:
 
 
 def goals(
-    steps: int, pruning_ratio: float | None = None, budget: Budget | None = None
+    steps: int, pruning_ratio: float | str | None = None, budget: Budget | None = None
 ) -> tuple[dict[str, Any], ...]:
     """What each step asks of :func:`fxprune.select`, the last one all of it.
 
@@ -43,8 +43,8 @@ def goals(
     if (pruning_ratio is None) == (budget is None):
         raise SelectionError("give either pruning_ratio or budget")
     if pruning_ratio is not None:
-        check_ratio("pruning_ratio", pruning_ratio)
-        return tuple({"pruning_ratio": ratio} for ratio in schedule(steps, pruning_ratio))
+        ratio = fraction("pruning_ratio", pruning_ratio)
+        return tuple({"pruning_ratio": each} for each in schedule(steps, ratio))
     assert budget is not None
     schedule(steps, 0.0)  # refuses a number of steps that is none
     for name, value in budget.limits.items():
@@ -58,6 +58,7 @@ def goals(
         limits: dict[str, Any] = {
             name: 1 - (1 - value) * share for name, value in budget.limits.items()
         }
-        units = None if budget.units is None else budget.units * share
+        limits["others"] = {name: limits.pop(name) for name in budget.others}
+        units = None if budget.removed is None else budget.removed * share
         made.append({"budget": replace(budget, **limits, units=units)})
     return (*made, {"budget": budget})

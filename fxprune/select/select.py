@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +13,11 @@ from fxprune.groups.dependency import discover
 from fxprune.groups.kinds import KINDS
 from fxprune.plan import Plan
 from fxprune.select.biases import gainable, gained
-from fxprune.select.budget import Budget, check_ratio
+from fxprune.select.blocks import choose_units
+from fxprune.select.budget import Budget, fraction
 from fxprune.select.candidates import Candidate, at_step, choose_groups, kept_counts
 from fxprune.select.density import NORMALISE, Normalise, densities, unit_costs
-from fxprune.select.depth import Depth, choose_units
+from fxprune.select.depth import Depth
 from fxprune.select.latency import LatencyTable
 from fxprune.select.limits import Limit, binding, check_possible, limits_of
 from fxprune.select.pool import make_pool
@@ -25,23 +26,23 @@ from fxprune.select.rank import Steps, global_ranking, local_ranking, refusals, 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
 
-__all__ = ["check_ratio", "select"]
-
+Ranking = Literal["local", "global"]
 RANKINGS = {"local": local_ranking, "global": global_ranking}
 
 
 def select(
     graph: DependencyGraph,
     scores: Mapping[str, Any],
-    pruning_ratio: float | None = None,
+    pruning_ratio: float | str | None = None,
     kinds: Collection[str] = ("mlp", "attention"),
     *,
     budget: Budget | None = None,
-    ranking: Literal["local", "global"] = "local",
+    ranking: Ranking | None = None,
     normalise: Normalise | None = None,
     cost_aware: bool | None = None,
     keep_first: int = 0,
     keep_last: int = 0,
+    ignore: Sequence[str] = (),
     groups: Collection[str] | None = None,
     min_kept: int = 1,
     overrides: Mapping[str, float] | None = None,
@@ -60,12 +61,14 @@ def select(
     Args:
         graph: the groups of the model.
         scores: group name to scores of shape (size,); the lowest go first, equal ones by position.
-        pruning_ratio: fraction of the parameters of the whole model to remove, in [0, 1).
+        pruning_ratio: fraction of the parameters of the whole model to remove, in [0, 1), or a
+            percentage such as ``"20%"``.
         kinds: kinds of groups to prune: ``mlp``, ``attention``, ``query``, ``head_dim``,
             ``channel``, ``expert``, ``other``.
         budget: instead of ``pruning_ratio``: what may stay, or the share of units that goes.
         ranking: ``local`` removes the same fraction of units from every group; ``global`` ranks the
-            units of all groups together by their density, score per cost.
+            units of all groups together by their density, score per cost. None is ``global``, but
+            ``local`` for a budget of units.
         normalise: what makes densities of different groups comparable: ``kind``, ``group``,
             ``standardise`` or ``none``, see :func:`fxprune.select.density.densities`. None takes
             what belongs to the scores (``scores.ranking``), else ``kind``.
@@ -73,6 +76,9 @@ def select(
             cost of a unit is what it frees; under several limits, the sum of ``cost / excess``.
         keep_first: leave this many layers at the start of every stack alone.
         keep_last: leave this many layers at the end of every stack alone.
+        ignore: names of modules, or :mod:`fnmatch` patterns of them, such as ``lm_head`` or
+            ``model.layers.0``, whose tensors are left as they are: a group with a site inside one
+            keeps all its units.
         groups: prune these groups, by name, whatever their kind.
         min_kept: units that stay in every group at least.
         overrides: :mod:`fnmatch` pattern of a group's name to the fraction of its units that goes,
@@ -98,7 +104,7 @@ def select(
         PlanError: if ``start`` is for another model.
     """
     if depth is not None:
-        others = (budget, start, groups, overrides, keep_first, keep_last, gain_bias)
+        others = (budget, start, groups, overrides, keep_first, keep_last, ignore, gain_bias)
         if pruning_ratio is not None or any(others):
             raise SelectionError(
                 "depth= has scores and options of its own: select units of groups in a second step"
@@ -106,6 +112,10 @@ def select(
         shorter = bypass(graph.traced, choose_units(graph.traced, scores, depth))
         criterion = getattr(scores, "criterion", None)
         return Plan.of(discover(shorter), {}, criterion=criterion)
+    if pruning_ratio is not None:
+        pruning_ratio = fraction("pruning_ratio", pruning_ratio)
+    if ranking is None:
+        ranking = "global" if budget is None or budget.removed is None else "local"
     own = getattr(scores, "ranking", {})
     normalise = own.get("normalise", "kind") if normalise is None else normalise
     cost_aware = own.get("cost_aware", True) if cost_aware is None else cost_aware
@@ -113,7 +123,7 @@ def select(
     if start is not None:
         start.check(graph)
     chosen, protected = choose_groups(
-        graph, kinds, names=groups, keep_first=keep_first, keep_last=keep_last
+        graph, kinds, names=groups, keep_first=keep_first, keep_last=keep_last, ignore=ignore
     )
     pool = make_pool(graph, scores, chosen, overrides or {}, multiple_of, min_kept, start)
     biases = gainable(graph, (graph[c.name] for c in pool.candidates)) if gain_bias else {}
@@ -121,8 +131,8 @@ def select(
         lost = frozenset(find(graph[name].dim) for name in start.kept)
         biases.update(dict.fromkeys(start.biases, lost))
     result: _Result
-    if budget is not None and budget.units is not None:
-        steps = uniform(pool.candidates, budget.units, budget.rounding)
+    if budget is not None and budget.removed is not None:
+        steps = uniform(pool.candidates, budget.removed, budget.rounding)
         result = _Result(steps, ["units"] * len(steps), "units" if any(steps) else None)
     else:
         asked = pruning_ratio if budget is None else budget
@@ -182,16 +192,23 @@ def _check(
 ) -> None:
     if (pruning_ratio is None) == (budget is None):
         raise SelectionError("give either pruning_ratio or budget")
-    if pruning_ratio is not None:
-        check_ratio("pruning_ratio", pruning_ratio)
     if ranking not in RANKINGS:
         raise SelectionError(f"unknown ranking {ranking!r}: choose from {', '.join(RANKINGS)}")
     if normalise not in NORMALISE:
         raise SelectionError(f"unknown normalise {normalise!r}: choose from {', '.join(NORMALISE)}")
-    if budget is not None and budget.units is not None and ranking == "global":
+    if budget is not None and budget.removed is not None and ranking == "global":
         raise SelectionError("units= removes a share of every group: ranking='local' only")
     if min_kept < 1:
         raise SelectionError(f"min_kept={min_kept}: a group cannot lose all its units")
+    check_multiple(multiple_of)
+
+
+def check_multiple(multiple_of: int | Mapping[str, int]) -> None:
+    """Refuse what the number of units that stay cannot be a multiple of.
+
+    Raises:
+        SelectionError: a number below 1, or a kind that there is not.
+    """
     by_kind = multiple_of if isinstance(multiple_of, Mapping) else {"mlp": multiple_of}
     for kind, multiple in by_kind.items():
         if kind not in KINDS:

@@ -82,10 +82,10 @@ def propagate(
         SelectionError: see :func:`fxprune.select`; or ``ranking`` or ``start`` is given.
     """
     _check(criterion, by, selection)
-    protect = {"keep_first": keep_first, "keep_last": keep_last}
+    protect: dict[str, Any] = {"keep_first": keep_first, "keep_last": keep_last}
     chosen, _ = choose_groups(graph, kinds, names=groups, **protect)
     alike = {group.name: torch.zeros(group.size) for group in chosen}
-    selection = {"budget": budget, "groups": groups, **protect, **selection}
+    selection = {"budget": budget, "groups": groups, **protect, **selection, "ranking": "local"}
     sizes = select(graph, alike, pruning_ratio, kinds, **selection)
     stages = stages_of(graph, criterion, chosen, by)
     run = Run(graph, criterion, calibration, batch_size, stages)

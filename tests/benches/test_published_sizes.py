@@ -23,7 +23,8 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import count_parameters
 from fxprune.measure import report
 from fxprune.plan import Plan
-from fxprune.select import Budget, select
+from fxprune.select.budget import Budget
+from fxprune.select.select import select
 from tests.costs.published import CONFIGS, graph_of, on
 
 

@@ -17,7 +17,8 @@ from fxprune.errors import PlanError, SelectionError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import count_parameters, fingerprint
 from fxprune.plan import Plan, decode, encode
-from fxprune.select import Budget, select
+from fxprune.select.budget import Budget
+from fxprune.select.select import select
 from tests.hf import tiny
 from tests.select.checks import assert_met, random_scores
 

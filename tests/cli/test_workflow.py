@@ -11,7 +11,7 @@ from torch import fx, nn
 
 import fxprune
 from fxprune.cli import workflow
-from fxprune.cli.recipe import Recipe
+from fxprune.config import PruneConfig
 from fxprune.data.text import builtin, crops, read
 from fxprune.errors import CalibrationError, FxpruneWarning, ModelError
 from fxprune.hf.folder import checkpoint
@@ -80,24 +80,24 @@ def test_sizes_that_a_model_fixes_itself_are_static() -> None:
 
 
 def test_what_needs_data() -> None:
-    assert workflow.needing_data(Recipe()) == ["obs"]
-    assert workflow.needing_data(Recipe(criterion="magnitude")) == []
-    both = Recipe(criterion="wanda-sp", compensate="bias")
-    assert workflow.needing_data(both) == ["wanda-sp", "bias"]
-    saved = Recipe(criterion=None, scores="s", compensate="least-squares")
-    assert workflow.needing_data(saved) == ["least-squares"]
+    assert workflow.needing_data(PruneConfig()) == [repr(fxprune.Taylor())]
+    assert workflow.needing_data(PruneConfig(criterion="magnitude")) == []
+    both = PruneConfig(criterion="wanda-sp", compensation="bias")
+    assert workflow.needing_data(both) == [repr(fxprune.WandaSP()), "bias"]
+    assert workflow.needing_data(PruneConfig(), scored=True) == []
 
 
 def test_what_needs_data_in_depth() -> None:
-    alone = Recipe(ratio=None, criterion=None, remove=1)
-    assert workflow.needing_data(alone) == ["PPL()"]
-    weights = Recipe(ratio=None, criterion="magnitude", remove=1)
+    depth = fxprune.Depth(remove=1)
+    assert workflow.needing_data(PruneConfig(depth=depth)) == ["PPL()"]
+    weights = PruneConfig(depth=depth, criterion="magnitude")
     assert workflow.needing_data(weights) == []
-    taylor = Recipe(criterion="magnitude", remove=1, depth_criterion="taylor")
-    assert workflow.needing_data(taylor) == [repr(fxprune.Taylor())]
-    both = Recipe(remove=1, depth_criterion="block-influence")
-    assert workflow.needing_data(both) == ["obs", "BlockInfluence()"]
-    assert workflow.needing_data(Recipe(ratio=None, criterion=None, schedule="alternate")) == []
+    both = PruneConfig(
+        depth=depth, pruning_ratio=0.2, criterion="flap", depth_criterion="block-influence"
+    )
+    assert workflow.needing_data(both) == [repr(fxprune.FLAP()), "BlockInfluence()"]
+    fixed = PruneConfig(depth=fxprune.Depth(schedule="alternate"))
+    assert workflow.needing_data(fixed) == []
 
 
 def test_limits_in_few_lines() -> None:
@@ -129,10 +129,11 @@ def test_scores_are_there_even_if_saving_the_model_fails(
     with pytest.raises(OSError, match="no space"):
         workflow.run(
             load_model(tiny.folder(tmp_path / "m")),
-            Recipe(criterion="magnitude"),
+            PruneConfig(criterion="magnitude"),
             tmp_path / "out",
             calibration=None,
             evaluation=None,
+            windows=(4, 16),
             reload=tiny.llama,
             save_scores=tmp_path / "scores.safetensors",
             progress=False,
@@ -147,10 +148,11 @@ def test_static_graph_is_saved_but_not_compared(
     monkeypatch.setattr(workflow, "is_static", lambda graph: True)
     outcome = workflow.run(
         load_model(tiny.folder(tmp_path / "m")),
-        Recipe(criterion="magnitude"),
+        PruneConfig(criterion="magnitude"),
         tmp_path / "out",
         calibration=None,
         evaluation=None,
+        windows=(4, 16),
         reload=tiny.llama,
         progress=False,
     )

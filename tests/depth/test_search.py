@@ -15,7 +15,7 @@ import fxprune
 from fxprune import PPL, AngularDistance, BlockInfluence, Depth, Magnitude, Taylor, bypass
 from fxprune.depth import Removal, choose_depth
 from fxprune.errors import DepthError
-from fxprune.select.depth import parameters
+from fxprune.select.blocks import parameters
 from tests import zoo
 from tests.branches.small import WIDTH, Block
 from tests.depth import by_hand

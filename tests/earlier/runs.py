@@ -43,6 +43,9 @@ def _tokens() -> list[torch.Tensor]:
     return [torch.randint(0, tiny.VOCABULARY, (2, 16), generator=generator) for _ in range(3)]
 
 
+# What was the default when they were recorded.
+EARLIER: dict[str, Any] = {"ranking": "local", "compensation": None}
+
 RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "magnitude": (_llama, {"criterion": fxprune.Magnitude(), "pruning_ratio": 0.3}),
     "taylor": (_llama, {"criterion": fxprune.Taylor(), "pruning_ratio": 0.25}),
@@ -75,6 +78,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 def recorded(name: str) -> dict[str, Any]:
     """What a run chose: scores, kept units, removed branches, parameters, and a digest of all."""
     make, options = RUNS[name]
+    options = ({} if "depth" in options else EARLIER) | options
     model = make()
     example: Any = {}
     if name in BY_NAME:

@@ -13,7 +13,7 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import count_parameters, fingerprint
 from fxprune.importance import Magnitude, Random, Taylor, estimate
 from fxprune.plan import Plan
-from fxprune.select import select
+from fxprune.select.select import select
 
 HEAD, HEADS, KV, UNITS, CHANNELS = 4, 9, 3, 20, 36
 IDS = torch.arange(60).reshape(4, 15) % 50

@@ -14,7 +14,8 @@ from fxprune import costs
 from fxprune.errors import SelectionError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import count_parameters
-from fxprune.select import Budget, select
+from fxprune.select.budget import Budget
+from fxprune.select.select import select
 from tests.llama import tiny_llama
 from tests.select.checks import Limits, assert_lowest_go, assert_met, random_scores
 from tests.toys import ToyLM, toy_graph
@@ -143,7 +144,7 @@ def test_a_ratio_is_a_budget_of_parameters() -> None:
         assert (plan.pruning_ratio, same.pruning_ratio) == (0.25, None)
 
 
-@pytest.mark.parametrize("stays", [0, -0.5, float("nan"), float("inf"), True, "0.8"])
+@pytest.mark.parametrize("stays", [0, -0.5, float("nan"), float("inf"), True, "much", "150%"])
 def test_limits_that_are_none(stays: Any) -> None:
     with pytest.raises(SelectionError, match=r"kv_cache=.*: what stays is a fraction in \(0, 1\]"):
         Budget(kv_cache=stays)

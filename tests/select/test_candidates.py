@@ -71,7 +71,9 @@ def test_every_stack_has_its_own_ends() -> None:
 
 
 def test_everything_protected(graph: ToyGraph) -> None:
-    with pytest.raises(SelectionError, match=r"in a protected layer \(keep_first=3, keep_last=1\)"):
+    with pytest.raises(
+        SelectionError, match=r"every one chosen is protected \(keep_first=3, keep_last=1\)"
+    ):
         choose_groups(graph, ["mlp"], keep_first=3, keep_last=1)
     with pytest.raises(SelectionError, match="cannot be negative"):
         choose_groups(graph, ["mlp"], keep_first=-1)

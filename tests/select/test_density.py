@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.groups.parameters import count_parameters
-from fxprune.select import Budget, select
+from fxprune.select.budget import Budget
 from fxprune.select.candidates import at_step, candidate
 from fxprune.select.density import densities, unit_costs
 from fxprune.select.limits import limits_of
+from fxprune.select.select import select
 from tests.select.checks import assert_lowest_go, assert_met, random_scores
 from tests.toys import ToyLM, toy_graph
 

@@ -17,7 +17,7 @@ from fxprune.depth import choose_depth
 from fxprune.errors import CriterionError, DepthError, SelectionError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
-from fxprune.select.depth import candidates, choose_units, enough, parameters
+from fxprune.select.blocks import candidates, choose_units, enough, parameters
 from tests import zoo
 from tests.costs.published import graph_of, on
 from tests.llama import tiny_llama

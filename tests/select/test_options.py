@@ -15,7 +15,9 @@ from fxprune.errors import PlanError, SelectionError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import count_parameters
 from fxprune.plan import Plan
-from fxprune.select import Budget, schedule, select
+from fxprune.select.budget import Budget
+from fxprune.select.schedule import schedule
+from fxprune.select.select import select
 from tests.llama import tiny_llama
 from tests.select.checks import assert_lowest_go, assert_met, random_scores
 from tests.toys import ToyLM, toy_graph
@@ -333,6 +335,6 @@ def test_what_limited_single_groups() -> None:
 
 
 def test_nothing_special_is_not_listed() -> None:
-    plan = select(GRAPH, random_scores(GRAPH), 0.2)
+    plan = select(GRAPH, random_scores(GRAPH), 0.2, ranking="local")
     assert (plan.limits, plan.bound) == ({}, "params")
     assert select(GRAPH, random_scores(GRAPH), 0.0).bound is None

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from fxprune.errors import SelectionError
-from fxprune.select import Budget, goals, schedule
+from fxprune.select.budget import Budget
+from fxprune.select.schedule import goals, schedule
 
 
 def test_a_schedule_rises_evenly_to_the_exact_end() -> None:

@@ -15,8 +15,10 @@ from fxprune.axes.dims import Dim
 from fxprune.errors import SelectionError
 from fxprune.groups.parameters import count_parameters
 from fxprune.plan import Plan
-from fxprune.select import Budget, Depth, goals, select
-from fxprune.select.schedule import schedule
+from fxprune.select.budget import Budget
+from fxprune.select.depth import Depth
+from fxprune.select.schedule import goals, schedule
+from fxprune.select.select import select
 from tests.select import checks
 from tests.select.checks import assert_lowest_go, random_scores
 from tests.toys import ToyGraph, ToyLM, make_graph, toy_graph
@@ -64,7 +66,7 @@ def test_ratio_zero_removes_nothing(ranking: Any) -> None:
 
 def test_local_takes_the_same_share_of_every_group() -> None:
     graph = toy_graph(ToyLM(layers=4, units=400, kv=20, repeat=1))
-    plan = select(graph, random_scores(graph), 0.3)
+    plan = select(graph, random_scores(graph), 0.3, ranking="local")
     for name, kept in plan.kept.items():
         size = graph[name].size
         share = 1 - len(kept) / size
@@ -77,7 +79,7 @@ def test_local_puts_back_the_best_of_equal_groups() -> None:
     scores = {f"layers.{i}.mlp:units": torch.arange(10.0) + 5 * i for i in range(2)}
     unit = 3 * 8
     before = count_parameters(graph)
-    plan = select(graph, scores, 5 * unit / before - 1e-9, ["mlp"])
+    plan = select(graph, scores, 5 * unit / before - 1e-9, ["mlp"], ranking="local")
     assert {name: 10 - len(kept) for name, kept in plan.kept.items()} == {
         "layers.0.mlp:units": 3,
         "layers.1.mlp:units": 2,

@@ -15,7 +15,8 @@ from fxprune.errors import CalibrationError, GroupError, SelectionError
 from fxprune.groups.group import Group
 from fxprune.importance import Scores
 from fxprune.plan import Plan
-from fxprune.select import Budget, goals
+from fxprune.select.budget import Budget
+from fxprune.select.schedule import goals
 from fxprune.stream import iterate as iterating
 from fxprune.stream.iterate import iterate
 from tests.llama import tiny_llama
@@ -212,7 +213,7 @@ def test_an_error_in_a_later_step_leaves_the_model_as_it_was() -> None:
         ({"overrides": {"*.nowhere": 0.5}}, SelectionError, "matches no group"),
         ({"multiple_of": 0}, SelectionError, "multiple_of=0"),
         ({"groups": ["nowhere"]}, GroupError, "no group 'nowhere'"),
-        ({"keep_first": 2}, SelectionError, "protected layer"),
+        ({"keep_first": 2}, SelectionError, "is protected"),
         # Two of three heads and 39 of 40 neurons can go; embedding and head stay.
         ({}, SelectionError, r"0\.\d{4}; choose more kinds|at most 0\.\d{4}"),
     ],

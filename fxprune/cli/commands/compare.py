@@ -33,9 +33,18 @@ def compare(
         str, typer.Option(help="Windows per text, one number or one per length; 0: all.")
     ] = "64",
     seeds: Annotated[int, typer.Option(help="Draws of calibration crops.")] = 1,
-    samples: Annotated[str, typer.Option(help="Crops that criteria see.")] = "10",
-    length: Annotated[str, typer.Option(help="Tokens in a crop.")] = "128",
-    ranking: Annotated[str, typer.Option(help="local, global.")] = "local",
+    samples: Annotated[
+        str | None, typer.Option(help="Crops that criteria see.", show_default="10; 128 for obs")
+    ] = None,
+    length: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens in a crop.", show_default="128; for obs and compensation also 1024"
+        ),
+    ] = None,
+    ranking: Annotated[
+        str | None, typer.Option(help="local, global.", show_default="global")
+    ] = None,
     normalise: Annotated[
         str | None, typer.Option(help="kind, group, standardise, none; else the criterion's own.")
     ] = None,
@@ -46,9 +55,12 @@ def compare(
         list[str] | None, typer.Option(help="One set of kinds, with commas; repeatable.")
     ] = None,
     aggregate: Annotated[str | None, typer.Option(help="sum, mean, max, prod, last.")] = None,
-    compensate: Annotated[str, typer.Option(help="none, bias, least-squares.")] = "none",
-    compensate_samples: Annotated[
-        int | None, typer.Option(help="Crops that compensation sees; else as many as criteria.")
+    compensate: Annotated[
+        str, typer.Option(help="none, bias, least-squares; auto is least-squares.")
+    ] = "auto",
+    compensation_samples: Annotated[int, typer.Option(help="Crops that compensation sees.")] = 128,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Module to leave as it is, repeatable.")
     ] = None,
     keep_first: Annotated[int, typer.Option(help="Leave the first layers alone.")] = 0,
     keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
@@ -78,7 +90,8 @@ def compare(
         kinds=kinds or ("mlp,attention",),
         aggregate=aggregate,
         compensate=compensate,
-        compensate_samples=compensate_samples,
+        compensation_samples=compensation_samples,
+        ignore=tuple(ignore or ()),
         keep_first=keep_first,
         keep_last=keep_last,
         device=device,

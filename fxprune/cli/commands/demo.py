@@ -10,7 +10,7 @@ import typer
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all results.")] = Path("fxprune-demo"),
-    ratio: Annotated[float, typer.Option(help="Fraction of all parameters to remove.")] = 0.2,
+    ratio: Annotated[str, typer.Option(help="Fraction of all parameters to remove.")] = "20%",
     eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
     recover_too: Annotated[
         bool, typer.Option("--recover", help="Retrain it for a few steps.")

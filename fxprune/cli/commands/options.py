@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -31,13 +30,12 @@ def numbers(option: str, given: str) -> tuple[int, ...]:
         raise CalibrationError(f"{option} {given!r}: numbers with commas") from None
 
 
-def layer_ratio_of(given: str) -> tuple[str, float]:
+def layer_ratio_of(given: str) -> tuple[str, str]:
     """``PATTERN=FRACTION``."""
     pattern, _, fraction = given.rpartition("=")
-    with contextlib.suppress(ValueError):
-        if pattern:
-            return pattern, float(fraction)
-    raise SelectionError(f"--layer-ratio {given!r}: write PATTERN=FRACTION")
+    if not pattern:
+        raise SelectionError(f"--layer-ratio {given!r}: write PATTERN=FRACTION")
+    return pattern, fraction
 
 
 def check_parent(file: Path | None) -> None:
@@ -49,3 +47,9 @@ def check_parent(file: Path | None) -> None:
     if file.is_dir():
         raise FxpruneError(f"{file} is a folder, and a file is to be written there")
     check_writable(file)
+
+
+def check_least(option: str, value: int, least: int) -> None:
+    """Refuse a number below the least that means something."""
+    if value < least:
+        raise FxpruneError(f"{option} is {value}: at least {least}")

@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.commands.options import Model, check_parent, layer_ratio_of, numbers, shape_of
-from fxprune.cli.recipe import Recipe
-from fxprune.errors import CriterionError, DepthError, FxpruneError, RecoveryError
-
-CRITERIA = "How units are scored: obs, taylor, taylor2, flap, wanda-sp, magnitude, random, ..."
+from fxprune.cli.commands.fields import configuration, takes_config
+from fxprune.cli.commands.options import Model, check_least, check_parent
+from fxprune.errors import DepthError, FxpruneError, RecoveryError
 
 
+@takes_config
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the pruned model.")],
-    ratio: Annotated[
-        float | None,
-        typer.Option(help="Fraction of all parameters to remove; 0.2 unless another goal is set."),
-    ] = None,
-    macs: Annotated[
-        float | None, typer.Option(help="MACs that may stay: a fraction, or a number above 1.")
-    ] = None,
-    kv_cache: Annotated[
-        float | None, typer.Option(help="Numbers cached per token that may stay, likewise.")
-    ] = None,
-    latency: Annotated[
-        float | None,
+    given: Mapping[str, Any],
+    recipe: Annotated[
+        Path | None,
         typer.Option(
-            help="Time of a forward pass that may stay: a fraction, or milliseconds above 1. How"
-            " sizes of groups change it is measured on this device first, once."
+            help="YAML or JSON with the fields of fxprune.PruneConfig, or the report.json of an"
+            " earlier run. Options that are typed come first."
         ),
     ] = None,
-    shape: Annotated[
-        str, typer.Option(help="BATCHxTOKENS of the pass that --macs and --latency are about.")
-    ] = "1x64",
-    units: Annotated[
-        float | None, typer.Option(help="Instead: fraction of units to remove from every group.")
-    ] = None,
-    criterion: Annotated[
-        str | None, typer.Option(help=CRITERIA, show_default=str(Recipe.criterion))
-    ] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Instead of a criterion: scores that --save-scores wrote.")
-    ] = None,
-    save_scores: Annotated[
-        Path | None, typer.Option(help="Write the scores here, to plan again without estimating.")
-    ] = None,
-    compensate: Annotated[
-        str,
-        typer.Option(
-            help="none, bias or least-squares: mend what stays, by forward passes."
-            " auto: least-squares for a language model."
-        ),
-    ] = Recipe.compensate,
-    compensation_scope: Annotated[
-        str | None,
-        typer.Option(
-            help="pruned, or all: least squares for products that read no pruned unit too.",
-            show_default="all",
-        ),
-    ] = Recipe.compensation_scope,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -72,68 +33,18 @@ def prune(
         ),
     ] = None,
     eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
-    kinds: Annotated[str, typer.Option(help="Kinds of groups, with commas.")] = "mlp,attention",
-    ranking: Annotated[
-        str, typer.Option(help="global: all units together; local: an equal share of each group.")
-    ] = "global",
-    multiple_of: Annotated[
-        int, typer.Option(help="Groups that lose units keep a multiple of this many.")
-    ] = 1,
-    layer_ratio: Annotated[
-        list[str] | None,
-        typer.Option(help="PATTERN=FRACTION of units that go there, repeatable; 0 protects."),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Steps to the goal, with new scores before each.")] = 1,
-    remove_blocks: Annotated[
-        int | None,
-        typer.Option(help="Blocks (or what --unit says) to remove whole, before anything else."),
-    ] = None,
-    remove_ratio: Annotated[
-        float | None, typer.Option(help="Instead: fraction of all parameters to remove so.")
-    ] = None,
-    unit: Annotated[
-        str, typer.Option(help="block, attention, mlp, or branch for either of the two.")
-    ] = Recipe.unit,
-    greedy: Annotated[
-        bool, typer.Option("--greedy", help="Score what is left again after each removal.")
-    ] = False,
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="one-shot, greedy, run (neighbours), alternate, first (those stay)."),
-    ] = None,
-    depth_criterion: Annotated[
-        str | None,
-        typer.Option(help="ppl, block-influence, angular-distance, magnitude, taylor, ..."),
-    ] = None,
-    keep_first: Annotated[
-        int | None,
-        typer.Option(help="Leave the first layers alone.", show_default="0; 4 for blocks"),
-    ] = None,
-    keep_last: Annotated[
-        int | None,
-        typer.Option(help="Leave the last layers alone.", show_default="0; 2 for blocks"),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the calibration crops and of random scores.")
-    ] = 0,
-    calibration_samples: Annotated[
-        int | None,
-        typer.Option(help="Crops of text that the criterion sees: 10, or 128 for obs."),
-    ] = None,
-    compensation_samples: Annotated[
-        int, typer.Option(help="Crops that compensation sees.")
-    ] = Recipe.compensation_samples,
-    calibration_length: Annotated[
-        str | None,
-        typer.Option(
-            help="Tokens in each; several with commas share the tokens.",
-            show_default="128, for obs and compensation 128,1024",
-        ),
-    ] = None,
     eval_samples: Annotated[int, typer.Option(help="Windows for perplexity.")] = 64,
     eval_length: Annotated[int, typer.Option(help="Tokens in each.")] = 128,
+    scores: Annotated[
+        Path | None, typer.Option(help="Instead of a criterion: scores that --save-scores wrote.")
+    ] = None,
+    save_scores: Annotated[
+        Path | None, typer.Option(help="Write the scores here, to plan again without estimating.")
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Score blocks that are left again after each removal.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
-    verify: Annotated[bool, typer.Option(help="Prove the result against the original.")] = True,
     recover_method: Annotated[
         str | None,
         typer.Option(
@@ -153,62 +64,30 @@ def prune(
             help="transformers: a checkpoint of its class, with generate; graph: of any model, for"
             " fxprune.load; auto: the first, where its config can say the sizes."
         ),
-    ] = Recipe.save_as,
+    ] = "auto",
 ) -> None:
     """Prune a model, save it and show what it costs before and after."""
     from fxprune.hf.folder import checkpoint
 
-    if criterion is not None and scores is not None:
-        raise CriterionError("give either --criterion or --scores, which has one already")
-    if greedy and schedule not in (None, "greedy"):
-        raise DepthError(f"--greedy and --schedule {schedule} are two schedules: give one")
-    goals = (macs, kv_cache, latency, units, remove_blocks, remove_ratio)
-    others = schedule == "alternate" or any(goal is not None for goal in goals)
-    ratio = Recipe.ratio if ratio is None and not others else ratio
-    if criterion is None and scores is None and any(x is not None for x in (ratio, *goals[:4])):
-        criterion = Recipe.criterion
-    recipe = Recipe(
-        ratio=ratio,
-        macs=macs,
-        kv_cache=kv_cache,
-        latency=latency,
-        units=units,
-        criterion=criterion,
-        scores=None if scores is None else str(scores),
-        compensate=compensate,
-        compensation_scope=compensation_scope,
-        kinds=tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
-        ranking=ranking,
-        multiple_of=multiple_of,
-        layer_ratios=dict(layer_ratio_of(each) for each in layer_ratio or ()),
-        steps=steps,
-        seed=seed,
-        remove=remove_blocks,
-        remove_ratio=remove_ratio,
-        unit=unit,
-        schedule="greedy" if greedy else schedule,
-        depth_criterion=depth_criterion,
-        keep_first=keep_first,
-        keep_last=keep_last,
-        calibration_samples=calibration_samples,
-        compensation_samples=compensation_samples,
-        calibration_lengths=None
-        if calibration_length is None
-        else numbers("--calibration-length", calibration_length),
-        evaluation_samples=eval_samples,
-        evaluation_length=eval_length,
-        verify=verify,
-        save_as=save_as,
-        shape=shape_of(shape),
-    )
-    recipe.check()
+    if greedy:
+        schedule = given.get("depth.schedule", "greedy")
+        if schedule != "greedy":
+            raise DepthError(f"--greedy and --schedule {schedule} are two schedules: give one")
+        given = {**given, "depth.schedule": schedule}
+    config = configuration(given, recipe)
+    if scores is not None:
+        config.check_scores()
+    check_least("eval-samples", eval_samples, 1)
+    check_least("eval-length", eval_length, 2)
+    if save_as not in ("auto", "transformers", "graph"):
+        raise FxpruneError(f"no save-as {save_as!r}: take auto, transformers or graph")
     checkpoint.check_target(out)
     _check_scores(scores, save_scores, out)
     chain = None
     if recover_method is not None:
         from fxprune.cli.chain import Chain
 
-        chain = Chain(model, out, recover_method, recover_data, recover_steps, distill, seed)
+        chain = Chain(model, out, recover_method, recover_data, recover_steps, distill, config.seed)
         chain.check()
     from rich.console import Console
 
@@ -218,23 +97,29 @@ def prune(
 
     check_device(device)
     calibration, evaluation = workflow.texts(text, eval_text)
-    causal = workflow.check_model(model, recipe)
+    causal = workflow.check_model(model, config, scores is not None)
     if chain is not None and not causal:
         raise RecoveryError(f"{model} is not a causal language model, which --recover needs here")
     with step(f"loading {model}"):
         loaded = load(model, device)
     outcome = workflow.run(
         loaded,
-        recipe,
+        config,
         out,
         calibration=calibration if causal else None,
         evaluation=evaluation if causal else None,
+        windows=(eval_samples, eval_length),
         reload=lambda: load(model, device).model,
+        scores=scores,
         save_scores=save_scores,
+        save_as=save_as,
     )
-    plan = outcome.result.plan
     outcome.write_report(
-        out / "report.json", model=loaded.name, recipe=asdict(recipe), criterion=plan.criterion
+        out / "report.json",
+        model=loaded.name,
+        config=config.to_dict(),
+        **({} if scores is None else {"scores": str(scores)}),
+        criterion=outcome.result.plan.criterion,
     )
     console = Console()
     outcome.show(console)

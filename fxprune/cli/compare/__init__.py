@@ -2,7 +2,6 @@
 
 from fxprune.cli.compare.command import compare
 from fxprune.cli.compare.comparison import Comparison, run
-from fxprune.cli.compare.configuration import Configuration
 from fxprune.cli.compare.grids import grid
 
-__all__ = ["Comparison", "Configuration", "compare", "grid", "run"]
+__all__ = ["Comparison", "compare", "grid", "run"]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from fxprune.cli.compare import data as comparison_data
 from fxprune.cli.compare import results
 from fxprune.cli.compare.comparison import Comparison, run
 from fxprune.cli.compare.grids import grid
 from fxprune.errors import CalibrationError, CriterionError, SelectionError
-
-T = TypeVar("T")
-NONE = "none"
 
 
 def compare(
@@ -27,52 +24,43 @@ def compare(
     lengths: str = "128",
     windows: str = "64",
     seeds: int = 1,
-    samples: str = "10",
-    length: str = "128",
-    ranking: str = "local",
+    samples: str | None = None,
+    length: str | None = None,
+    ranking: str | None = None,
     normalise: str | None = None,
-    cost_aware: bool | None = None,
     kinds: Sequence[str] = ("mlp,attention",),
     aggregate: str | None = None,
-    compensate: str = NONE,
-    compensate_samples: int | None = None,
-    keep_first: int = 0,
-    keep_last: int = 0,
+    compensate: str = "auto",
     device: str = "cpu",
     dtype: str | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> Comparison:
     """Run every combination of some options on one model and equal data.
 
     The options are those of ``fxprune compare``; those that take several values have them in one
     string, with commas between, and None is the default of the criterion or the checkpoint.
+    Further ones are fields of :class:`fxprune.PruneConfig`.
 
     Raises:
         FxpruneError: whatever is refused.
     """
-    configurations = grid(
-        criterion=_names("criteria", criteria, CriterionError),
-        ratio=_numbers("ratios", ratios, float),
-        ranking=_names("ranking", ranking, SelectionError),
-        normalise=[None] if normalise is None else _names("normalise", normalise, SelectionError),
-        kinds=[tuple(_names("kinds", each, SelectionError)) for each in kinds],
-        aggregate=[None] if aggregate is None else _names("aggregate", aggregate, CriterionError),
-        compensate=[
-            None if method == NONE else method
-            for method in _names("compensate", compensate, SelectionError)
-        ],
-        samples=_numbers("samples", samples, int),
-        length=_numbers("length", length, int),
-        compensation_samples=compensate_samples,
-        cost_aware=cost_aware,
-        seeds=seeds,
-        keep_first=keep_first,
-        keep_last=keep_last,
-    )
-    at = _numbers("lengths", lengths, int)
+    axes: dict[str, Sequence[Any]] = {
+        "pruning_ratio": _names("ratios", ratios, SelectionError),
+        "kinds": [tuple(_names("kinds", each, SelectionError)) for each in kinds],
+        "ranking": _several("ranking", ranking),
+        "normalise": _several("normalise", normalise),
+        "calibration_samples": [None] if samples is None else _numbers("samples", samples),
+        "calibration_lengths": [None] if length is None else _numbers("length", length),
+        "criterion": _names("criteria", criteria, CriterionError),
+        "compensation": _names("compensate", compensate, SelectionError),
+    }
+    aggregates = [] if aggregate is None else _names("aggregate", aggregate, CriterionError)
+    configurations = grid(axes, aggregates, seeds, **options)
+    at = _numbers("lengths", lengths)
     if min(at) < 2:
         raise CalibrationError(f"lengths has {min(at)}: windows need at least 2 tokens")
-    most = _numbers("windows", windows, int)
+    most = _numbers("windows", windows)
     if min(most) < 0:
         raise CalibrationError(f"windows is {min(most)}: at least 1, or 0 for all")
     if len(most) not in (1, len(at)):
@@ -99,11 +87,15 @@ def _names(option: str, given: str, error: type[Exception]) -> list[str]:
     return found
 
 
-def _numbers(option: str, given: str, kind: Callable[[str], T]) -> list[T]:
+def _several(option: str, given: str | None) -> Sequence[str | None]:
+    return [None] if given is None else _names(option, given, SelectionError)
+
+
+def _numbers(option: str, given: str) -> list[int]:
     found = []
     for part in _names(option, given, SelectionError):
         try:
-            found.append(kind(part))
+            found.append(int(part))
         except ValueError as error:
             raise SelectionError(f"{option} has {part!r}, which is not a number") from error
     return found

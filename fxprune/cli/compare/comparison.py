@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from fxprune.cli.compare import draws, plot, results, table
-from fxprune.cli.compare.configuration import Configuration
 from fxprune.cli.compare.data import Data
 from fxprune.cli.compare.draws import Draw
+from fxprune.cli.compare.labels import label
 from fxprune.cli.compare.measure import dense, measure, prepare, score, try_selections
 from fxprune.cli.compare.results import Result
 from fxprune.cli.compare.table import Row
+from fxprune.config import PruneConfig
 from fxprune.errors import (
     CalibrationError,
     FxpruneError,
@@ -48,7 +49,7 @@ class Comparison:
 
 def run(
     model: str,
-    configurations: Sequence[Configuration],
+    configurations: Sequence[PruneConfig],
     data: Data,
     folder: str | Path,
     *,
@@ -80,8 +81,6 @@ def run(
     """
     folder = Path(folder)
     configurations = list(dict.fromkeys(configurations))
-    for configuration in configurations:
-        configuration.check()
     results.check_folder(folder)
     check_device(device)
     named_dtype(dtype)
@@ -91,7 +90,7 @@ def run(
     crops = draws.crops(loaded, configurations, data)
     with step("fingerprinting the model and the data", progress):
         keys = draws.keys(loaded, configurations, columns, crops)
-    wanted: list[Configuration | None] = [None, *configurations]
+    wanted: list[PruneConfig | None] = [None, *configurations]
     missing = [each for each in wanted if keys[each] not in done]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,10 +116,10 @@ def run(
 
 def _measure_all(
     loaded: LoadedModel,
-    missing: Sequence[Configuration | None],
-    keys: dict[Configuration | None, str],
+    missing: Sequence[PruneConfig | None],
+    keys: dict[PruneConfig | None, str],
     columns: dict[str, list[Window]],
-    crops: dict[Draw, torch.Tensor],
+    crops: dict[Draw, list[torch.Tensor]],
     keep: Callable[[Result], None],
     progress: bool,
 ) -> None:
@@ -130,19 +129,21 @@ def _measure_all(
     try_selections(bench, pending)
     if None in missing:
         keep(dense(bench, keys[None]))
-    by_draw: dict[Draw, list[Configuration]] = {}
+    by_draw: dict[Draw, list[PruneConfig]] = {}
     for each in pending:
-        by_draw.setdefault(draws.draw(each), []).append(each)
+        by_draw.setdefault(draws.draw(loaded, each), []).append(each)
     number = 0
     for draw, members in by_draw.items():
         scores = score(bench, members, crops[draw])
         for each in members:
             number += 1
-            title = f"[{number}/{len(pending)}] {each.label}, seed {each.seed}"
+            title = f"[{number}/{len(pending)}] {label(each)}, seed {each.seed}"
             try:
-                keep(measure(bench, each, scores, crops[draws.more(each)], keys[each], title))
+                keep(
+                    measure(bench, each, scores, crops[draws.more(loaded, each)], keys[each], title)
+                )
             except FxpruneError as error:
-                raise type(error)(f"{each.label}, seed {each.seed}: {error}") from error
+                raise type(error)(f"{label(each)}, seed {each.seed}: {error}") from error
 
 
 def _loaded(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from fxprune.cli.compare.configuration import Configuration
 from fxprune.cli.compare.data import Data
-from fxprune.data import sources, text
+from fxprune.config import PruneConfig
+from fxprune.data import text
+from fxprune.data.draw import draw as draw_crops
+from fxprune.data.draw import lengths_for, samples
 from fxprune.errors import CalibrationError
 from fxprune.hf.open.models import LoadedModel
 from fxprune.measure.perplexity import Window
 from fxprune.measure.perplexity import windows as cut
 from fxprune.trace.digests import digest, model_digest
 
-Draw = tuple[int, int, int]  # seed, crops, tokens in each
+Draw = tuple[int, int, tuple[int, ...]]  # seed, crops, tokens in them
 
 
 def windows(
@@ -38,46 +39,51 @@ def windows(
 
 
 def crops(
-    loaded: LoadedModel, configurations: Sequence[Configuration], data: Data
-) -> dict[Draw, torch.Tensor]:
+    loaded: LoadedModel, configurations: Sequence[PruneConfig], data: Data
+) -> dict[Draw, list[torch.Tensor]]:
     """Every draw of calibration crops that a configuration needs."""
     assert loaded.tokenizer is not None
-    wanted = dict.fromkeys(each for c in configurations for each in (draw(c), more(c)))
+    wanted = dict.fromkeys(
+        each for c in configurations for each in (draw(loaded, c), more(loaded, c))
+    )
     return {
-        (seed, count, length): sources.draw(loaded.tokenizer, data.calibration, count, length, seed)
-        for seed, count, length in wanted
+        (seed, count, lengths): draw_crops(loaded.tokenizer, data.calibration, count, lengths, seed)
+        for seed, count, lengths in wanted
     }
 
 
-def draw(configuration: Configuration) -> Draw:
+def draw(loaded: LoadedModel, config: PruneConfig) -> Draw:
     """The draw that the criterion sees."""
-    return configuration.seed, configuration.samples, configuration.length
+    criterion = config.make_criterion()
+    covariances = criterion is not None and "moments" in criterion.needs
+    lengths = lengths_for(loaded.model, config.calibration_lengths, covariances)
+    return config.seed, samples(config.calibration_samples, covariances), lengths
 
 
-def more(configuration: Configuration) -> Draw:
-    """The draw that compensation sees; it begins with the criterion's."""
-    count = configuration.compensation_samples or configuration.samples
-    return configuration.seed, count, configuration.length
+def more(loaded: LoadedModel, config: PruneConfig) -> Draw:
+    """The draw that compensation sees."""
+    lengths = lengths_for(loaded.model, config.calibration_lengths, covariances=True)
+    return config.seed, config.compensation_samples, lengths
 
 
 def keys(
     loaded: LoadedModel,
-    configurations: Sequence[Configuration],
+    configurations: Sequence[PruneConfig],
     columns: dict[str, list[Window]],
-    crops: dict[Draw, torch.Tensor],
-) -> dict[Configuration | None, str]:
+    crops: dict[Draw, list[torch.Tensor]],
+) -> dict[PruneConfig | None, str]:
     """What makes a result the same: the version, the weights, the data and the options."""
     from importlib.metadata import version
 
     measured = {name: torch.stack([each.ids for each in cut]) for name, cut in columns.items()}
     common = [version("fxprune"), model_digest(loaded.model), digest(measured)]
-    of_draw = {each: digest({"crops": ids}) for each, ids in crops.items()}
+    of_draw = {each: digest({str(n): x for n, x in enumerate(ids)}) for each, ids in crops.items()}
 
     def key(*facts: object) -> str:
         return hashlib.sha256(json.dumps([*common, *facts]).encode()).hexdigest()[:32]
 
-    keys: dict[Configuration | None, str] = {None: key("dense")}
+    keys: dict[PruneConfig | None, str] = {None: key("dense")}
     for each in configurations:
-        seen = [of_draw[draw(each)], of_draw[more(each)]]
-        keys[each] = key(dataclasses.asdict(each), seen)
+        seen = [of_draw[draw(loaded, each)], of_draw[more(loaded, each)]]
+        keys[each] = key(each.to_dict(), seen)
     return keys

@@ -6,33 +6,30 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from fxprune.cli.compare.configuration import Configuration
+from fxprune.cli.compare.labels import label
 from fxprune.cli.compare.results import Result
 from fxprune.cli.workflow import is_static
 from fxprune.compensate import compensate
+from fxprune.config import PruneConfig
 from fxprune.errors import FxpruneError, ModelError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.open.models import LoadedModel
-from fxprune.importance import Random, Scores, estimate
+from fxprune.importance import Criterion, Random, Scores, estimate
 from fxprune.measure.perplexity import Window, perplexity
 from fxprune.measure.report import parameters
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.rewrite.rewrite import rewrite
-from fxprune.select import select
+from fxprune.select.select import select
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config
 
-if TYPE_CHECKING:
-    from fxprune.importance import Criterion
-
-# Scores and seconds of their pass, by (criterion, aggregate).
-Scored = dict[tuple[str, str | None], tuple[Scores, float]]
+Scored = dict[Criterion, tuple[Scores, float]]  # scores, and seconds of their pass
 
 BATCH = 16  # sequences of a calibration pass, unless there are fewer
 
@@ -86,7 +83,7 @@ def dense(bench: Bench, key: str) -> Result:
     return Result(key, None, parameters(bench.loaded.model), found, seconds)
 
 
-def try_selections(bench: Bench, configurations: Sequence[Configuration]) -> None:
+def try_selections(bench: Bench, configurations: Sequence[PruneConfig]) -> None:
     """Select by random scores, to learn of budgets that cannot be met before the work begins.
 
     Raises:
@@ -96,47 +93,47 @@ def try_selections(bench: Bench, configurations: Sequence[Configuration]) -> Non
     scores = estimate(bench.loaded.model, bench.graph, Random(0), kinds=kinds)
     tried: set[str] = set()
     for each in configurations:
-        asked = str((each.ratio, sorted(each.selection().items())))
+        asked = str((each.goal(), each.kinds, each.selection()))
         if asked in tried:
             continue
         tried.add(asked)
         try:
             _plan(bench, each, scores)
         except FxpruneError as error:
-            raise type(error)(f"{each.label}: {error}") from error
+            raise type(error)(f"{label(each)}: {error}") from error
 
 
-def score(bench: Bench, configurations: Sequence[Configuration], crops: torch.Tensor) -> Scored:
+def score(
+    bench: Bench, configurations: Sequence[PruneConfig], crops: Sequence[torch.Tensor]
+) -> Scored:
     """Scores of all criteria, in one pass over one draw.
 
     Args:
         bench: the model.
         configurations: those that see this draw.
-        crops: int64 of shape (samples, length).
+        crops: int64 tensors of shape (batch, length).
     """
     kinds = {kind for each in configurations for kind in each.kinds}
-    criteria: dict[tuple[str, str | None], Criterion] = {}
-    for each in configurations:
-        criteria.setdefault((each.criterion, each.aggregate), each.make_criterion())
+    criteria = list(dict.fromkeys(criterion_of(each) for each in configurations))
     began = time.perf_counter()
     found = estimate(
         bench.loaded.model,
         bench.graph,
-        list(criteria.values()),
+        criteria,
         crops,
         batch_size=BATCH,
         kinds=sorted(kinds),
         progress=bench.progress,
     )
     seconds = round(time.perf_counter() - began, 3)
-    return {key: (scores, seconds) for key, scores in zip(criteria, found, strict=True)}
+    return {each: (scores, seconds) for each, scores in zip(criteria, found, strict=True)}
 
 
 def measure(
     bench: Bench,
-    configuration: Configuration,
+    config: PruneConfig,
     scored: Scored,
-    crops: torch.Tensor,
+    crops: Sequence[torch.Tensor],
     key: str,
     title: str,
 ) -> Result:
@@ -144,35 +141,45 @@ def measure(
 
     Args:
         bench: the model, which is not changed.
-        configuration: what to do.
+        config: what to do.
         scored: from :func:`score`, for the draw of the configuration.
-        crops: what compensation sees, int64 of shape (samples, length).
+        crops: what compensation sees, int64 tensors of shape (batch, length).
         key: of the result.
         title: what to show while it runs.
     """
     seconds: dict[str, float] = {}
     with step(title, bench.progress):
-        scores, seconds["estimate"] = scored[configuration.criterion, configuration.aggregate]
+        scores, seconds["estimate"] = scored[criterion_of(config)]
         with _timed(seconds, "select"):
-            plan = _plan(bench, configuration, scores)
+            plan = _plan(bench, config, scores)
         with _timed(seconds, "rewrite"):
             small = rewrite(bench.traced, plan)
-        if configuration.compensate:
+        method = "least-squares" if config.compensation == "auto" else config.compensation
+        if method is not None:
             with _timed(seconds, "compensate"):
-                options: dict[str, Any] = {"method": configuration.compensate}
-                compensate(bench.traced, small, plan, crops, **options)
-        plain = not configuration.compensate
+                scope, ignore = config.compensation_scope, config.ignore
+                compensate(
+                    bench.traced, small, plan, crops, method=method, scope=scope, ignore=ignore
+                )
+        plain = method is None
         found = bench.measured.get(sliced := tuple(sorted(plan.kept.items()))) if plain else None
         if found is None:
             with _timed(seconds, "measure"):
                 found = _perplexities(bench, small)
             if plain:
                 bench.measured[sliced] = found
-    return Result(key, configuration, parameters(small), found, seconds)
+    return Result(key, config, parameters(small), found, seconds)
 
 
-def _plan(bench: Bench, configuration: Configuration, scores: Scores) -> Plan:
-    return select(bench.graph, scores, configuration.ratio, **configuration.selection())
+def criterion_of(config: PruneConfig) -> Criterion:
+    """The criterion of a configuration, which has one: it removes units."""
+    found = config.make_criterion()
+    assert found is not None
+    return found
+
+
+def _plan(bench: Bench, config: PruneConfig, scores: Scores) -> Plan:
+    return select(bench.graph, scores, kinds=config.kinds, **config.goal(), **config.selection())
 
 
 def _perplexities(bench: Bench, module: nn.Module) -> dict[str, float]:

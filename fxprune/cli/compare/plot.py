@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fxprune.cli.compare.labels import series
 from fxprune.cli.compare.table import Row
 from fxprune.files import replacing
 
@@ -37,8 +38,8 @@ def plot(table: Sequence[Row], path: Path) -> bool:
     # Text as text, and the same file from the same numbers.
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "fxprune"}
     with matplotlib.rc_context(style):
-        series = len({row.configuration.series for row in table if row.configuration})
-        height = max(4.2, 0.19 * series + 1)
+        drawn = len({series(row.config) for row in table if row.config})
+        height = max(4.2, 0.19 * drawn + 1)
         figure = Figure(figsize=(4.4 * len(columns) + 3.2, height), layout="constrained")
         panels = figure.subplots(1, len(columns), squeeze=False)[0]
         for panel, column in zip(panels, columns, strict=True):
@@ -55,10 +56,10 @@ def _panel(panel: Axes, table: Sequence[Row], column: str) -> None:
     colours: dict[str, str] = {}
     variants: dict[str, int] = {}
     for row in table:
-        if row.configuration is None:
+        if row.config is None:
             panel.axhline(row.perplexity[column].mean, color="0.5", linewidth=0.8, label="dense")
         else:
-            lines.setdefault(row.configuration.series, []).append(row)
+            lines.setdefault(series(row.config), []).append(row)
     for name, rows in lines.items():
         # A colour for each criterion; a dash and a marker for each set of other options.
         criterion, _, options = name.partition(", ")

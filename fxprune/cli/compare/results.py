@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fxprune.cli.compare.configuration import Configuration
-from fxprune.errors import CheckpointError
+from fxprune.cli.compare.labels import label
+from fxprune.config import PruneConfig
+from fxprune.errors import CheckpointError, FxpruneError
 from fxprune.files import check_writable, write_text
 from fxprune.hf.folder.folders import taken
 
@@ -24,7 +24,7 @@ class Result:
 
     Attributes:
         key: identifies configuration, model, data and version.
-        configuration: None for the model as it was.
+        config: None for the model as it was.
         parameters: of the whole model.
         perplexity: by column, such as ``text.txt @ 128``.
         seconds: by stage: ``estimate`` (of the pass that all its criteria shared), ``select``,
@@ -32,7 +32,7 @@ class Result:
     """
 
     key: str
-    configuration: Configuration | None
+    config: PruneConfig | None
     parameters: int
     perplexity: dict[str, float]
     seconds: dict[str, float]
@@ -68,7 +68,7 @@ def load(folder: Path) -> dict[str, Result]:
     for number, line in enumerate(whole.split("\n") if whole else (), start=1):
         try:
             result = _decode(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, FxpruneError) as error:
             raise CheckpointError(
                 f"{file} line {number} is damaged ({error}); remove the line to measure it again"
             ) from error
@@ -89,8 +89,8 @@ def _encode(result: Result) -> dict[str, Any]:
     numbers = {n: v if math.isfinite(v) else str(v) for n, v in result.perplexity.items()}
     return {
         "key": result.key,
-        "label": result.configuration.label if result.configuration else "dense",
-        "configuration": result.configuration and dataclasses.asdict(result.configuration),
+        "label": label(result.config) if result.config else "dense",
+        "config": result.config and result.config.to_dict(),
         "parameters": result.parameters,
         "perplexity": numbers,
         "seconds": result.seconds,
@@ -98,12 +98,10 @@ def _encode(result: Result) -> dict[str, Any]:
 
 
 def _decode(row: dict[str, Any]) -> Result:
-    options = row["configuration"]
-    if options is not None:
-        options = Configuration(**{**options, "kinds": tuple(options["kinds"])})
+    options = row["config"]
     return Result(
         row["key"],
-        options,
+        None if options is None else PruneConfig.from_dict(options),
         int(row["parameters"]),
         {name: float(value) for name, value in row["perplexity"].items()},
         {name: float(value) for name, value in row["seconds"].items()},

@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fxprune.cli.compare.configuration import Configuration
+from fxprune.cli.compare.labels import label, named
 from fxprune.cli.compare.results import Result
+from fxprune.config import PruneConfig
 
 STAGES = ("estimate", "compensate")
 
@@ -34,14 +35,14 @@ class Row:
     """A configuration over all its draws.
 
     Attributes:
-        configuration: with seed 0; None for the model as it was.
+        config: with seed 0; None for the model as it was.
         draws: how many draws there are.
         parameters: of the whole model; draws may differ by a unit.
         perplexity: by column.
         seconds: mean by stage.
     """
 
-    configuration: Configuration | None
+    config: PruneConfig | None
     draws: int
     parameters: Spread
     perplexity: dict[str, Spread]
@@ -50,21 +51,21 @@ class Row:
     @property
     def label(self) -> str:
         """A short name."""
-        return self.configuration.label if self.configuration else "dense"
+        return label(self.config) if self.config else "dense"
 
 
 def rows(results: Iterable[Result]) -> list[Row]:
     """One row per configuration, in the order in which they first come."""
-    of: dict[Configuration | None, list[Result]] = {}
+    of: dict[PruneConfig | None, list[Result]] = {}
     for result in results:
-        same = result.configuration and dataclasses.replace(result.configuration, seed=0)
+        same = result.config and dataclasses.replace(result.config, seed=0)
         of.setdefault(same, []).append(result)
-    return [_row(configuration, draws) for configuration, draws in of.items()]
+    return [_row(config, draws) for config, draws in of.items()]
 
 
-def _row(configuration: Configuration | None, draws: list[Result]) -> Row:
+def _row(config: PruneConfig | None, draws: list[Result]) -> Row:
     return Row(
-        configuration,
+        config,
         len(draws),
         Spread.of([draw.parameters for draw in draws]),
         {
@@ -101,7 +102,7 @@ def markdown(table: Sequence[Row], notes: Sequence[str] = ()) -> str:
 
 def as_csv(table: Sequence[Row]) -> str:
     """The table with every option and number in a column of its own."""
-    options = [f.name for f in dataclasses.fields(Configuration) if f.name != "seed"]
+    options = list(dict.fromkeys(name for row in table for name in _options(row.config)))
     columns = list(table[0].perplexity)
     head = ["label", *options, "draws", "parameters", "parameters min", "parameters max"]
     head += [f"{column}{end}" for column in columns for end in ("", " min", " max")]
@@ -109,12 +110,12 @@ def as_csv(table: Sequence[Row]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*head, *(f"{stage} seconds" for stage in STAGES)])
     for row in table:
-        values = [getattr(row.configuration, name, None) for name in options]
+        values = [_options(row.config).get(name) for name in options]
         found = [row.perplexity[column] for column in columns]
         writer.writerow(
             [
                 row.label,
-                *("+".join(v) if isinstance(v, tuple) else v for v in values),
+                *("+".join(map(str, v)) if isinstance(v, list) else v for v in values),
                 row.draws,
                 *(f"{v:.10g}" for v in dataclasses.astuple(row.parameters)),
                 *(f"{v:.8g}" for spread in found for v in dataclasses.astuple(spread)),
@@ -122,6 +123,15 @@ def as_csv(table: Sequence[Row]) -> str:
             ]
         )
     return stream.getvalue()
+
+
+def _options(config: PruneConfig | None) -> dict[str, object]:
+    """What was asked for, the criterion's options each for itself."""
+    if config is None:
+        return {}
+    name, more = named(config)
+    found = {key: value for key, value in config.to_dict().items() if key != "seed"}
+    return {"criterion": name, **more, **{k: v for k, v in found.items() if k != "criterion"}}
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -59,7 +59,7 @@ def write_graph(
     facts["aliases"] = write(graph_module, folder / TENSORS)
     # safetensors makes the file private to its user; it should be as the others are.
     shutil.copymode(folder / PLAN, folder / TENSORS)
-    if _is_transformers(traced.module):
+    if architecture.is_transformers(traced.module):
         config: Any = traced.module.config
         config.save_pretrained(folder)
     return facts
@@ -172,7 +172,7 @@ def _whole(graph_module: fx.GraphModule, plan: Plan, traced: Traced) -> tuple[Tr
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
-    if not _is_transformers(module):
+    if not architecture.is_transformers(module):
         return {"library": None, "class": type(module).__qualname__}
     config: Any = module.config
     return {
@@ -201,11 +201,3 @@ def _rebuild(
         if name in tensors and tensor.dtype != tensors[name].dtype:
             tensor.data = tensor.data.to(tensors[name].dtype)
     return model
-
-
-def _is_transformers(module: nn.Module) -> bool:
-    try:
-        from transformers import PreTrainedModel
-    except ImportError:
-        return False
-    return isinstance(module, PreTrainedModel)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from fxprune.errors import ModelError
 from fxprune.hf.open.quiet import quiet
@@ -133,9 +135,23 @@ def model_class(config: PreTrainedConfig, architecture: str | None = None) -> An
 
 def is_causal(config: PreTrainedConfig) -> bool:
     """Whether the config's class predicts the next token, so that perplexity means something."""
+    return _is_causal_name(model_class(config).__name__)
+
+
+def is_causal_model(module: nn.Module) -> bool:
+    """Whether a module is a transformers model that predicts the next token."""
+    return is_transformers(module) and _is_causal_name(type(module).__name__)
+
+
+def is_transformers(module: nn.Module) -> bool:
+    """Whether a module is a transformers model."""
+    transformers = sys.modules.get("transformers")  # else it cannot be one
+    return transformers is not None and isinstance(module, transformers.PreTrainedModel)
+
+
+def _is_causal_name(name: str) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    name = model_class(config).__name__
     return name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 

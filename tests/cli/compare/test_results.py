@@ -13,18 +13,19 @@ from xml.etree import ElementTree
 import pytest
 
 from fxprune.cli.compare import plot, results, table
-from fxprune.cli.compare.configuration import Configuration
+from fxprune.cli.compare.labels import label
 from fxprune.cli.compare.results import Result
+from fxprune.config import PruneConfig
 from fxprune.errors import CheckpointError
 
 SECONDS = {"estimate": 2.0, "measure": 1.0}
 
 
 def _result(seed: int, perplexity: float, parameters: int = 80, **options: object) -> Result:
-    configuration = Configuration(seed=seed, **options)  # type: ignore[arg-type]
+    config = PruneConfig(seed=seed, **{"criterion": "taylor", **options})  # type: ignore[arg-type]
     columns = {"a.txt @ 8": perplexity, "a.txt @ 16": 2 * perplexity}
-    key = f"{configuration.label} {seed}"
-    return Result(key, configuration, parameters, columns, SECONDS)
+    key = f"{label(config)} {seed}"
+    return Result(key, config, parameters, columns, SECONDS)
 
 
 DENSE = Result("dense", None, 100, {"a.txt @ 8": 5.0, "a.txt @ 16": 4.0}, {"measure": 1.0})
@@ -33,7 +34,7 @@ RESULTS = [
     _result(0, 10.0),
     _result(1, 20.0, 82),
     _result(0, math.inf, criterion="random", kinds=("mlp",)),
-    _result(0, 7.0, 90, ratio=0.1),
+    _result(0, 7.0, 90, pruning_ratio=0.1),
 ]
 
 
@@ -56,7 +57,7 @@ def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
     assert len(results.load(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("line", ["not JSON", "{}", "[1]", '{"key": 1, "configuration": {"x": 1}}'])
+@pytest.mark.parametrize("line", ["not JSON", "{}", "[1]", '{"key": 1, "config": {"x": 1}}'])
 def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
     results.add(tmp_path, DENSE)
     with (tmp_path / "results.jsonl").open("a") as stream:
@@ -83,7 +84,7 @@ def test_rows_are_means_and_spreads_over_draws() -> None:
     assert first.perplexity["a.txt @ 8"] == table.Spread(15.0, 10.0, 20.0)
     assert first.parameters == table.Spread(81.0, 80, 82)
     assert first.seconds == {"estimate": 2.0, "compensate": 0.0}
-    assert [row.label for row in others] == ["random, local, mlp, 20 %", "taylor, local, 10 %"]
+    assert [row.label for row in others] == ["random, global, mlp, 20 %", "taylor, global, 10 %"]
 
 
 def test_markdown() -> None:
@@ -95,7 +96,7 @@ def test_markdown() -> None:
     ]  # fmt: skip
     assert cells[2] == ["dense", "100", "5", "4", "1", "", ""]
     assert cells[3] == [
-        "taylor, local, 20 %", "81", "15 (10 to 20)", "30 (20 to 40)", "2", "2.0", "",
+        "taylor, global, 20 %", "81", "15 (10 to 20)", "30 (20 to 40)", "2", "2.0", "",
     ]  # fmt: skip
     assert cells[4][2] == "inf"
     assert lines[-1] == "* made by hand"
@@ -106,7 +107,8 @@ def test_csv() -> None:
     assert [row["label"] for row in read] == [row.label for row in table.rows(RESULTS)]
     assert float(read[1]["a.txt @ 8 min"]) == 10.0
     assert float(read[1]["a.txt @ 16 max"]) == 40.0
-    assert (read[2]["kinds"], read[2]["criterion"], read[2]["ratio"]) == ("mlp", "random", "0.2")
+    assert (read[2]["kinds"], read[2]["criterion"]) == ("mlp", "random")
+    assert [row["pruning_ratio"] for row in read] == ["", "", "", "0.1"]
     assert read[0]["criterion"] == ""
 
 
@@ -117,7 +119,7 @@ def test_plot(tmp_path: Path) -> None:
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "b.svg"]
     texts = [e.text for e in ElementTree.parse(tmp_path / "a.svg").iter() if e.text]
-    for shown in ("a.txt @ 8", "a.txt @ 16", "dense", "taylor, local", "parameters, millions"):
+    for shown in ("a.txt @ 8", "a.txt @ 16", "dense", "taylor, global", "parameters, millions"):
         assert shown in texts
 
 

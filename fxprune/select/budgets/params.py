@@ -8,7 +8,7 @@ a dim occurs.
 from __future__ import annotations
 
 from collections import ChainMap, defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -16,9 +16,21 @@ from typing import TYPE_CHECKING
 from fxprune.axes.dims import Dim, Layout, atoms
 from fxprune.axes.positions import kept_size
 from fxprune.groups.parameters import remaining_shapes, weight_of
+from fxprune.select.budgets.cost import Cost, Count, Setting
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
+
+
+class Params(Cost):
+    """Parameters of the whole model, tied ones once."""
+
+    name = "params"
+    words = "parameters"
+
+    def count(self, graph: DependencyGraph, dims: Collection[Dim], setting: Setting) -> Count:
+        """Parameters, those of biases that are gained among them."""
+        return ParameterCount(graph, dims, setting.biases)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +47,7 @@ class _Term:
         return self.factor * prod(kept_size(axis, counts) for axis in self.axes)
 
 
-class ParameterCount:
+class ParameterCount(Count):
     """Counts the parameters of a model as units of some dims are removed.
 
     Args:

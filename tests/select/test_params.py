@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.groups.parameters import count_parameters
-from fxprune.select.parameter_count import ParameterCount
+from fxprune.select.budgets.params import ParameterCount
 from tests.toys import ToyLM, toy_graph
 
 GRAPH = toy_graph(ToyLM(layers=2))

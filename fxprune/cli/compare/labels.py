@@ -1,0 +1,48 @@
+"""What a table calls a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fxprune.config import PruneConfig
+
+
+def label(config: PruneConfig) -> str:
+    """A short name for tables: what differs from the defaults, the seed left out."""
+    ratio = float(config.goal()["pruning_ratio"])
+    return f"{series(config)}, {100 * ratio:g} %"
+
+
+def series(config: PruneConfig) -> str:
+    """The label without the ratio: configurations of one line in a plot share it."""
+    default = PruneConfig()
+    name, options = named(config)
+    parts = [name, config.ranking or "global"]
+    parts += [f"{option} {value}" for option, value in options.items()]
+    if config.normalise is not None:
+        parts.append(f"normalise {config.normalise}")
+    if config.cost_aware is not None:
+        parts.append("cost-aware" if config.cost_aware else "not cost-aware")
+    if config.kinds != default.kinds:
+        parts.append("+".join(config.kinds))
+    if config.calibration_samples is not None:
+        parts.append(f"{config.calibration_samples} samples")
+    if config.calibration_lengths is not None:
+        parts.append(f"{'+'.join(map(str, config.calibration_lengths))} tokens")
+    if config.keep_first or config.keep_last:
+        parts.append(f"keep {config.keep_first}/{config.keep_last} layers")
+    if config.compensation is None:
+        parts.append("not compensated")
+    elif config.compensation != "auto":
+        parts.append(config.compensation)
+    if config.compensation_samples != default.compensation_samples:
+        parts.append(f"compensated on {config.compensation_samples} samples")
+    return ", ".join(parts)
+
+
+def named(config: PruneConfig) -> tuple[str, dict[str, object]]:
+    """The name of the criterion, and its options."""
+    given = config.to_dict().get("criterion", "obs")
+    if isinstance(given, Mapping):
+        return str(given["name"]), {key: v for key, v in given.items() if key != "name"}
+    return str(given), {}

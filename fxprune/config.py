@@ -1,0 +1,400 @@
+"""One configuration of pruning: what the Python call, the passes and the command line share.
+
+Nothing heavy is imported here, so that the command line can make its options from the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fxprune.errors import ConfigError, CriterionError, SelectionError
+from fxprune.files import write_text
+from fxprune.select.budget import Budget, fraction
+from fxprune.select.depth import FIXED, Depth
+
+if TYPE_CHECKING:
+    from fxprune.depth import DepthCriterion
+    from fxprune.importance.criterion import Criterion
+
+RATIO = 0.2  # if no goal is given
+# What means nothing where only blocks and branches go.
+_OF_UNITS = (
+    "kinds", "groups", "ranking", "normalise", "cost_aware", "overrides", "multiple_of", "min_kept",
+    "keep_first", "keep_last", "steps",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How to prune, whatever the model and the data.
+
+    :func:`fxprune.prune`, :class:`fxprune.passes.Prune`, ``fxprune prune`` and ``fxprune compare``
+    all take this value, so their defaults are the same. It checks itself when it is made.
+
+    Attributes:
+        pruning_ratio: fraction of the whole model's parameters to remove, in [0, 1), or a
+            percentage such as ``"20%"``; 0.2 if no other goal is given.
+        budget: what may stay; beside a ratio, both are met.
+        depth: whole blocks or branches to remove first; without a ratio or a budget that is all.
+        criterion: how units are scored: a criterion, its name (one of
+            :data:`fxprune.importance.named.NAMES`), or ``{"name": ..., option: value}``. None is
+            ``obs`` for a causal language model and ``taylor`` for any other. For depth alone, how
+            blocks are scored.
+        depth_criterion: how blocks and branches are scored, likewise; None is ``ppl``.
+        kinds: kinds of groups to prune.
+        groups: instead of kinds, names of groups.
+        ignore: names of modules, or :mod:`fnmatch` patterns, that are left as they are.
+        keep_first: leave this many layers at the start of every stack alone; depth has its own.
+        keep_last: likewise at the end.
+        ranking: ``global`` or ``local``, see :func:`fxprune.select`; None is the former, but the
+            latter for a budget of units.
+        normalise: see :func:`fxprune.select`; None is what belongs to the scores.
+        cost_aware: rank by score per cost; None is what belongs to the scores.
+        overrides: pattern of group names to the fraction of units that goes there; 0 protects.
+        multiple_of: a group that loses units keeps a multiple of this many; by kind if a mapping.
+        min_kept: units that stay in every group at least.
+        steps: reach the goal in so many steps, with new scores before each.
+        compensation: ``least-squares``, ``bias`` or None, see :func:`fxprune.compensate`; ``auto``
+            is least squares for a causal language model with calibration data, else none.
+        compensation_scope: ``pruned``, what reads pruned units, or ``all``; None is the latter for
+            least squares.
+        calibration_samples: crops of text that the criterion sees; None for its own number: 10 as
+            in LLM-Pruner, but 128 for covariances (``obs``).
+        calibration_lengths: tokens in each; several lengths have an equal share of the tokens.
+            None for 128, and for ``obs`` and compensation also 1024.
+        compensation_samples: crops that compensation sees; those of the criterion come first.
+        batch_size: sequences per forward pass of the calibration; None as the data comes.
+        seed: of the crops and of random scores.
+        verify: run the oracle.
+
+    Raises:
+        FxpruneError: an option is out of its range, or of no use beside the others. Names it.
+    """
+
+    pruning_ratio: float | str | None = None
+    budget: Budget | None = None
+    depth: Depth | None = None
+    criterion: Criterion | str | Mapping[str, Any] | None = None
+    depth_criterion: Criterion | DepthCriterion | str | Mapping[str, Any] | None = None
+    kinds: tuple[str, ...] = ("mlp", "attention")
+    groups: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ()
+    keep_first: int = 0
+    keep_last: int = 0
+    ranking: Literal["local", "global"] | None = None
+    normalise: Literal["kind", "group", "standardise", "none"] | None = None
+    cost_aware: bool | None = None
+    overrides: Mapping[str, float] = field(default_factory=dict)
+    multiple_of: int | Mapping[str, int] = 1
+    min_kept: int = 1
+    steps: int = 1
+    compensation: Literal["auto", "bias", "least-squares"] | None = "auto"
+    compensation_scope: Literal["pruned", "all"] | None = None
+    calibration_samples: int | None = None
+    calibration_lengths: tuple[int, ...] | None = None
+    compensation_samples: int = 128
+    batch_size: int | None = None
+    seed: int = 0
+    verify: bool = True
+
+    def __post_init__(self) -> None:
+        self._normalise()
+        self._check_values()
+        if self.width:
+            from fxprune.select.schedule import goals
+
+            goals(self.steps, **self.goal())
+        else:
+            self._check_only_depth()
+        self.make_criterion()
+        self.make_depth_criterion()
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_dict(), sort_keys=True))
+
+    @property
+    def width(self) -> bool:
+        """Whether units of groups go, not depth alone."""
+        goals = (self.pruning_ratio, self.budget)
+        return self.depth is None or any(goal is not None for goal in goals)
+
+    def goal(self) -> dict[str, Any]:
+        """``pruning_ratio`` or ``budget`` of :func:`fxprune.select`; nothing for depth alone.
+
+        Raises:
+            SelectionError: the ratio and the budget exclude each other.
+        """
+        if not self.width:
+            return {}
+        if self.budget is None:
+            ratio = RATIO if self.pruning_ratio is None else self.pruning_ratio
+            return {"pruning_ratio": ratio}
+        if not self.pruning_ratio:
+            return {"budget": self.budget}
+        if self.budget.params is not None:
+            raise SelectionError("pruning_ratio= and a budget of params= are two limits: give one")
+        return {"budget": replace(self.budget, params=1 - float(self.pruning_ratio))}
+
+    def selection(self) -> dict[str, Any]:
+        """The further options of :func:`fxprune.select`, but ``kinds``."""
+        names = (
+            "groups", "ignore", "keep_first", "keep_last", "ranking", "normalise", "cost_aware",
+            "overrides", "multiple_of", "min_kept",
+        )  # fmt: skip
+        options = {name: getattr(self, name) for name in names} if self.width else {}
+        return options | ({"gain_bias": True} if self.compensation == "bias" else {})
+
+    def blocks(self) -> Depth | None:
+        """The blocks or branches to remove, with what is to be ignored."""
+        if self.depth is None:
+            return None
+        return replace(self.depth, ignore=(*self.depth.ignore, *self.ignore))
+
+    def make_criterion(self, causal: bool = True) -> Criterion | None:
+        """The criterion of units; None for depth alone.
+
+        Args:
+            causal: whether the model is a causal language model, which decides the default.
+
+        Raises:
+            CriterionError: there is none of that name, or it scores blocks alone.
+        """
+        from fxprune.depth.criteria import DepthCriterion
+        from fxprune.depth.named import is_depth_only
+        from fxprune.importance.criterion import Criterion
+        from fxprune.importance.named import by_name
+
+        if not self.width:
+            return None
+        given = ("obs" if causal else "taylor") if self.criterion is None else self.criterion
+        name = given.get("name") if isinstance(given, Mapping) else given
+        if isinstance(given, DepthCriterion) or is_depth_only(name):
+            raise CriterionError(
+                f"{name!r} scores blocks and branches, and units of groups are to go: give it as "
+                "depth_criterion=, with depth="
+            )
+        found = by_name(given, self.seed) if isinstance(given, str | Mapping) else given
+        if not isinstance(found, Criterion):
+            raise CriterionError(f"not a criterion: {found!r}; give an instance, such as Taylor()")
+        return found
+
+    def make_depth_criterion(self) -> Criterion | DepthCriterion | None:
+        """What blocks are scored with; None where none are removed, or without scores.
+
+        Raises:
+            CriterionError: there is none of that name, or it has no use.
+        """
+        from fxprune.depth.criteria import DepthCriterion
+        from fxprune.depth.named import by_name
+        from fxprune.importance.criterion import Criterion
+
+        given = self.depth_criterion
+        if self.depth is None:
+            if given is not None:
+                raise CriterionError(
+                    "depth_criterion= scores blocks and branches: say how many go, depth=Depth(...)"
+                )
+            return None
+        if not self.width and self.criterion is not None:
+            if given is not None:
+                raise CriterionError(
+                    "only blocks go, by one criterion: give criterion= or depth_criterion="
+                )
+            given = self.criterion
+        if self.depth.schedule in FIXED:
+            if given is not None:
+                raise CriterionError(f"{self.depth.schedule} looks at no scores: leave out {given}")
+            return None
+        given = "ppl" if given is None else given
+        found = by_name(given, self.seed) if isinstance(given, str | Mapping) else given
+        if not isinstance(found, Criterion | DepthCriterion):
+            raise CriterionError(f"not a criterion: {found!r}; give an instance, such as PPL()")
+        return found
+
+    def check_scores(self) -> None:
+        """See that scores of an earlier run can take the place of a criterion.
+
+        Raises:
+            CriterionError: there is one too, or only depth goes.
+            SelectionError: there are several steps.
+        """
+        if not self.width:
+            raise CriterionError("scores= are of units of groups: depth alone takes a criterion")
+        if self.criterion is not None:
+            raise CriterionError("give either a criterion or scores=, which have theirs")
+        if self.steps > 1:
+            raise SelectionError(f"{self.steps} steps need new scores before each: no scores=")
+
+    @classmethod
+    def of(cls, config: PruneConfig | None = None, **options: Any) -> PruneConfig:
+        """A configuration with some fields changed.
+
+        Raises:
+            ConfigError: there is no such field, or ``config`` is something else.
+        """
+        if config is not None and not isinstance(config, PruneConfig):
+            raise ConfigError(f"config= takes a fxprune.PruneConfig, not {type(config).__name__}")
+        _check_names(cls, options)
+        return cls(**options) if config is None else replace(config, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, as JSON and YAML have them; what is not set is left out."""
+        from fxprune.depth import named as depth_named
+        from fxprune.importance import named
+
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        describe = named.described if self.width else depth_named.described
+        for name, described in (
+            ("criterion", describe),
+            ("depth_criterion", depth_named.described),
+        ):
+            given = found[name]
+            if given is not None and not isinstance(given, str | Mapping):
+                found[name] = described(given)
+        for name in ("budget", "depth"):
+            if found[name] is not None:
+                found[name] = _plain(dataclasses.asdict(found[name]))
+        found["compensation"] = "none" if self.compensation is None else self.compensation
+        return _plain(found)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> PruneConfig:
+        """The opposite of :meth:`to_dict`; fields that are left out have their defaults.
+
+        Raises:
+            FxpruneError: there is no such field, or a value is refused.
+        """
+        values = dict(given)
+        _check_names(cls, values)
+        for name, kind in (("budget", Budget), ("depth", Depth)):
+            if isinstance(values.get(name), Mapping):
+                _check_names(kind, values[name])
+                values[name] = kind(**values[name])
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as YAML or, to a path that ends in ``.json``, as JSON."""
+        path, values = Path(path), self.to_dict()
+        if path.suffix == ".json":
+            write_text(path, json.dumps(values, indent=1) + "\n")
+        else:
+            import yaml  # type: ignore[import-untyped]
+
+            write_text(path, yaml.safe_dump(values, sort_keys=False))
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruneConfig:
+        """Read a configuration, or that of a run from its ``report.json``.
+
+        Raises:
+            ConfigError: it cannot be read, or does not hold a configuration.
+            FxpruneError: a value is refused.
+        """
+        import yaml
+
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+        if isinstance(values, dict) and isinstance(values.get("config"), dict):
+            values = values["config"]
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} does not hold a configuration: fields and their values")
+        return cls.from_dict(values)
+
+    def _normalise(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        for name in ("kinds", "groups", "ignore", "calibration_lengths"):
+            value = getattr(self, name)
+            if isinstance(value, str | int):
+                put(name, (value,))
+            elif value is not None:
+                put(name, tuple(value))
+        if self.pruning_ratio is not None:
+            put("pruning_ratio", fraction("pruning_ratio", self.pruning_ratio))
+        parts = {key: fraction(f"override of {key!r}", v) for key, v in self.overrides.items()}
+        put("overrides", parts)
+        if str(self.compensation) == "none":
+            put("compensation", None)
+
+    def _check_values(self) -> None:
+        from fxprune.compensate.compensate import check_options
+        from fxprune.groups.kinds import KINDS
+        from fxprune.select.select import check_multiple
+
+        for name, kind in (("budget", Budget), ("depth", Depth)):
+            if not isinstance(getattr(self, name), kind | None):
+                raise SelectionError(f"{name}= takes a fxprune.{kind.__name__}")
+        for name, choices in (
+            ("ranking", ("local", "global")),
+            ("normalise", ("kind", "group", "standardise", "none")),
+            ("compensation", ("auto", "none", "bias", "least-squares")),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise SelectionError(f"{name}={value!r}: choose from {', '.join(choices)}")
+        method = "bias" if self.compensation == "bias" else "least-squares"
+        check_options(method, scope=self.compensation_scope)
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown or (not self.kinds and self.groups is None):
+            what = f"unknown kind {unknown[0]!r}" if unknown else "no kinds"
+            raise SelectionError(f"{what}: choose from {', '.join(KINDS)}")
+        for name, least in (
+            ("min_kept", 1),
+            ("keep_first", 0),
+            ("keep_last", 0),
+            ("calibration_samples", 1),
+            ("compensation_samples", 1),
+            ("batch_size", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < least):
+                raise SelectionError(f"{name}={value!r}: a whole number, at least {least}")
+        check_multiple(self.multiple_of)
+        lengths = self.calibration_lengths
+        if lengths is not None and min(lengths, default=0) < 2:
+            shown = ",".join(map(str, lengths))
+            raise SelectionError(f"calibration_lengths={shown}: at least 2 tokens")
+
+    def _check_only_depth(self) -> None:
+        """Refuse what says something about units of groups alone, where none go."""
+        assert self.depth is not None
+        for each in fields(self):
+            if each.name not in _OF_UNITS:
+                continue
+            default = {} if each.default is dataclasses.MISSING else each.default
+            if getattr(self, each.name) != default:
+                raise SelectionError(
+                    f"{each.name}= is for units of groups, and only blocks or branches are to go: "
+                    "leave it out, or give pruning_ratio or budget too"
+                )
+
+
+def _check_names(kind: type, given: Mapping[str, Any]) -> None:
+    known = [each.name for each in fields(kind)]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(known)}"
+            raise ConfigError(f"{kind.__name__} has no field {name!r}; {hint}")
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's values, without what is None or empty."""
+    found = {}
+    for name, value in values.items():
+        if value is None or (isinstance(value, tuple | Mapping) and not value):
+            continue
+        plain = dict(value) if isinstance(value, Mapping) else value
+        found[name] = list(plain) if isinstance(plain, tuple) else plain
+    return found

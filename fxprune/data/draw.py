@@ -1,0 +1,93 @@
+"""Calibration data out of text: crops, as many and as long as a configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fxprune.data import sources, text
+from fxprune.data.text import Text
+from fxprune.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MOST = 2048  # tokens in a batch, if a crop has no more
+
+
+def as_text(given: Any) -> Text | None:
+    """Calibration data as text, if it is a text, the name of one, or a list of strings.
+
+    Raises:
+        CalibrationError: it names something that cannot be read, or is not text.
+    """
+    if isinstance(given, Text):
+        return given
+    if isinstance(given, str | Path):
+        found = sources.source(given)
+        if not isinstance(found, Text):
+            raise CalibrationError(f"{given} holds token ids: load them, and give the tensor")
+        return found
+    strings = isinstance(given, Sequence) and given and all(isinstance(x, str) for x in given)
+    return Text(f"{len(given)} texts", tuple(given)) if strings else None
+
+
+def draw(
+    tokenizer: PreTrainedTokenizerBase,
+    data: Text | torch.Tensor,
+    count: int,
+    lengths: Sequence[int],
+    seed: int = 0,
+) -> list[torch.Tensor]:
+    """Crops of several lengths with an equal share of the tokens each, in batches.
+
+    Args:
+        tokenizer: of the model.
+        data: text; or token ids, int64 (N, L).
+        count: crops, if all were of the first length; fewer of longer ones have as many tokens.
+        lengths: tokens in a crop; a length that nothing has is left out, save the first.
+        seed: the same seed gives the same crops, those of a smaller ``count`` first.
+
+    Returns:
+        int64 tensors of shape (batch, length).
+
+    Raises:
+        CalibrationError: nothing is as long as the first length.
+    """
+    if isinstance(data, Text):
+        return text.mixed_crops(tokenizer, data, count, lengths, seed, MOST)
+    wanted = [n for n in lengths if n == lengths[0] or n <= data.shape[1]]
+    share = count * lengths[0] // len(wanted)
+    found = [
+        sources.draw(tokenizer, data, max(1, share // length), length, seed + 100 * number)
+        for number, length in enumerate(wanted)
+    ]
+    return [batch for each in found for batch in torch.split(each, max(1, MOST // each.shape[1]))]
+
+
+def lengths_for(
+    model: nn.Module, given: Sequence[int] | None, covariances: bool
+) -> tuple[int, ...]:
+    """Tokens in the crops, short ones first.
+
+    Args:
+        model: its config says how many positions it has.
+        given: what was asked for, which is taken as it is.
+        covariances: whether these are for covariances (``obs``, compensation), which short windows
+            alone do not give for long ones.
+    """
+    if given is not None:
+        return tuple(given)
+    config: Any = getattr(model, "config", None)
+    most = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
+    lengths = (128, 1024) if covariances else (128,)
+    return tuple(n for n in lengths if most is None or n <= max(most, lengths[0]))
+
+
+def samples(given: int | None, covariances: bool) -> int:
+    """Crops that a criterion sees: 10 as in LLM-Pruner, but 128 for covariances (``obs``)."""
+    return given if given is not None else 128 if covariances else 10
