@@ -105,7 +105,7 @@ def test_step(bench: Any) -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG)).eval()
-    result = fxprune.prune(model, pruning_ratio=0.2, criterion=fxprune.Magnitude(), verify=False)
+    result = fxprune.prune(model, pruning_ratio=0.2, criterion="magnitude", ranking="local")
     small = fxprune.shrink(model, result.plan, result.graph_module)
     runs: dict[str, Callable[[], tuple[list[float], list[float]]]] = {
         "plain": lambda: plain(small),

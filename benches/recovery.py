@@ -140,8 +140,9 @@ def pruned(pruning: str, model: Any, tokenizer: Any, corpus: text.Text) -> Any:
     crops = text.crops(tokenizer, corpus, 10, 128, 0)
     if pruning == "width":
         result = fxprune.prune(
-            model, pruning_ratio=0.2, criterion=fxprune.Taylor(), calibration=crops, verify=False
-        )
+            model, pruning_ratio=0.2, criterion="taylor", calibration=crops, verify=False,
+            ranking="local", compensation=None,
+        )  # fmt: skip
     else:
         result = fxprune.prune(model, depth=Depth(remove=6), calibration=crops, verify=False)
     return fxprune.shrink(model, result.plan, result.graph_module)

@@ -286,6 +286,40 @@ class TestPrune:
         named = dict(small.named_parameters())
         assert all(named[name].abs().sum() > 0 for name in plan.biases)
 
+    def test_a_report_is_a_recipe(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        options = ("--ratio", "15%", "--criterion", "magnitude", "--ignore", "*.layers.0.mlp")
+        options += ("--compensate", "none", "--macs", "90%", "--keep-last", "0")
+        ran = run("prune", folder, "--out", tmp_path / "a", *options, *QUICK)
+        assert ran.status == 0, ran.err
+        report = tmp_path / "a" / "report.json"
+        ran = run("prune", folder, "--out", tmp_path / "b", "--recipe", report)
+        assert ran.status == 0, ran.err
+        one, two = (fxprune.Plan.load(tmp_path / each / "plan.json") for each in "ab")
+        assert one == two
+        assert "model.layers.0.mlp:units" not in one.kept
+        assert (
+            json.loads((tmp_path / "b" / "report.json").read_text())["config"]
+            == (json.loads(report.read_text())["config"])
+        )
+        config = fxprune.PruneConfig.load(report)
+        assert fxprune.prune(tiny.llama(), config=config, verify=False).plan == one
+
+    def test_what_is_typed_comes_before_a_recipe(
+        self, run: Any, folder: Path, tmp_path: Path
+    ) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("pruning_ratio: 40%\ncriterion: magnitude\ncompensation: none\n")
+        options = ("--recipe", recipe, "--ratio", "0.1", "--no-verify")
+        ran = run("prune", folder, "--out", tmp_path / "a", *options, *QUICK)
+        assert ran.status == 0, ran.err
+        plan = fxprune.Plan.load(tmp_path / "a" / "plan.json")
+        assert plan.pruning_ratio == 0.1
+        assert plan.criterion == repr(fxprune.Magnitude())
+        recipe.write_text("pruning_rato: 40%\n")
+        ran = run("prune", folder, "--out", tmp_path / "b", "--recipe", recipe)
+        assert ran.status == 2
+        assert "no field 'pruning_rato'; did you mean pruning_ratio?" in ran.err
+
     def test_scores_are_saved_and_planned_from(
         self, run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

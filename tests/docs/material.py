@@ -128,7 +128,9 @@ def _roomy() -> Names:
 
 
 NEEDS: dict[str, Needs] = {
-    "README.md": Needs(_zoo, (model, pruned, texts), prints="model.layers.0.mlp:units mlp 40"),
+    "README.md": Needs(files=(model, texts)),
+    "docs/tour.md": Needs(_zoo, (model, pruned, texts), prints="model.layers.0.mlp:units mlp 40"),
+    "docs/configuration.md": Needs(_deep, (deep_model,), prints="neurons"),
     "docs/depth.md": Needs(_deep, (deep_model,)),
     "docs/importance.md": Needs(_traced),
     "docs/inspection.md": Needs(_pruned, (model,)),

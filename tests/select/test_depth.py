@@ -73,8 +73,8 @@ def one_shot(**options: Any) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either remove, a number of units, or ratio"),
-        ({"remove": 1, "ratio": 0.2}, "either remove, a number of units, or ratio"),
+        ({}, "either remove=, a number of units, or ratio="),
+        ({"remove": 1, "ratio": 0.2}, "either remove=, a number of units, or ratio="),
         ({"schedule": "alternate", "remove": 1}, "alternate takes every other block"),
         ({"schedule": "alternate", "ratio": 0.2}, "alternate takes every other block"),
         ({"remove": 0}, "remove=0: a whole number, at least 1"),

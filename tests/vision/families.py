@@ -114,6 +114,7 @@ def pruned(name: str) -> tuple[fxprune.PruneResult, tuple[str, ...]]:
             pruning_ratio=RATIO,
             kinds=KINDS,
             criterion=fxprune.Magnitude(),
+            ranking="local",
         )
     return result, tuple(str(warning.message) for warning in caught)
 
