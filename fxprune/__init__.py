@@ -3,6 +3,7 @@
 Names are loaded when they are first used, so that the command line answers at once.
 """
 
+# ruff: noqa: F401
 from __future__ import annotations
 
 import importlib
@@ -15,15 +16,24 @@ if TYPE_CHECKING:
     from fxprune.branches import Branches, Unit, bypass, find_branches  # type: ignore[no-redef]
     from fxprune.compensate import CompensationReport, compensate  # type: ignore[no-redef]
     from fxprune.config import PruneConfig
-    from fxprune.depth import (
+    from fxprune.criteria import (
+        FLAP,
+        OBS,
         PPL,
+        ActivationNorm,
         AngularDistance,
         BlockInfluence,
+        Criterion,
         DepthCriterion,
-        Removal,
-        choose_depth,
-        score_units,
+        ElementCriterion,
+        InputCriterion,
+        Magnitude,
+        PeakToPeak,
+        Random,
+        Taylor,
+        WandaSP,
     )
+    from fxprune.depth import Removal, choose_depth, score_units
     from fxprune.errors import FxpruneError, FxpruneWarning
     from fxprune.groups.dependency import DependencyGraph, discover
     from fxprune.groups.group import Group, Site
@@ -31,21 +41,7 @@ if TYPE_CHECKING:
     from fxprune.hf.folder.apply import apply
     from fxprune.hf.folder.checkpoint import load, save
     from fxprune.hf.shrink.shrink import shrink
-    from fxprune.importance import (  # type: ignore[no-redef]
-        FLAP,
-        OBS,
-        ActivationNorm,
-        Criterion,
-        ElementCriterion,
-        InputCriterion,
-        Magnitude,
-        PeakToPeak,
-        Random,
-        Scores,
-        Taylor,
-        WandaSP,
-        estimate,
-    )
+    from fxprune.importance import Scores, estimate  # type: ignore[no-redef]
     from fxprune.inspect.explanation import Explanation
     from fxprune.inspect.legality import check_plan, legality
     from fxprune.measure.latency import measure_latency
@@ -69,71 +65,35 @@ if TYPE_CHECKING:
     from fxprune.trace import Traced, trace
 
 __version__ = "0.1.0"
+# What most programs need. The other names above are for the rest: values that functions return,
+# options of recovery, and the criteria, which are all in fxprune.criteria.
 __all__ = [
-    "FLAP",
-    "OBS",
-    "PPL",
-    "ActivationNorm",
-    "AngularDistance",
-    "BlockInfluence",
-    "Branches",
     "Budget",
-    "CompensationReport",
-    "Criterion",
-    "DependencyGraph",
     "Depth",
-    "DepthCriterion",
-    "Distillation",
-    "ElementCriterion",
-    "Explanation",
-    "FullTraining",
     "FxpruneError",
     "FxpruneWarning",
-    "Group",
-    "InputCriterion",
-    "LatencyReport",
-    "LatencyTable",
-    "LoRA",
-    "Magnitude",
-    "PeakToPeak",
     "Plan",
     "PruneConfig",
     "PruneResult",
-    "PrunedAndRecovered",
-    "Random",
-    "Recovery",
-    "Removal",
     "Scores",
-    "Site",
-    "Taylor",
     "Traced",
-    "Training",
-    "Unit",
-    "VerifyReport",
-    "WandaSP",
     "apply",
-    "bypass",
-    "check_plan",
     "choose_depth",
     "compensate",
     "discover",
     "estimate",
     "export",
     "find_branches",
-    "legality",
     "load",
     "measure_latency",
-    "propagate",
     "prune",
     "prune_and_recover",
     "recover",
     "register_op",
     "rewrite",
     "save",
-    "score_units",
     "select",
     "shrink",
-    "shrink_adapter",
     "trace",
     "verify",
 ]
@@ -145,9 +105,11 @@ _HOMES = {
     "fxprune.branches": "Branches Unit bypass find_branches",
     "fxprune.compensate": "CompensationReport compensate",
     "fxprune.config": "PruneConfig",
-    "fxprune.depth": (
-        "PPL AngularDistance BlockInfluence DepthCriterion Removal choose_depth score_units"
+    "fxprune.criteria": (
+        "FLAP OBS PPL ActivationNorm AngularDistance BlockInfluence Criterion DepthCriterion "
+        "ElementCriterion InputCriterion Magnitude PeakToPeak Random Taylor WandaSP"
     ),
+    "fxprune.depth": "Removal choose_depth score_units",
     "fxprune.errors": "FxpruneError FxpruneWarning",
     "fxprune.groups.dependency": "DependencyGraph discover",
     "fxprune.groups.group": "Group Site",
@@ -155,10 +117,7 @@ _HOMES = {
     "fxprune.hf.folder.apply": "apply",
     "fxprune.hf.folder.checkpoint": "load save",
     "fxprune.hf.shrink.shrink": "shrink",
-    "fxprune.importance": (
-        "FLAP OBS ActivationNorm Criterion ElementCriterion InputCriterion "
-        "Magnitude PeakToPeak Random Scores Taylor WandaSP estimate"
-    ),
+    "fxprune.importance": "Scores estimate",
     "fxprune.inspect.explanation": "Explanation",
     "fxprune.inspect.legality": "check_plan legality",
     "fxprune.measure.latency": "measure_latency",
@@ -193,7 +152,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *_HOME]
 
 
 class _Package(types.ModuleType):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fxprune
+from fxprune import PruneConfig
 from fxprune.passes import ApplyPlan, Prune
 from fxprune.rewrite.apart import set_apart
 from fxprune.trace.attributes import get_attribute
@@ -105,7 +106,7 @@ def test_passes() -> None:
     model = Net().eval()
     module = fxprune.trace(model, (IDS,)).graph_module
     there = memories(module)
-    prune = Prune((IDS,), pruning_ratio=0.2, criterion=fxprune.Magnitude(), kinds=("mlp",))
+    prune = Prune(PruneConfig(pruning_ratio=0.2, criterion="magnitude", kinds="mlp"), args=(IDS,))
     small = prune(module).graph_module
     assert memories(small).isdisjoint(there)
     plan = small.meta["fxprune"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import BatchEncoding
 
 import fxprune
+from fxprune import PruneConfig
 from fxprune.errors import CalibrationError, TraceError
 from fxprune.passes import Prune
 from fxprune.trace.given import examples
@@ -73,7 +74,7 @@ def test_everything_that_takes_examples_takes_a_tensor(tmp_path: Any) -> None:
     assert fxprune.verify(traced, small, plan, X)
     assert fxprune.trace(MLP, X).args == (X,)
     assert fxprune.export(small, tmp_path / "m.pt2", X).is_file()
-    again = Prune(X, pruning_ratio=0.1, criterion=fxprune.Magnitude())
+    again = Prune(PruneConfig(pruning_ratio=0.1, criterion="magnitude"), args=X)
     assert again(small).graph_module(X).shape == (3, 4)  # type: ignore[union-attr]
 
 
