@@ -188,7 +188,7 @@ class Plan:
                 f"{_listed(graph.traced.removed)}: take discover(bypass(traced, plan.removed))"
             )
         groups = _by_name(graph)
-        for name in self.kept:
+        for name, units in self.kept.items():
             group = groups.get(name)
             if group is None:
                 close = get_close_matches(name, groups, n=3)
@@ -199,6 +199,10 @@ class Plan:
             if self.sizes.get(name) not in (None, group.size):
                 raise PlanError(
                     f"group {name!r} has {group.size} units and the plan is for {self.sizes[name]}"
+                )
+            if 0 < len(units) < group.least:
+                raise PlanError(
+                    f"group {name!r} keeps {len(units)} units: {group.least} are chosen"
                 )
         for name in self.biases:
             if name in shapes:

@@ -64,7 +64,9 @@ def oracle_error(graph: DependencyGraph, entry: Entry, seed: int = 0) -> float:
     """Error of a random plan that halves every group."""
     choice = np.random.default_rng(seed)
     kept = {
-        group.name: np.sort(choice.permutation(group.size)[: -(-group.size // 2)]).tolist()
+        group.name: np.sort(
+            choice.permutation(group.size)[: max(group.least, -(-group.size // 2))]
+        ).tolist()
         for group in graph.groups
     }
     plan = Plan.of(graph, kept)
@@ -94,6 +96,12 @@ def depth_error(traced: fxprune.Traced, entry: Entry) -> str:
     return f"{max(errors):.0e}" if errors else ""
 
 
+def stay(group: fxprune.Group) -> int:
+    """About two thirds of the units, as many as kernels take."""
+    whole = group.size - (group.size // 3 if group.size > 2 else 1)
+    return whole // group.multiple * group.multiple
+
+
 KEPT = ("uniform", "one layer", "depth", "depth and width")
 
 
@@ -117,9 +125,7 @@ def checkpoints(entry: Entry, traced: fxprune.Traced) -> list[str]:
         words = []
         for kind in ("mlp", "attention", "query"):
             kept = {
-                group.name: tuple(range(group.size // 3, group.size))
-                if group.size > 2
-                else tuple(range(1, group.size))
+                group.name: tuple(range(group.size - stay(group), group.size))
                 for group in graph.groups
                 if group.kind == kind and (what != "one layer" or (group.layer or ("", 1))[1] == 1)
             }

@@ -99,7 +99,9 @@ def test_frozen_groups_say_why(name: str, attention: str) -> None:
 def test_units_under_a_norm_are_marked(name: str, attention: str) -> None:
     """A norm runs over streams, and in some families over each query and key head."""
     for group in discovered(name, attention).groups:
-        if group.kind == "channel":
+        if group.kind == "expert":
+            assert group.normalised, group.name  # probabilities of those that stay
+        elif group.kind == "channel":
             assert group.normalised == (name != "resnet"), group.name  # batch norm has its own
         elif group.name.endswith("qk_dim"):
             assert group.normalised == (name in ("qwen3", "gemma3")), group.name
@@ -159,7 +161,7 @@ def plans(draw: st.DrawFn, graph: DependencyGraph) -> Plan:
     kept = {}
     for group in graph.groups:
         if choice.random() < 0.7:
-            count = int(choice.integers(1, group.size, endpoint=True))
+            count = int(choice.integers(group.least, group.size, endpoint=True))
             kept[group.name] = np.sort(choice.permutation(group.size)[:count]).tolist()
     return Plan.of(graph, kept)
 

@@ -283,12 +283,7 @@ ZOO: tuple[Entry, ...] = (
             num_experts_per_tok=2,
             **_LLAMA,
         ),
-        {kind: _GROUPED[kind] for kind in ("attention", "query", "head_dim")},
-        frozen_ok={
-            "mlp": "experts are chosen by data-dependent indices",
-            "expert": "experts are chosen by data-dependent indices",
-            "channel": "it passes through the experts",
-        },
+        {**_GROUPED, "expert": {4: 2}},
     ),
     Entry(
         "t5",

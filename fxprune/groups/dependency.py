@@ -20,6 +20,7 @@ from fxprune.groups.group import Group, Site
 from fxprune.groups.infer import infer
 from fxprune.groups.network import NeuronSet, build
 from fxprune.groups.streams import branch_dims
+from fxprune.ops.choosing import least_of
 from fxprune.ops.context import Inferred
 from fxprune.trace.traced import Traced
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from fxprune.inspect.explanation import Explanation
 
+_ALIGNED = 8  # units of two bytes in 16
 _FREE = "a symbolic size (batch or sequence)"
 
 
@@ -192,6 +194,7 @@ def _collect(traced: Traced, inferred: Inferred) -> list[Group]:
     streams = {dim for dim, mine in tags.items() if "residual" in mine and not dim.free}
     heads = {dim for dim, mine in tags.items() if mine & {"inner", "outer", "batch"}}
     inside = branch_dims(inferred.links, streams, heads)
+    least = least_of(inferred.least)
     groups: list[Group] = []
     taken: dict[str, int] = {}
     for dim, places in sites.items():
@@ -216,6 +219,8 @@ def _collect(traced: Traced, inferred: Inferred) -> list[Group]:
                 "normalised" in mine,
                 reason,
                 kinds.layer_of(place),
+                least.get(dim, 1),
+                _ALIGNED if "aligned" in mine else 1,
             )
         )
     return _settled(groups, inside)

@@ -44,6 +44,9 @@ class Group:
             is not the same as zeroing it.
         reason: None if the group can be pruned, else why it is frozen.
         layer: stack and place in it, ``("model.layers", 3)``, if it lies in one numbered layer.
+        least: units that have to stay: of experts as many as a router chooses.
+        multiple: what the number of units that stay should be a multiple of, because kernels take
+            no other: torch's grouped products want rows of 16 bytes.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Group:
     normalised: bool
     reason: str | None
     layer: tuple[str, int] | None
+    least: int = 1
+    multiple: int = 1
 
     @property
     def parameters(self) -> tuple[str, ...]:

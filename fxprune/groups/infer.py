@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from fxprune.axes.dims import Axes
 from fxprune.groups import outputs
 from fxprune.groups.decompose import decompose
+from fxprune.ops import choosing
 from fxprune.ops.context import Context, Inferred
 from fxprune.ops.op import find_op
 from fxprune.trace.traced import Traced
@@ -52,18 +53,16 @@ def infer(traced: Traced) -> Inferred:
             _mark_residual(ctx, node, origin)
         else:
             _unknown(ctx, node)
-    return Inferred(ctx.axes, tensors, ctx.tags, ctx.links, ctx.notes, ctx.derived, intermediate)
+    choosing.settle(ctx)
+    return Inferred(
+        ctx.axes, tensors, ctx.tags, ctx.links, ctx.notes, ctx.derived, intermediate,
+        {at: pointer.layout for at, pointer in ctx.points.items()}, ctx.least,
+    )  # fmt: skip
 
 
 def _call(ctx: Context, node: fx.Node) -> None:
     if node.target is operator.getitem:
-        source: Any = node.args[0]
-        axes = ctx.axes.get(source)
-        for marked in (ctx.derived, ctx.learned):  # a piece of a fused weight is a weight
-            if source in marked:
-                marked.add(node)
-        if isinstance(axes, list):
-            ctx.axes[node] = axes[int(node.args[1])]  # type: ignore[arg-type]
+        _pick(ctx, node)
         return
     values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
     inputs = [n for n in node.all_input_nodes if n in ctx.axes]
@@ -85,6 +84,21 @@ def _call(ctx: Context, node: fx.Node) -> None:
         _unknown(ctx, node, "axes of a shape its rule does not expect")
         return
     ctx.axes[node] = axes
+    choosing.follow(ctx, node)
+
+
+def _pick(ctx: Context, node: fx.Node) -> None:
+    """One output of an op with several."""
+    source: Any = node.args[0]
+    place: Any = node.args[1]
+    for marked in (ctx.derived, ctx.learned):  # a piece of a fused weight is a weight
+        if source in marked:
+            marked.add(node)
+    axes = ctx.axes.get(source)
+    if isinstance(axes, list):
+        ctx.axes[node] = axes[place]
+        if (source, place) in ctx.points:
+            ctx.points[node, 0] = ctx.points[source, place]
 
 
 def _fits(ctx: Context, node: fx.Node, axes: Axes | list[Axes]) -> bool:
@@ -103,6 +117,8 @@ def _unknown(ctx: Context, node: fx.Node, what: str | None = None) -> None:
     for source in node.all_input_nodes:
         for layout in pytree.tree_leaves(ctx.axes.get(source, ())):
             ctx.freeze(layout, text, node)
+        if (pointer := ctx.pointed(source)) is not None:
+            ctx.freeze(pointer.layout, text, node)
     value = node.meta.get("val")
     reason = ctx.why(text, node)
     if isinstance(value, torch.Tensor):
@@ -120,7 +136,8 @@ def _output(ctx: Context, traced: Traced, node: fx.Node) -> frozenset[int]:
     free = outputs.intermediate(traced.graph_module.graph) & known.keys()
     for place, leaf in known.items():
         if place not in free:
-            for layout in ctx.of(leaf):
+            pointer = ctx.pointed(leaf)
+            for layout in (*ctx.of(leaf), *([pointer.layout] if pointer else [])):
                 ctx.freeze(layout, "graph output", leaf)
     return free
 

@@ -24,13 +24,16 @@ def kind_of(tags: Set[str], matrices: int) -> str:
 
     A batch axis of a product of two activations over which a softmax runs is a head; the axes that
     such a product contracts or brings in are a head's inside; an axis on which values of different
-    origin are added is a residual stream. What is left between two matrices is ``mlp``, as long as
-    no residual branch has such units, see :func:`fxprune.groups.streams.branch_dims`.
+    origin are added is a residual stream. Units that a router chooses by their scores, and that
+    hold weights of their own, are experts. What is left between two matrices is ``mlp``, as long
+    as no residual branch has such units, see :func:`fxprune.groups.streams.branch_dims`.
 
     Args:
         tags: structural facts that the rules recorded.
         matrices: in how many parameters of two or more axes the dim occurs.
     """
+    if "expert" in tags or ("chosen" in tags and matrices > 1):
+        return "expert"
     if {"batch", "softmax"} <= tags:
         return "query" if "repeat" in tags else "attention"
     if tags & {"inner", "outer"}:

@@ -2,6 +2,7 @@
 
 from fxprune.ops import (
     attention,
+    choosing,
     contraction,
     convolution,
     einsum,
@@ -19,6 +20,7 @@ from fxprune.ops import (
 
 __all__ = [
     "attention",
+    "choosing",
     "contraction",
     "convolution",
     "einsum",

@@ -32,6 +32,19 @@ class Link:
     data: bool = True
 
 
+@dataclass(frozen=True)
+class Pointer:
+    """Positions on an axis of a value, such as those of the experts that a router chose.
+
+    Attributes:
+        layout: of the axis.
+        source: the value that was chosen from.
+    """
+
+    layout: Layout
+    source: fx.Node
+
+
 @dataclass(frozen=True, eq=False)
 class Inferred:
     """Axes of every value of a traced graph, resolved.
@@ -44,6 +57,9 @@ class Inferred:
         notes: layouts behind integer arguments that are not output sizes.
         derived: values computed from parameters alone, such as a transposed weight.
         intermediate: output leaves (by position) that may come out at the pruned size.
+        points: integer values that are positions on a layout, such as the experts that a router
+            chose: by node, and by place among the outputs of an op with several.
+        least: layouts of which so many units have to stay.
     """
 
     axes: dict[fx.Node, Axes | list[Axes]]
@@ -53,6 +69,8 @@ class Inferred:
     notes: dict[tuple[fx.Node, str], Layout]
     derived: set[fx.Node]
     intermediate: frozenset[int]
+    points: dict[tuple[fx.Node, int], Layout]
+    least: list[tuple[Layout, int]]
 
 
 @dataclass
@@ -66,6 +84,10 @@ class Context:
         notes: layouts behind integer arguments that are not output sizes, such as ``groups``.
         derived: values computed from parameters alone (a transposed weight, say).
         learned: values that parameters go into, as numbers: a key does, a padding mask does not.
+        points: integer values that are positions on a layout, by node and place of output.
+        counts: values that are zero at each unit that nothing points to: how often each is chosen.
+        least: layouts of which so many units have to stay.
+        unless_chosen: layouts that are frozen, with the reason, unless their units are chosen from.
     """
 
     sizes: Sizes
@@ -75,6 +97,26 @@ class Context:
     notes: dict[tuple[fx.Node, str], Layout] = field(default_factory=dict)
     derived: set[fx.Node] = field(default_factory=set)
     learned: set[fx.Node] = field(default_factory=set)
+    points: dict[tuple[fx.Node, int], Pointer] = field(default_factory=dict)
+    counts: set[fx.Node] = field(default_factory=set)
+    least: list[tuple[Layout, int]] = field(default_factory=list)
+    unless_chosen: list[tuple[Layout, str]] = field(default_factory=list)
+
+    def pointed(self, node: Any) -> Pointer | None:
+        """Where the positions lead that an integer value holds; None if it is not known to."""
+        return self.points.get((node, 0)) if isinstance(node, fx.Node) else None
+
+    def look_up(self, value: fx.Node, axis: int, index: Any, what: str, node: fx.Node) -> None:
+        """State that units of an axis are looked up by an index.
+
+        Positions on the axis itself stay right as it shrinks; any other index freezes it.
+        """
+        layout, pointer = self.of(value)[axis], self.pointed(index)
+        if pointer is None:
+            self.freeze(layout, what, node)
+        else:
+            self.unify(layout, pointer.layout, node)
+            self.align(pointer.source, pointer.layout, value, layout)
 
     def of(self, node: Any) -> Axes:
         """Layouts of a tensor argument's axes."""

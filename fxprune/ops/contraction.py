@@ -11,7 +11,7 @@ from fxprune.axes import dims
 from fxprune.axes.dims import Axes, Layout
 from fxprune.axes.polynomial import Polynomial, product
 from fxprune.ops.context import Context
-from fxprune.ops.op import AxisSizes, Macs, MatrixProduct, register_op, uncounted
+from fxprune.ops.op import AxisSizes, Macs, MatrixProduct, register_op
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
@@ -206,14 +206,6 @@ def _tensordot_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
     return sizes.elements(node) * product(axes[i] for i in argument(node, "dims_self"))
 
 
-def _grouped_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
-    """Rows sorted by expert: each meets the matrix of its own."""
-    given: Any = node.args
-    if given[1].meta["val"].dim() != 3:
-        raise uncounted(node, "its groups lie on the contracted axis")
-    return sizes.elements(node) * sizes.axes(given[0])[-1]
-
-
 register_op(
     aten.linear,
     product=MatrixProduct("input", "weight", 1, 0, -1),
@@ -239,6 +231,3 @@ register_op(
     aten.vdot, aten.addbmm, aten.bilinear, aten.cdist, aten._cdist_forward, aten.pdist,
     aten._pdist_forward, contracts=True,
 )  # fmt: skip
-# Experts: frozen, for their rows are sorted by data.
-register_op(aten._grouped_mm, contracts=True, macs=_grouped_macs)
-register_op("transformers::grouped_mm_fallback", contracts=True, macs=_grouped_macs)

@@ -22,8 +22,8 @@ aten = torch.ops.aten
 def embedding(ctx: Context, node: fx.Node) -> Axes:
     """Rows (the vocabulary) are frozen; the feature axis passes."""
     weight, indices = node.args[:2]
-    rows, features = ctx.of(weight)
-    ctx.freeze(rows, "embedding rows are looked up by index", node)
+    _, features = ctx.of(weight)
+    ctx.look_up(weight, 0, indices, "embedding rows are looked up by index", node)  # type: ignore[arg-type]
     return (*ctx.of(indices), features)
 
 
@@ -44,6 +44,11 @@ def embedding_bag(ctx: Context, node: fx.Node) -> list[Axes]:
 def one_hot(ctx: Context, node: fx.Node) -> Axes:
     """A new last axis with a place for each class."""
     source: Any = node.args[0]
+    pointer = ctx.pointed(source)
+    if pointer is not None and pointer.layout.size == ctx.shape(node)[-1][0]:
+        ctx.counts.add(node)
+        ctx.align(pointer.source, pointer.layout, node, pointer.layout)
+        return (*ctx.of(source), pointer.layout)
     return (*ctx.of(source), ctx.fresh(node, ctx.why("a place for each class", node))[-1])
 
 
@@ -54,9 +59,9 @@ def index(ctx: Context, node: fx.Node) -> Axes:
     axes = ctx.of(source)
     given: Any = list(indices) + [None] * (len(axes) - len(indices))  # type: ignore[arg-type]
     places = [a for a, i in enumerate(given) if i is not None]
-    for place in places:
-        ctx.freeze(axes[place], "looked up by index", node)
     tensors = [given[place] for place in places]
+    for place, tensor in zip(places, tensors, strict=True):
+        ctx.look_up(source, place, tensor, "looked up by index", node)  # type: ignore[arg-type]
     if any(t.meta["val"].dtype == torch.bool for t in tensors):
         for tensor in tensors:
             for layout in ctx.of(tensor):
@@ -78,7 +83,7 @@ def index_select(ctx: Context, node: fx.Node) -> Axes:
     source, axis, indices = node.args
     axes = ctx.of(source)
     place = int(axis) % len(axes)  # type: ignore[arg-type]
-    ctx.freeze(axes[place], "looked up by index", node)
+    ctx.look_up(source, place, indices, "looked up by index", node)  # type: ignore[arg-type]
     return (*axes[:place], ctx.of(indices)[0], *axes[place + 1 :])
 
 
@@ -90,7 +95,7 @@ def gather(ctx: Context, node: fx.Node) -> Axes:
     place = int(axis) % len(axes)  # type: ignore[arg-type]
     for a, (mine, theirs) in enumerate(zip(axes, out, strict=True)):
         if a == place:
-            ctx.freeze(mine, "looked up by index", node)
+            ctx.look_up(source, a, indices, "looked up by index", node)  # type: ignore[arg-type]
         elif mine.size == theirs.size:
             ctx.unify(mine, theirs, node)
         else:
@@ -122,6 +127,14 @@ def pad(ctx: Context, node: fx.Node) -> Axes:
             ctx.freeze(axes[-back], "padded", node)
             axes[-back] = dims.Dim(size, free, ctx.why("padded", node))
     return tuple(axes)
+
+
+@patches(aten.one_hot)
+def classes(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """The number of classes."""
+    layout = resize.axes(old)[-1]
+    if resize.changed(layout):
+        new.update_arg(1, resize.size(layout))
 
 
 @patches(aten.pad, aten.constant_pad_nd)

@@ -81,11 +81,12 @@ def extreme(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
 
 @register_op(*SOFTMAX, aten.log_softmax, aten._log_softmax)
 def softmax(ctx: Context, node: fx.Node) -> Axes:
-    """Freezes its axis; the others are what an attention head is found by."""
+    """Freezes its axis, unless units are chosen from it; the others are what heads are found by."""
     source: Any = node.args[0]
     axes = ctx.of(source)
     axis = axis_of(node, len(axes))
-    ctx.freeze(axes[axis], "softmax over this axis", node)
+    ctx.unless_chosen.append((axes[axis], ctx.why("softmax over this axis", node)))
+    ctx.tag(axes[axis], "normalised")
     for other, layout in enumerate(axes):
         if other != axis:
             ctx.tag(layout, "softmax")
@@ -100,6 +101,8 @@ def ordered(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     """Order along the axis matters: frozen, and passed on."""
     source: Any = node.args[0]
     axes = ctx.of(source)
+    if node.target is aten.cumsum.default and source in ctx.counts:
+        return axes  # what goes was counted zero times
     for axis in axes_of(node, len(axes)):
         ctx.freeze(axes[axis], "the order of this axis matters", node)
     values = node.meta["val"]
@@ -123,7 +126,7 @@ def fourier(ctx: Context, node: fx.Node) -> Axes:
     return tuple(axes)
 
 
-@register_op(aten.sort, aten.argsort, aten.topk, aten.diff)
+@register_op(aten.sort, aten.argsort, aten.diff)
 def reordered(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     """The axis is frozen and comes out with units of its own."""
     source: Any = node.args[0]
@@ -136,6 +139,8 @@ def reordered(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     size, free = ctx.shape(first)[axis]
     fresh = dims.Dim(size, free, ctx.why("the order of this axis matters", node))
     out = (*axes[:axis], fresh, *axes[axis + 1 :])
+    if (pointer := ctx.pointed(source)) is not None and several:
+        ctx.points[node, 0] = pointer
     return [out] * len(values) if several else out
 
 
@@ -148,6 +153,7 @@ def triangle(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(source)
 
 
+register_op(*SOFTMAX, aten.log_softmax, aten._log_softmax, reduces=True)
 register_op(
     aten.mean, aten.nanmean, aten.sum, aten.nansum, aten.var, aten.std, aten.var_mean,
     aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm,

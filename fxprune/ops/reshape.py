@@ -81,6 +81,16 @@ def view_as_complex(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(source)[:-1]
 
 
+@patches(aten.view_as_complex)
+def pairs_apart(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """Pairs that were a part of a tensor of even width may not be one of an odd width."""
+    source: Any = new.args[0]
+    with new.graph.inserting_before(new):
+        apart = new.graph.call_function(aten.contiguous.default, (source,))
+    apart.meta = dict(source.meta)
+    new.update_arg(0, apart)
+
+
 @register_op(aten.view_as_real)
 def view_as_real(ctx: Context, node: fx.Node) -> Axes:
     """A number becomes a pair on a new last axis."""

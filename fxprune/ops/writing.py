@@ -51,9 +51,12 @@ def scatter(ctx: Context, node: fx.Node) -> Axes:
     target: Any = node.args[0]
     operands = [n for n in node.all_input_nodes if n in ctx.axes and len(ctx.of(n))]
     place = axis_of(node, max(1, len(ctx.of(target))))
+    index = argument(node, "index")
     for axis, mine in enumerate(ctx.of(target)):
         theirs = [ctx.of(operand)[axis] for operand in operands]
-        if axis == place or any(other.size != mine.size for other in theirs):
+        if axis == place and ctx.pointed(index) is not None:
+            ctx.look_up(target, axis, index, _WRITTEN, node)
+        elif axis == place or any(other.size != mine.size for other in theirs):
             for layout in theirs:
                 ctx.freeze(layout, _WRITTEN, node)
         else:

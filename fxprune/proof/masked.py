@@ -125,8 +125,16 @@ class Masked(Run):
         assert callable(small.target)
         result, axes = small.target(*args, **kwargs), self._resize.inferred.axes[n]
         if isinstance(axes, list):
-            return tuple(self._scatter(*each) for each in zip(result, axes, strict=True))
+            values = (self._restored(n, place, value) for place, value in enumerate(result))
+            return tuple(self._scatter(*each) for each in zip(values, axes, strict=True))
         return self._scatter(result, axes)
+
+    def _restored(self, n: fx.Node, place: int, value: torch.Tensor) -> torch.Tensor:
+        """Positions among the kept units as positions among all."""
+        layout = self._resize.inferred.points.get((n, place))
+        if layout is None or not self._resize.changed(layout):
+            return value
+        return self._resize.index(layout).to(value.device)[value]
 
     def _gather(self, node: fx.Node) -> Any:
         value = super().load(node, node)

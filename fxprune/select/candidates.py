@@ -159,7 +159,7 @@ def candidate(
     stay = stay[np.argsort(values[stay], kind="stable")]
     return replace(
         settled(group, gone),
-        levels=_levels(group.size, len(gone), min_kept, multiple),
+        levels=_levels(group.size, len(gone), max(min_kept, group.least), multiple),
         order=np.concatenate([np.asarray(gone, dtype=np.int64), stay]),
         scores=values[stay],
     )

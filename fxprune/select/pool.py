@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def make_pool(
     reasons = {name: f"override {part:g}" for name, part in parts.items()}
     for group in chosen:
         multiple = multiple_of if isinstance(multiple_of, int) else multiple_of.get(group.kind, 1)
-        multiples[group.name] = multiple
+        multiples[group.name] = multiple = math.lcm(multiple, group.multiple)
         lost = gone.pop(group.name, ())
         part = parts.get(group.name)
         if part == 0:

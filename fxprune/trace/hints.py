@@ -1,4 +1,4 @@
-"""torch's own attention layers, by the path that ``torch.export`` can follow."""
+"""Layers that compute the same in several ways, by the one that ``torch.export`` can follow."""
 
 from __future__ import annotations
 
@@ -25,6 +25,25 @@ def plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextlib.contextmanager
+def grouped_experts(model: nn.Module) -> Iterator[None]:
+    """Have the experts of a transformers model computed together, for a while.
+
+    One by one (``experts_implementation="eager"``) it is those that the data hits, which no graph
+    can hold. The sum is the same.
+    """
+    name = "_experts_implementation"
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    eager = [each for each in configs.values() if getattr(each, name, None) == "eager"]
+    for each in eager:
+        setattr(each, f"{name}_internal", "grouped_mm")
+    try:
+        yield
+    finally:
+        for each in eager:
+            setattr(each, f"{name}_internal", "eager")
 
 
 def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:

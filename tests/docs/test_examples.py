@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fxprune.ops import op
+from fxprune.select.budgets import COSTS
 from tests.command_line import run_command
 from tests.docs.blocks import PAGES, blocks, listed, name_of
 from tests.docs.material import NEEDS, STANDS_FOR, Needs
@@ -16,9 +18,13 @@ RUN = [page for page in PAGES if any(block.runs for block in blocks(page))]
 
 
 @pytest.fixture
-def _tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def _tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What an example registers is gone behind it."""
     monkeypatch.setattr(op, "OPS", dict(op.OPS))
+    known = dict(COSTS)
+    yield
+    COSTS.clear()
+    COSTS.update(known)
 
 
 @pytest.mark.usefixtures("_tables")

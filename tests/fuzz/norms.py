@@ -100,6 +100,13 @@ def _softmax(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
     return alive.mark(result.masked_fill(~mask, 0.0), mask)
 
 
+@_norm("topk")
+def _chosen(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
+    x, mask = args[0], alive.whole(args[0])
+    largest = bool(_argument(args, kwargs, 3, "largest", True))
+    return func(x.masked_fill(~mask, -torch.inf if largest else torch.inf), *args[1:], **kwargs)
+
+
 @_norm("cumsum")
 def _running(alive: Alive, func: Function, args: Any, kwargs: Any) -> Any:
     result = func(alive.zeroed(args[0]), *args[1:], **kwargs)

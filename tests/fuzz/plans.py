@@ -22,7 +22,10 @@ def random_plan(case: Captured, draw: random.Random) -> Spec:
     chosen = draw.sample(groups, min(wanted, len(groups)))
     kept = {}
     for group in chosen:
-        loss = max(1, min(group.size - 1, round(group.size * draw.uniform(0.01, 0.95))))
+        most = group.size - group.least
+        if most < 1:
+            continue
+        loss = max(1, min(most, round(group.size * draw.uniform(0.01, 0.95))))
         kept[group.name] = tuple(sorted(draw.sample(range(group.size), group.size - loss)))
     return Spec(kept, removed)
 

@@ -159,7 +159,9 @@ def plans(graph: DependencyGraph, least: int) -> tuple[list[Plan], list[Plan]]:
 
     def plan(count: Callable[[int], int]) -> Plan:
         kept = {
-            g.name: np.sort(choice.permutation(g.size)[: max(least, count(g.size))]).tolist()
+            g.name: np.sort(
+                choice.permutation(g.size)[: max(least, g.least, count(g.size))]
+            ).tolist()
             for g in graph.groups
         }
         return Plan.of(graph, kept)

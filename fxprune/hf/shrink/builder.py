@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from fxprune.hf.shrink.wanted import Wanted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+
+_TRIES = 200  # entries can be combined in many ways
 
 
 class Builder(Wanted):
@@ -40,14 +44,19 @@ class Builder(Wanted):
         return fields.shorter(config, self.stacks, places)
 
     def _alike(self, config: PreTrainedConfig, errors: list[str]) -> PreTrainedModel | None:
-        """A model of one config for all layers of a list, if all lose alike."""
-        some: list[Change] = []
+        """A model of one config for all layers, if all that have units alike lose alike.
+
+        Layers may be of several sorts: some with an MLP and some with experts, say.
+        """
+        found: dict[tuple[str, str, int], Change] = {}
         for path, layers in self.by_list().items():
-            each = {tuple(sorted((c.units, c.size, c.kept) for c in x)) for x in layers.values()}
-            if len(each) > 1 or len(layers) < self.lengths().get(path, 0):
-                return None
-            some += next(iter(layers.values()))
-        for edits, _ in fields.choices(config, [*self.rest(), *some]):
+            for number, changes in layers.items():
+                for change in changes:
+                    name = change.group.removeprefix(f"{path}.{number}.")
+                    if found.setdefault((path, name, change.size), change).kept != change.kept:
+                        return None
+        tries = fields.choices(config, [*self.rest(), *found.values()])
+        for edits, _ in itertools.islice(tries, _TRIES):
             small = self.made(fields.edited(config, edits), errors)
             if small is None:
                 continue

@@ -29,7 +29,7 @@ _ENTRIES = {
     "heads": r"head(?!_dim|_size)",
     "queries": r"head(?!_dim|_size)",
     "channels": r"hidden_size|embd|embed|d_model|hidden_dim|width",
-    "experts": r"expert",
+    "experts": r"^(?!.*(?:size|dim|per_tok|shared|layer)).*expert|n_group",
     "head_dim": r"head_dim|head_size|d_kv|kv_channels",
     "qk_dim": r"head_dim|head_size|d_kv|kv_channels",
     "v_dim": r"head_dim|head_size|d_kv|kv_channels",
@@ -42,7 +42,7 @@ class Change:
 
     Attributes:
         group: its name.
-        units: what its units are called, the end of the name.
+        units: what its units are called, the end of the name without a number.
         size: how many there were.
         kept: how many stay.
         layer: list and number of the layer that it lies in, None for several.
@@ -66,6 +66,7 @@ def changes(plan: Plan, model: PreTrainedModel) -> list[Change]:
     found = []
     for name, units in plan.kept.items():
         place, _, word = name.rpartition(":")
+        word = word.partition("#")[0]  # the second of its name
         layer, part = layer_of(place), part_of(model, place)
         found.append(Change(name, word, plan.sizes[name], len(units), layer, part))
     return found
@@ -163,6 +164,8 @@ def _names(
         and pattern.search(_last(name))
         and "layer" not in _last(name)
         and (value is None or (type(value) is int and change.of(value) is not None))
+        # How many groups of experts there are does not say how many there are in a group.
+        and (not _last(name).endswith("n_group") or value == change.size)
     ]
     counts = [name for name in found if values[name] is not None]
     # An entry that is None stands for a default, such as four times the hidden size.

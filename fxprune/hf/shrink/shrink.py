@@ -190,6 +190,12 @@ def _check_outputs(
             outputs = [m(*inputs[0], **inputs[1]) for m in (graph_module, small)]
         except InputError:  # made from the config, and not of the sizes that the graph is for
             return
+        except Exception as failed:
+            hint = " or keep a multiple of 8 units, multiple_of=8" if "bytes" in str(failed) else ""
+            raise ShrinkError(
+                f"{type(small).__name__} with the smaller config does not run ({failed}); use the "
+                f"graph{hint}"
+            ) from failed
     expected, found = (
         next(x for x in pytree.tree_leaves(output) if isinstance(x, torch.Tensor))
         for output in outputs
