@@ -20,12 +20,14 @@ if TYPE_CHECKING:
         FLAP,
         OBS,
         PPL,
+        REAP,
         ActivationNorm,
         AngularDistance,
         BlockInfluence,
         Criterion,
         DepthCriterion,
         ElementCriterion,
+        Frequency,
         InputCriterion,
         Magnitude,
         PeakToPeak,
@@ -106,8 +108,8 @@ _HOMES = {
     "fxprune.compensate": "CompensationReport compensate",
     "fxprune.config": "PruneConfig",
     "fxprune.criteria": (
-        "FLAP OBS PPL ActivationNorm AngularDistance BlockInfluence Criterion DepthCriterion "
-        "ElementCriterion InputCriterion Magnitude PeakToPeak Random Taylor WandaSP"
+        "FLAP OBS PPL REAP ActivationNorm AngularDistance BlockInfluence Criterion DepthCriterion "
+        "ElementCriterion Frequency InputCriterion Magnitude PeakToPeak Random Taylor WandaSP"
     ),
     "fxprune.depth": "Removal choose_depth score_units",
     "fxprune.errors": "FxpruneError FxpruneWarning",

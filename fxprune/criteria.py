@@ -3,6 +3,7 @@
 from fxprune.depth.criteria import PPL, AngularDistance, BlockInfluence, DepthCriterion
 from fxprune.importance.activation_norm import ActivationNorm
 from fxprune.importance.criterion import Criterion, ElementCriterion, InputCriterion
+from fxprune.importance.experts import REAP, Frequency
 from fxprune.importance.flap import FLAP
 from fxprune.importance.magnitude import Magnitude
 from fxprune.importance.obs import OBS
@@ -15,12 +16,14 @@ __all__ = [
     "FLAP",
     "OBS",
     "PPL",
+    "REAP",
     "ActivationNorm",
     "AngularDistance",
     "BlockInfluence",
     "Criterion",
     "DepthCriterion",
     "ElementCriterion",
+    "Frequency",
     "InputCriterion",
     "Magnitude",
     "PeakToPeak",

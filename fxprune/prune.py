@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,13 @@ from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.data.text import Text
 from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.depth.named import needs_data
-from fxprune.errors import CalibrationError, CriterionError
+from fxprune.errors import CalibrationError, CriterionError, FxpruneWarning
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.open.architecture import is_causal_model
 from fxprune.importance.criterion import Criterion
+from fxprune.importance.estimate import check_scorable
 from fxprune.importance.scores import Scores
+from fxprune.importance.taylor import Taylor
 from fxprune.measure.latency import measure_latency
 from fxprune.measure.latency_report import LatencyReport, corrected, latency_report
 from fxprune.plan import Plan
@@ -31,6 +34,7 @@ from fxprune.proof import oracle
 from fxprune.proof.examples import Examples, checked
 from fxprune.result import PruneResult
 from fxprune.rewrite.rewrite import rewrite
+from fxprune.select.candidates import choose_groups
 from fxprune.select.latency import LatencyTable
 from fxprune.select.schedule import goals
 from fxprune.select.select import select
@@ -129,7 +133,7 @@ def prune(
         scores, plan = iterate(
             model,
             graph,
-            criterion,
+            _able(model, graph, config, criterion),
             data,
             asked=asked,
             kinds=kinds,
@@ -167,6 +171,21 @@ def prune(
     return PruneResult(
         small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer
     )
+
+
+def _able(
+    model: nn.Module, graph: DependencyGraph, config: PruneConfig, criterion: Criterion
+) -> Criterion:
+    """The default criterion, or Taylor where it cannot score all units: those of experts, say."""
+    if config.criterion is not None:
+        return criterion
+    groups, _ = choose_groups(graph, config.kinds, names=config.groups)
+    try:
+        check_scorable(model, graph, criterion, groups)
+    except CriterionError as error:
+        warnings.warn(f"scored by Taylor(): {error}", FxpruneWarning, stacklevel=3)
+        return Taylor()
+    return criterion
 
 
 def draw_calibration(

@@ -46,6 +46,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "ActivationNorm",
         "PeakToPeak",
         "Random",
+        "REAP",
+        "Frequency",
         "Criterion",
         "ElementCriterion",
         "InputCriterion",

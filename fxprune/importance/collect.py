@@ -22,7 +22,7 @@ from fxprune.progress import track
 from fxprune.trace.modes import evaluation
 
 DERIVATIVES: Needs = frozenset({"gradient", "squares"})
-DATA: Needs = DERIVATIVES | {"inputs", "moments"}
+DATA: Needs = DERIVATIVES | {"inputs", "moments", "routing"}
 
 
 class Vectors(dict[tuple[Criterion, str, int], Tensor]):

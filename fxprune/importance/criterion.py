@@ -15,7 +15,7 @@ from fxprune.groups.group import Group
 from fxprune.importance.aggregate import AGGREGATES, Aggregate, aggregate, collapse
 from fxprune.importance.evidence import Evidence, Gradients, Input
 
-Need = Literal["weights", "gradient", "squares", "inputs", "moments"]
+Need = Literal["weights", "gradient", "squares", "inputs", "moments", "routing"]
 Needs = frozenset[Need]
 
 
@@ -39,8 +39,8 @@ class Criterion(ABC):
         """What the scores are made of; nothing by default.
 
         ``weights``, ``gradient`` (of the mean loss), ``squares`` (of the gradients of single
-        samples), ``inputs`` (statistics of the consumers' inputs) and ``moments`` (second moments
-        of those and of the gradients of the consumers' outputs).
+        samples), ``inputs`` (statistics of the consumers' inputs), ``moments`` (second moments
+        of those and of the gradients of the consumers' outputs) and ``routing`` (what routers do).
         """
         return frozenset()
 

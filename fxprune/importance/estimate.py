@@ -18,6 +18,7 @@ from fxprune.importance.collect import DATA, Vectors, differentiate, observe, sc
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
+from fxprune.importance.routing import Routing, observe_routing
 from fxprune.importance.scores import Scores
 from fxprune.importance.targets import Reader
 
@@ -133,19 +134,22 @@ def estimate(
     if needs & DATA and calibration is None:
         hungry = next(c for c in criteria if c.needs & DATA)
         raise CriterionError(f"{hungry!r} needs calibration data")
+    routing: dict[str, Routing] = {}
     if static:
         score_weights(vectors, static, progress)
     if needs & DATA and calibration is not None:
         data = batches(model, calibration, 1 if "squares" in needs else batch_size)
         check_tokens(graph.traced, data)
+        if "routing" in needs:
+            routing = observe_routing(graph, chosen, data, progress)
         with recorder.attached(), moments.attached():
             if graded or moments.modules:
                 differentiate(
                     model, data, vectors, graded, recorder, moments, loss_fn, progress=progress
                 )
-            else:
+            elif needs & {"inputs"}:
                 observe(model, data, recorder, loss_fn, progress=progress)
-    findings = Findings(parameters, readers, recorder, moments, vectors)
+    findings = Findings(parameters, readers, recorder, moments, vectors, routing)
     results = [
         Scores(
             {group.name: findings.score(each, group) for group in chosen},
@@ -155,6 +159,20 @@ def estimate(
         for each in criteria
     ]
     return results[0] if single else results
+
+
+def check_scorable(
+    model: nn.Module, graph: DependencyGraph, criterion: Criterion, groups: Sequence[Group]
+) -> None:
+    """Refuse a criterion that cannot score some groups, without any data.
+
+    Raises:
+        CriterionError: names the group and why.
+    """
+    if "inputs" in criterion.needs:
+        found = targets.readers(model, graph, groups, criterion)
+        if "moments" in criterion.needs:
+            targets.check_refittable(criterion, groups, found)
 
 
 def _checked(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:

@@ -11,6 +11,7 @@ from fxprune.axes.dims import Dim, find
 from fxprune.groups.group import Site
 from fxprune.importance.aggregate import collapse, fold
 from fxprune.importance.curvature import Moments
+from fxprune.importance.routing import Routing
 from fxprune.importance.statistics import Statistics
 
 
@@ -79,8 +80,10 @@ class Evidence:
             parameter site, in graph order: its element scores summed by layout.
         weights: every parameter site with the parameter.
         inputs: one per consumer of the group.
+        routing: of experts, what their router does.
     """
 
     members: tuple[Tensor, ...] = ()
     weights: tuple[tuple[Site, Tensor], ...] = ()
     inputs: tuple[Input, ...] = ()
+    routing: Routing | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from fxprune.importance.collect import Vectors
 from fxprune.importance.criterion import Criterion, ElementCriterion
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.evidence import Evidence, Input
+from fxprune.importance.routing import Routing
 from fxprune.importance.targets import Reader
 
 
@@ -29,6 +30,7 @@ class Findings:
         recorder: the statistics of their inputs.
         moments: their second moments.
         vectors: the element scores.
+        routing: what routers did, by the name of the group of experts.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -36,6 +38,7 @@ class Findings:
     recorder: Recorder
     moments: MomentRecorder
     vectors: Vectors
+    routing: Mapping[str, Routing] = field(default_factory=dict)
 
     def score(self, criterion: Criterion, group: Group) -> Tensor:
         """Scores of one group, float32 (group.size,), on the CPU.
@@ -60,6 +63,7 @@ class Findings:
             self._members(criterion, group) if isinstance(criterion, ElementCriterion) else (),
             tuple((site, weight.detach()) for site, weight in weights),
             tuple(self._input(criterion, group, reader) for reader in inputs),
+            self.routing.get(group.name),
         )
 
     def _members(self, criterion: ElementCriterion, group: Group) -> tuple[Tensor, ...]:

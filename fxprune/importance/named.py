@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fxprune.errors import CriterionError
 from fxprune.importance.activation_norm import ActivationNorm
 from fxprune.importance.criterion import Criterion
+from fxprune.importance.experts import REAP, Frequency
 from fxprune.importance.flap import FLAP
 from fxprune.importance.magnitude import Magnitude
 from fxprune.importance.obs import OBS
@@ -33,6 +34,8 @@ _CRITERIA: dict[str, Criterion] = {
     "flap-ifv": FLAP(metric="IFV"),
     "flap-wifn": FLAP(metric="WIFN"),
     "activation-norm": ActivationNorm(),
+    "reap": REAP(),
+    "frequency": Frequency(),
     "peak-to-peak": PeakToPeak(),
     "peak-to-peak-static": PeakToPeak(activations=False),
 }
