@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import fxprune
 from fxprune.data.text import builtin
@@ -122,6 +122,17 @@ def _pruned(**changes: object) -> Names:
     return {**found, "small": small, "graph_module": small}
 
 
+def _experts() -> Names:
+    """A Llama, and a mixture of experts beside it."""
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        hidden_size=24, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2, vocab_size=tiny.VOCABULARY,
+    )  # fmt: skip
+    moe = MixtralForCausalLM(config).eval()
+    return {**_traced(), "moe": moe, "moe_graph": fxprune.discover(fxprune.trace(moe))}
+
+
 def _roomy() -> Names:
     """Half of the parameters can go."""
     return _pruned(intermediate_size=400)
@@ -132,7 +143,7 @@ NEEDS: dict[str, Needs] = {
     "docs/tour.md": Needs(_zoo, (model, pruned, texts), prints="model.layers.0.mlp:units mlp 40"),
     "docs/configuration.md": Needs(_deep, (deep_model,), prints="neurons"),
     "docs/depth.md": Needs(_deep, (deep_model,)),
-    "docs/importance.md": Needs(_traced),
+    "docs/importance.md": Needs(_experts),
     "docs/inspection.md": Needs(_pruned, (model,)),
     "docs/evaluation.md": Needs(_pruned, (texts,)),
     "docs/recovery.md": Needs(_roomy, (model, pruned, texts)),
