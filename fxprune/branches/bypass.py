@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.branches.find import Branches, find_branches
-from fxprune.branches.reach import dying
+from fxprune.branches.reach import Flow
 from fxprune.branches.sums import is_sum, operands, same_value
 from fxprune.branches.unit import Unit
 from fxprune.trace import storage
@@ -112,13 +112,14 @@ def _left(
     """
     off = {*removed, *(branch for name in removed for branch in found[name].branches)}
     left = {}
+    flow = Flow(next(iter(nodes.values())).graph)
     parameters = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
     for name, unit in found.units.items():
         if name in off or not {unit.entry, unit.exit, unit.skip} <= nodes.keys():
             continue
         entry, leaves = nodes[unit.entry], nodes[unit.exit]
         if entry is not leaves:
-            dead = dying(leaves, leaves.users, entry)
+            dead = flow.dying(leaves, leaves.users, entry)
             read = {str(node.target) for node in dead if node.op == "get_attr"}
             left[name] = replace(
                 unit,

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxprune.branches import hierarchy
-from fxprune.branches.reach import Reach, dying, is_size
+from fxprune.branches.reach import Flow, Reach, is_size
 from fxprune.branches.sums import ResidualSum, is_sum, residual_sums, same_value
 from fxprune.branches.unit import KINDS, Unit
 from fxprune.errors import DepthError
@@ -111,11 +111,11 @@ def _find(traced: Traced) -> Branches:
         name = _free(f"{place}:{kind}", {*units, *refused})
         members.setdefault(place, []).append((each, name))
         users = [user for user in term.users if _leads_to(user, each.node)]
-        dead = dying(term, users, each.entry)
-        unread = dying(term, users, each.entry, sizes=True)
+        dead = reach.flow.dying(term, users, each.entry)
+        unread = reach.flow.dying(term, users, each.entry, sizes=True)
         # Parallel branches may share a norm, which then stays with the other.
         whole = {*reach.between(each.entry, each.node), *unread}
-        reason = _exit_reason(region if dead else [term], unread, whole)
+        reason = _exit_reason(region if dead else [term], unread, whole, reach.flow)
         if reason is None:
             units[name] = Unit(
                 name,
@@ -156,7 +156,7 @@ def _block(
     if isinstance(entry, str):
         return entry
     flow = sorted(n for n in nodes if reach.descends(n, entry) and not is_size(n))
-    leaving = [n for n in flow if any(not (u in nodes or is_size(u)) for u in n.users)]
+    leaving = [n for n in flow if any(not (u in nodes or is_size(u)) for u in reach.flow.users(n))]
     if len(leaving) != 1:
         names = ", ".join(n.name for n in leaving) or "none"
         return f"one value must leave it, and these do: {names}"
@@ -164,11 +164,11 @@ def _block(
     if not _alike(entry, leaves):
         return f"{entry.name} enters and {leaves.name} of another shape or dtype leaves"
     users = [user for user in leaves.users if user not in nodes]
-    unread = dying(leaves, users, entry, sizes=True)
+    unread = reach.flow.dying(leaves, users, entry, sizes=True)
     kept = [node for node in flow if node not in unread and reach.descends(leaves, node)]
     if kept:
-        return _used_elsewhere(kept[-1], [u for u in kept[-1].users if u not in unread])
-    dead = dying(leaves, users, entry)
+        return _used_elsewhere(kept[-1], [u for u in reach.flow.users(kept[-1]) if u not in unread])
+    dead = reach.flow.dying(leaves, users, entry)
     branches = tuple(name for _, name in inside)
     own = _own(dead, traced)
     return Unit(
@@ -239,18 +239,21 @@ def _leads_to(user: fx.Node, last: fx.Node) -> bool:
     return True
 
 
-def _exit_reason(region: list[fx.Node], dead: set[fx.Node], whole: set[fx.Node]) -> str | None:
+def _exit_reason(
+    region: list[fx.Node], dead: set[fx.Node], whole: set[fx.Node], flow: Flow
+) -> str | None:
     """Why the region of a branch has another exit than its term, or None.
 
     Args:
         region: the nodes from the stream to the term.
         dead: those whose values only the branch reads; none if the term has other readers.
         whole: everything between the stream and the sum.
+        flow: of the graph.
     """
     for node in reversed(region):
-        outside = [user for user in node.users if user not in whole]
+        outside = [user for user in flow.users(node) if user not in whole]
         if node not in dead and (outside or not dead):
-            return _used_elsewhere(node, outside or list(node.users))
+            return _used_elsewhere(node, outside or flow.users(node))
     return None
 
 

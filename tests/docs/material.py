@@ -127,7 +127,8 @@ def _experts() -> Names:
     torch.manual_seed(0)
     config = MixtralConfig(
         hidden_size=24, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2, vocab_size=tiny.VOCABULARY,
+        num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2,
+        vocab_size=tiny.VOCABULARY,
     )  # fmt: skip
     moe = MixtralForCausalLM(config).eval()
     return {**_traced(), "moe": moe, "moe_graph": fxprune.discover(fxprune.trace(moe))}

@@ -36,7 +36,7 @@ def read_config(path: Path) -> PreTrainedConfig:
         ModelError: the file is not JSON, names no architecture transformers knows, or has values
             that the architecture refuses.
     """
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
 
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -58,6 +58,8 @@ def read_config(path: Path) -> PreTrainedConfig:
         raise ModelError(f"{path}: transformers knows no architecture {kind!r}; {hint}")
     try:
         with quiet():
+            # Infinity and its like are written as objects.
+            data = PreTrainedConfig._decode_special_floats(data)
             config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(data)
     except Exception as error:  # each architecture has validators of its own
         raise ModelError(f"{path} is refused by {kind}: {last_line(error)}") from error

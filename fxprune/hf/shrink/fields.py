@@ -36,6 +36,11 @@ _ENTRIES = {
 }
 
 
+# Entries that count what is no unit of a group.
+_OTHER = re.compile(r"vocab|token|layer|position|_id$|^max_|label|window|per_tok|top_?k")
+_FIRST = re.compile(r"^first_|_first_|dense_replace|num_dense_layers")
+
+
 @dataclass(frozen=True)
 class Change:
     """A group that loses units.
@@ -109,7 +114,12 @@ def choices(
         values |= entries(config, part)
     distinct = list({(c.units, c.size, c.kept, c.part): c for c in changed}.values())
     options = [list(_names(values, change, (known or {}).get(change.units))) for change in distinct]
+    if len(options) > 1:
+        # The units of shared experts may follow from those of the others.
+        options = [[*names, ()] for names in options]
     for names in itertools.product(*options):
+        if distinct and not any(names):
+            continue
         edits = _applied(values, zip(distinct, names, strict=True))
         if edits is None:
             continue
@@ -168,12 +178,23 @@ def _names(
         and (not _last(name).endswith("n_group") or value == change.size)
     ]
     counts = [name for name in found if values[name] is not None]
+    # What is called something else and has the very number may count them as well.
+    others = [
+        name
+        for name, value in values.items()
+        if name not in found
+        and _part(name) == change.part
+        and type(value) is int
+        and value == change.size
+        and not _OTHER.search(_last(name))
+    ]
     # An entry that is None stands for a default, such as four times the hidden size.
     sets: Iterable[tuple[str, ...]] = itertools.chain(
         itertools.chain.from_iterable(
             itertools.combinations(counts, n) for n in range(len(counts), 0, -1)
         ),
         ((name,) for name in found if values[name] is None),
+        ((name,) for name in others),
     )
     if known is not None:
         yield known
@@ -226,11 +247,23 @@ def shorter(
         edits: dict[str, Any] = {}
         for name, stack, part in zip(chosen, stacks, parts, strict=True):
             for other, value in entries(config, part).items():
-                per_layer = isinstance(value, list) and len(value) == stack.size
-                if per_layer and "layer" in _last(other):
-                    edits[other] = [value[i] for i in stack.kept]
+                if (new := _renumbered(other, value, stack)) != value:
+                    edits[other] = new
             edits[name] = len(stack.kept)
         yield edited(config, edits)
+
+
+def _renumbered(name: str, value: Any, stack: Stack) -> Any:
+    """What becomes of an entry that may speak of single layers: itself if it does not."""
+    kept = list(stack.kept)
+    if isinstance(value, list) and "layer" in _last(name):
+        if len(value) == stack.size:
+            return [value[i] for i in kept]
+        if value and all(type(i) is int and 0 <= i < stack.size for i in value):
+            return [kept.index(i) for i in value if i in kept]  # the numbers of some layers
+    if type(value) is int and 0 < value <= stack.size and _FIRST.search(_last(name)):
+        return sum(i < value for i in kept)  # so many at the start are of another sort
+    return value
 
 
 def _last(name: str) -> str:

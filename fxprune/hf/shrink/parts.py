@@ -119,7 +119,9 @@ def lists_of(model: nn.Module, part: Part) -> list[str]:
     return [
         path
         for path, layers in layer_lists(model)
-        if all(_takes_config(type(layer)) for layer in layers) and part_of(model, path) == part
+        if all(_takes_config(type(layer)) for layer in layers)
+        and part_of(model, path) == part
+        and any(parameter.ndim > 1 for parameter in layers.parameters())  # rotary tables have none
     ]
 
 
