@@ -37,7 +37,10 @@ _ENTRIES = {
 
 
 # Entries that count what is no unit of a group.
-_OTHER = re.compile(r"vocab|token|layer|position|_id$|^max_|label|window|per_tok|top_?k")
+_OTHER = re.compile(
+    r"vocab|token|layer|position|_id$|^max_|label|window|per_tok|top_?k|hidden_size|embd|embed|head"
+    r"|d_model"
+)
 _FIRST = re.compile(r"^first_|_first_|dense_replace|num_dense_layers")
 
 
