@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -76,8 +78,9 @@ def attempt(name: str, function: Callable[[], Any], *, proof: bool = False) -> t
 
 
 def message(error: BaseException) -> str:
-    """The text of an error in one line."""
-    return " ".join(str(error).split())[:LONGEST]
+    """The text of an error in one line, without the paths of this machine."""
+    text = re.sub(r"[^\s'\"(]*/site-packages/", "", " ".join(str(error).split()))
+    return text.replace(tempfile.gettempdir(), "...")[:LONGEST]
 
 
 def _where(error: BaseException) -> str:

@@ -84,7 +84,6 @@ _MISSING: tuple[tuple[str, Any], ...] = (
     (r"n_routed_experts", EXPERTS),
     (r"num_experts_per_tok", CHOSEN),
     (r"n_shared_experts", 1),
-    (r"attn_layer_indices", [1]),  # without, no layer of a hybrid attends
 )
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _FOUR = {"num_hidden_layers": 4}
@@ -121,6 +120,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     # Kinds of layers are said in a language of its own.
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     # Hybrids whose default config says of all layers the same, or of no layer anything.
+    "bamba": {"attn_layer_indices": [1, 3], **_FOUR},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, **_FOUR},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2, **_FOUR},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, **_FOUR},

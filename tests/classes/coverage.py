@@ -44,6 +44,7 @@ def coverage(graph: Any) -> tuple[float, list[str]]:
             without[_why(name, frozen.get(name, []), prunable.get(name, set()))] += size
     share = 1 - sum(without.values()) / total if total else 0.0
     reasons = [f"{size / total:.2f} {why}" for why, size in without.most_common(REASONS)]
+    reasons = [reason for reason in reasons if not reason.startswith("0.00")]
     return share, reasons
 
 
@@ -51,7 +52,6 @@ def _why(name: str, frozen: list[Any], kinds: set[str]) -> str:
     """Why a matrix is in no covering group, without the number of its layer."""
     place = re.sub(r"^.*?\.\d+\.", "", name)
     place = re.sub(r"\.\d+\.", ".N.", place).removesuffix(".weight")
-    said = [f"{group.kind} {group.size}: {group.reason}" for group in frozen]
-    if said:
-        return f"{place}: {'; '.join(dict.fromkeys(said))}"
+    if frozen:
+        return f"{place}: {'; '.join(dict.fromkeys(str(group.reason) for group in frozen))}"
     return f"{place}: only {', '.join(sorted(kinds)) or 'no group at all'}"
