@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.classes.attempt import Mismatch, NothingThere
+from tests.classes.attempt import Mismatch, NothingThere, message
 from tests.classes.build import plainly
 from tests.fuzz.alive import UnknownOpError
 from tests.fuzz.check import _fragile
@@ -51,12 +51,13 @@ def by_value(
             got = flat(small(**inputs))
     except UnknownOpError as error:
         raise NothingThere(f"no rule of the second oracle for {error}") from error
-    except (AttributeError, KeyError) as error:
-        if not blocks:
-            raise
-        raise NothingThere(f"the second oracle cannot pass by {blocks[0]}: {error}") from error
     except NotASliceError as error:
         raise Mismatch(str(error)) from error
+    except Exception as error:
+        if not blocks:
+            raise
+        why = f"the second oracle cannot pass by {blocks[0]}: {message(error)}"
+        raise NothingThere(why) from error
     error = difference(want, got)
     if error <= TOLERANCE:
         return f"{error:.1e}"
