@@ -80,7 +80,8 @@ def attempt(name: str, function: Callable[[], Any], *, proof: bool = False) -> t
 def message(error: BaseException) -> str:
     """The text of an error in one line, without the paths of this machine."""
     text = re.sub(r"[^\s'\"(]*/site-packages/", "", " ".join(str(error).split()))
-    return text.replace(tempfile.gettempdir(), "...")[:LONGEST]
+    folder = re.escape(tempfile.gettempdir()) + r"/\w+/(\.m\.\w+/new|m)"
+    return re.sub(folder, "FOLDER", text)[:LONGEST]
 
 
 def _where(error: BaseException) -> str:
