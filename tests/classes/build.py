@@ -23,25 +23,22 @@ def types() -> dict[str, str]:
     return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def class_of(model_type: str) -> Any:
-    """What builds and loads models of that type: the automatic class, where it takes the config."""
+def loader(model: Any) -> Any:
+    """What loads such a model: the automatic class, or its own where that knows no such config."""
     import transformers
 
     auto = transformers.AutoModelForCausalLM
-    return auto if type(tiny(model_type)) in auto._model_mapping else _own(model_type)
-
-
-def _own(model_type: str) -> Any:
-    import transformers
-
-    return getattr(transformers, types()[model_type])
+    return auto if type(model.config) in auto._model_mapping else type(model)
 
 
 def build(model_type: str) -> Any:
     """The model in evaluation mode, in float32, every value of it disturbed."""
+    import transformers
+
     torch.manual_seed(0)
-    config, kind = tiny(model_type), class_of(model_type)
-    make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+    config, auto = tiny(model_type), transformers.AutoModelForCausalLM
+    known = type(config) in auto._model_mapping  # else it is of a part, as of musicgen's decoder
+    make = auto.from_config if known else getattr(transformers, types()[model_type])._from_config
     model = make(config, dtype=torch.float32).eval()
     disturb(model)
     return model

@@ -209,7 +209,7 @@ class Trial:
 
     def back(self, name: str, plan: Callable[[], Plan]) -> Stage:
         """What comes back of a plan, ``s`` or ``h`` in the note."""
-        kind = build.class_of(self.model_type)
+        kind = build.loader(self.model)
         return attempt(name, lambda: stock.comes_back(kind, self.traced, plan(), self.inputs))[0]
 
 

@@ -26,7 +26,7 @@ def comes_back(
     """Shrink, compare with the rewritten graph, save, and load again.
 
     Args:
-        kind: what loads the class, :func:`tests.classes.build.class_of`.
+        kind: what loads the class, :func:`tests.classes.build.loader`.
         traced: the model.
         plan: what goes.
         inputs: what outputs are compared on.
