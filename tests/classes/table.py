@@ -17,7 +17,7 @@ from tests.classes.results import (
 )
 
 PAGE = ROOT / "docs" / "classes.md"
-LONGEST = 220
+LONGEST = 160
 COLUMNS = ("type", "class", "cov", "width", "all", "depth", "disk", "short", "what is missing")
 
 INTRODUCTION = """\
@@ -44,6 +44,7 @@ What is missing is said in the words of the library. Numbers before a name are s
 layers' matrices.
 
 """
+_NAMES = {f"{kind} stock": kind for kind in STOCK_KINDS} | {"depth stock": "short"}
 SIGNS = {"ok": "+", "none": "-", "refused": "x", "": "-"}
 
 
@@ -103,11 +104,11 @@ def gaps(row: Result) -> str:
     """Every gap of a type with its reason; the same reason once."""
     said: dict[str, list[str]] = {}
     for each in row["stages"]:
-        name, detail = each["name"].removesuffix(" stock"), _short(each["detail"])
+        name, detail = _NAMES.get(each["name"], each["name"]), _short(each["detail"])
         if each["verdict"] == "none" and (name in STOCK_KINDS or "by value" in name):
             continue
         if each["verdict"] == "ok" and name != "trace":
-            detail = detail.partition(": ")[2] if detail.startswith(("h", "~")) else ""
+            detail = detail.partition(": ")[2] if detail.startswith(("h:", "~:")) else ""
             if name == "uneven":
                 continue  # the stock class refuses layers of several sizes
         if detail:
@@ -120,10 +121,12 @@ def gaps(row: Result) -> str:
 
 def _short(text: str) -> str:
     """A message without what is only advice, and within bounds."""
-    text = re.sub(r"^(\w+Error): ", "", text) if text.startswith("Shrink") else text
+    text = re.sub(r"^ShrinkError: ", "", text)
     text = re.sub(r"; fxprune\.rewrite makes a graph of it.*?whole\)", ")", text)
     text = re.sub(r"(\S+\.)\d+(\.\S*:\w+), .* cannot be said", r"\g<1>N\2 cannot be said", text)
-    text = text if len(text) <= LONGEST else text[: LONGEST - 3].rstrip() + "..."
+    text = re.sub(r"AmbiguousGlobal\w+: '(\w+)' is a per-layer.*", r"layers differ in \1", text)
+    text = re.sub(r"(is also used by [^;]*);.*", r"\1 (and others so)", text)
+    text = text if len(text) <= LONGEST else text[: LONGEST - 3].rstrip(". ") + "..."
     return _escaped(text)
 
 
