@@ -155,8 +155,9 @@ class Trial:
         draw = random.Random(zlib.crc32(f"{self.model_type} {kinds} {place}".encode()))
         kept = {}
         for group in self.graph.groups:
-            if group.size > 1 and (kinds is None or group.kind in kinds):
-                stay = draw.randint(-(-group.size // 2), group.size - 1)
+            if group.size > group.least and (kinds is None or group.kind in kinds):
+                half = max(group.least, -(-group.size // 2))
+                stay = draw.randint(half, group.size - 1)
                 kept[group.name] = tuple(sorted(draw.sample(range(group.size), stay)))
         if not kept:
             raise NothingThere(f"no groups of {', '.join(kinds or ('any kind',))}")
