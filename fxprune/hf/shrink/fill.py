@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from fxprune.errors import ShrinkError
-from fxprune.hf.open import architecture
 from fxprune.hf.shrink.fields import Change
 from fxprune.hf.shrink.stacks import Names, at
 
@@ -58,7 +57,6 @@ def check_attributes(
     Raises:
         ShrinkError: something else is different: a scale, a window, a flag.
     """
-    fresh: dict[str, nn.Module] = {}
     for path, module in small.named_modules():
         original = names.original(path)
         # With fewer layers, what counts or sums them up outside may differ: flags and numbers.
@@ -84,20 +82,10 @@ def check_attributes(
                 shapes = _shapes(before, module)
                 if (there, value) in shapes or value in _counts(there, changed):
                     continue
-            if _when_new(model, fresh, original, name) == value:
-                continue  # a forward pass left something else behind
             raise ShrinkError(
                 f"{original or type(model).__name__}.{name} is {there!r}, and "
                 f"as {path or 'that'} the config makes it {value!r}"
             )
-
-
-def _when_new(model: nn.Module, fresh: dict[str, nn.Module], path: str, name: str) -> Any:
-    """What an attribute is in a model that was only just built, which is kept in ``fresh``."""
-    if not fresh:
-        new = architecture.build(cast(Any, model.config), architecture=type(model).__name__)
-        fresh |= new.named_modules()
-    return vars(fresh[path]).get(name, ...) if path in fresh else ...
 
 
 def _shapes(before: nn.Module, module: nn.Module) -> set[tuple[int, int]]:
