@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fxprune.criteria import REAP, Frequency
 from fxprune.errors import CriterionError
 from fxprune.importance import (
     FLAP,
@@ -27,6 +28,8 @@ EXPECTED = {
     "taylor-mixed": Taylor(order="mixed"),
     "taylor-vector": Taylor(order=1, reduce="vector"),
     "obs": OBS(),
+    "reap": REAP(),
+    "frequency": Frequency(),
     "wanda-sp": WandaSP(),
     "flap": FLAP("WIFV"),
     "flap-ifv": FLAP("IFV"),
