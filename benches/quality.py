@@ -23,6 +23,7 @@ from torch import nn
 import fxprune
 from benches import tables
 from fxprune.data import text
+from fxprune.data.draw import mixed_crops
 from fxprune.groups.group import Group
 from fxprune.hf.open.models import load_model
 
@@ -56,7 +57,7 @@ def main() -> None:
     show("dense", model)
     corpus = text.read(options.calibration)
     for seed in options.draws:
-        many = text.mixed_crops(tokenizer, corpus, 128, (128, 1024), seed)
+        many = mixed_crops(tokenizer, corpus, 128, (128, 1024), seed)
         few = text.crops(tokenizer, corpus, 10, 128, seed)
         scores = fxprune.estimate(model, graph, fxprune.Taylor(order=2), few, kinds=KINDS)
         if "reference" in options.methods:

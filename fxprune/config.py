@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fxprune.errors import ConfigError, CriterionError, SelectionError
 from fxprune.files import write_text
@@ -249,14 +249,11 @@ class PruneConfig:
         from fxprune.importance import named
 
         found = {each.name: getattr(self, each.name) for each in fields(self)}
-        describe = named.described if self.width else depth_named.described
-        for name, described in (
-            ("criterion", describe),
-            ("depth_criterion", depth_named.described),
-        ):
+        of_units = named if self.width else depth_named
+        for name, table in (("criterion", of_units), ("depth_criterion", depth_named)):
             given = found[name]
             if given is not None and not isinstance(given, str | Mapping):
-                found[name] = described(given)
+                found[name] = table.described(given)
         for name in ("budget", "depth"):
             if found[name] is not None:
                 found[name] = _plain(dataclasses.asdict(found[name]))
@@ -328,17 +325,18 @@ class PruneConfig:
             put("compensation", None)
 
     def _check_values(self) -> None:
-        from fxprune.compensate.compensate import check_options
+        from fxprune.compensate.compensate import Method, check_options
         from fxprune.groups.kinds import KINDS
-        from fxprune.select.select import check_multiple
+        from fxprune.select.density import NORMALISE
+        from fxprune.select.select import RANKINGS, check_multiple
 
         for name, kind in (("budget", Budget), ("depth", Depth)):
             if not isinstance(getattr(self, name), kind | None):
                 raise SelectionError(f"{name}= takes a fxprune.{kind.__name__}")
         for name, choices in (
-            ("ranking", ("local", "global")),
-            ("normalise", ("kind", "group", "standardise", "none")),
-            ("compensation", ("auto", "none", "bias", "least-squares")),
+            ("ranking", RANKINGS),
+            ("normalise", NORMALISE),
+            ("compensation", ("auto", "none", *get_args(Method))),
         ):
             value = getattr(self, name)
             if value is not None and value not in choices:

@@ -13,7 +13,7 @@ from fxprune.branches import bypass
 from fxprune.compensate.compensate import Method, compensate
 from fxprune.config import PruneConfig
 from fxprune.data.calibrate import Calibration
-from fxprune.data.draw import as_text, draw, lengths_for, samples
+from fxprune.data.draw import as_text, lengths_for, mixed_crops, samples
 from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.data.text import Text
@@ -218,11 +218,13 @@ def draw_calibration(
 
     def crops(count: int, covariances: bool) -> list[Tensor]:
         lengths = lengths_for(model, config.calibration_lengths, covariances)
-        return draw(tokenizer, text, count, lengths, config.seed)
+        return mixed_crops(tokenizer, text, count, lengths, config.seed)
 
     covariances = criterion is not None and "moments" in criterion.needs
     count = samples(config.calibration_samples, covariances)
-    more = None if config.compensation is None else crops(config.compensation_samples, True)
+    # For depth alone nothing is mended unless asked for.
+    mends = config.compensation is not None and (config.width or config.compensation != "auto")
+    more = crops(config.compensation_samples, True) if mends else None
     return crops(count, covariances), more
 
 

@@ -24,10 +24,10 @@ class Flow:
         self._sources: dict[fx.Node, list[fx.Node]] = {}
         self._users: dict[fx.Node, list[fx.Node]] = defaultdict(list)
         writes = {node for node in graph.nodes if not node.users and mutates(node)}
-        memory = Memory(graph) if writes else None
-        before: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-        for node in graph.nodes if memory else ():
-            assert memory is not None
+        if not writes:
+            return
+        memory, before = Memory(graph), defaultdict[fx.Node, list[fx.Node]](list)
+        for node in graph.nodes:
             found = [w for each in node.all_input_nodes for w in before[memory.root(each)]]
             for write in dict.fromkeys(found):
                 self._sources.setdefault(node, []).append(write)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fxprune.data import sources, text
+from fxprune.data import sources
 from fxprune.data.text import Text
 from fxprune.errors import CalibrationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-MOST = 2048  # tokens in a batch, if a crop has no more
 
 
 def as_text(given: Any) -> Text | None:
@@ -36,21 +34,25 @@ def as_text(given: Any) -> Text | None:
     return Text(f"{len(given)} texts", tuple(given)) if strings else None
 
 
-def draw(
+def mixed_crops(
     tokenizer: PreTrainedTokenizerBase,
     data: Text | torch.Tensor,
     count: int,
     lengths: Sequence[int],
     seed: int = 0,
+    most: int = 2048,
 ) -> list[torch.Tensor]:
     """Crops of several lengths with an equal share of the tokens each, in batches.
 
+    Statistics taken in short windows alone do not hold in long ones, nor the other way round.
+
     Args:
         tokenizer: of the model.
-        data: text; or token ids, int64 (N, L).
+        data: where to draw from: text; or token ids, int64 (N, L).
         count: crops, if all were of the first length; fewer of longer ones have as many tokens.
-        lengths: tokens in a crop; a length that nothing has is left out, save the first.
+        lengths: tokens in a crop. A length that nothing has is left out, save the first.
         seed: the same seed gives the same crops, those of a smaller ``count`` first.
+        most: tokens in a batch, if a crop has no more.
 
     Returns:
         int64 tensors of shape (batch, length).
@@ -58,15 +60,24 @@ def draw(
     Raises:
         CalibrationError: nothing is as long as the first length.
     """
-    if isinstance(data, Text):
-        return text.mixed_crops(tokenizer, data, count, lengths, seed, MOST)
-    wanted = [n for n in lengths if n == lengths[0] or n <= data.shape[1]]
+    wanted = [n for n in lengths if n == lengths[0] or _has(tokenizer, data, n, seed)]
     share = count * lengths[0] // len(wanted)
+    # Not the same records again in another length.
     found = [
         sources.draw(tokenizer, data, max(1, share // length), length, seed + 100 * number)
         for number, length in enumerate(wanted)
     ]
-    return [batch for each in found for batch in torch.split(each, max(1, MOST // each.shape[1]))]
+    return [batch for each in found for batch in torch.split(each, max(1, most // each.shape[1]))]
+
+
+def _has(
+    tokenizer: PreTrainedTokenizerBase, data: Text | torch.Tensor, length: int, seed: int
+) -> bool:
+    try:
+        sources.draw(tokenizer, data, 1, length, seed)
+    except CalibrationError:
+        return False
+    return True
 
 
 def lengths_for(

@@ -122,8 +122,6 @@ def estimate(
     readers: Readers = {}
     for one in (c for c in criteria if "inputs" in needs & c.needs):
         readers = targets.readers(model, graph, chosen, one)
-    for one in (c for c in criteria if "moments" in c.needs and chosen):
-        targets.check_refittable(one, chosen, readers)
     observed = {r.site.tensor: r.modules for each in readers.values() for r in each}
     recorder = Recorder(observed)
     moments = MomentRecorder(observed if "moments" in needs else {})
@@ -170,9 +168,7 @@ def check_scorable(
         CriterionError: names the group and why.
     """
     if "inputs" in criterion.needs:
-        found = targets.readers(model, graph, groups, criterion)
-        if "moments" in criterion.needs:
-            targets.check_refittable(criterion, groups, found)
+        targets.readers(model, graph, groups, criterion)
 
 
 def _checked(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:

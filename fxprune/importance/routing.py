@@ -92,8 +92,7 @@ def observe_routing(
                 index, gates, terms = (
                     seen.found[n].detach() for n in (router.index, router.gates, router.terms)
                 )
-                share = gates.double() / gates.double().sum(-1, keepdim=True)
-                norms = terms.double().norm(dim=-1) / gates.double() * share
+                norms = terms.double().norm(dim=-1) / gates.double().sum(-1, keepdim=True)
                 rows = hidden.get(row_count(traced, router.index.meta["val"].shape[:1]))
                 if rows is not None:
                     index, norms = index[rows], norms[rows]

@@ -91,7 +91,8 @@ def readers(
         criterion: who asks, for the error.
 
     Raises:
-        CriterionError: if a group has none, or one whose input cannot be observed.
+        CriterionError: if a group has none, or one whose input cannot be observed or, where the
+            criterion needs moments, that cannot be refitted.
     """
     owners = _owners(model, graph)
     names = {find(group.dim): group for group in (*graph.groups, *graph.frozen)}
@@ -113,10 +114,12 @@ def readers(
             _reader(consumer, owners.get(consumer.site.tensor, []), group, criterion)
             for consumer in found.values()
         )
+    if "moments" in criterion.needs:
+        _check_refittable(criterion, groups, result)
     return result
 
 
-def check_refittable(
+def _check_refittable(
     criterion: Criterion, groups: Iterable[Group], readers: Mapping[str, tuple[Reader, ...]]
 ) -> None:
     """Refuse, before any matrix is allocated, groups whose consumers cannot be refitted.

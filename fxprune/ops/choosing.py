@@ -17,7 +17,7 @@ from fxprune.axes.dims import Axes, Dim, Layout, Product, find, resolve
 from fxprune.axes.polynomial import Polynomial
 from fxprune.ops.context import Context, Pointer
 from fxprune.ops.contraction import contract
-from fxprune.ops.op import AxisSizes, register_op, uncounted
+from fxprune.ops.op import AxisSizes, packet, register_op, uncounted
 from fxprune.ops.patching import patches
 from fxprune.ops.resize import Resizer
 from fxprune.trace.arguments import argument, axis_of
@@ -125,18 +125,18 @@ register_op(aten.topk, reduces=True)
 
 def follow(ctx: Context, node: fx.Node) -> None:
     """Follow positions, counts and chosen weights through an op whose axes are known."""
-    packet = getattr(node.target, "overloadpacket", None)
+    op = packet(node)
     source = node.args[0] if node.args else None
     pointer = ctx.pointed(source)
-    if pointer is not None and packet in _KEEPS:
+    if pointer is not None and op in _KEEPS:
         ctx.points[node, 0] = pointer
-    if source in ctx.counts and packet in (aten.to, aten._to_copy, aten.cumsum):
+    if source in ctx.counts and op in (aten.to, aten._to_copy, aten.cumsum):
         ctx.counts.add(node)
     pointing = {n: p.layout for n in node.all_input_nodes if (p := ctx.pointed(n)) is not None}
-    if packet not in _KEEPS | _USES:
+    if op not in _KEEPS | _USES:
         for layout in pointing.values():
             ctx.freeze(layout, "positions are reckoned with", node)
-    if packet in (aten.index, aten.index_select) and source in ctx.derived and pointing:
+    if op in (aten.index, aten.index_select) and source in ctx.derived and pointing:
         # A weight that was chosen by data is a weight.
         ctx.derived.add(node)
         for index, layout in pointing.items():

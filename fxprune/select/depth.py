@@ -10,7 +10,6 @@ from fxprune.select.budget import fraction
 
 Schedule = Literal["one-shot", "greedy", "run", "alternate", "first"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
-UNITS = ("block", "attention", "mlp", "other", "branch")
 FIXED = ("alternate", "first")  # no scores are looked at
 
 
@@ -46,6 +45,8 @@ class Depth:
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        from fxprune.branches.unit import KINDS  # not above, for it takes torch along
+
         if self.schedule not in SCHEDULES:
             raise DepthError(f"no schedule {self.schedule!r}: take {', '.join(SCHEDULES)}")
         counted = self.remove is not None, self.ratio is not None
@@ -62,7 +63,7 @@ class Depth:
         object.__setattr__(self, "ignore", tuple(given))
         if self.keep_first < 0 or self.keep_last < 0:
             raise DepthError("keep_first and keep_last are at least 0")
-        if self.unit not in UNITS:
-            raise DepthError(f"no unit {self.unit!r}: take {', '.join(UNITS)}")
+        if self.unit not in (*KINDS, "branch"):
+            raise DepthError(f"no unit {self.unit!r}: take {', '.join((*KINDS, 'branch'))}")
         if self.schedule in ("run", *FIXED) and self.unit != "block":
             raise DepthError(f"{self.schedule} takes blocks, not unit={self.unit!r}")

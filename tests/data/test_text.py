@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fxprune.data.draw import mixed_crops
 from fxprune.data.text import (
     Text,
     builtin,
     crops,
     joined,
-    mixed_crops,
     read,
     read_all,
     split,

@@ -11,8 +11,7 @@ import torch
 from fxprune.cli.compare.data import Data
 from fxprune.config import PruneConfig
 from fxprune.data import text
-from fxprune.data.draw import draw as draw_crops
-from fxprune.data.draw import lengths_for, samples
+from fxprune.data.draw import lengths_for, mixed_crops, samples
 from fxprune.errors import CalibrationError
 from fxprune.hf.open.models import LoadedModel
 from fxprune.measure.perplexity import Window
@@ -47,7 +46,9 @@ def crops(
         each for c in configurations for each in (draw(loaded, c), more(loaded, c))
     )
     return {
-        (seed, count, lengths): draw_crops(loaded.tokenizer, data.calibration, count, lengths, seed)
+        (seed, count, lengths): mixed_crops(
+            loaded.tokenizer, data.calibration, count, lengths, seed
+        )
         for seed, count, lengths in wanted
     }
 
