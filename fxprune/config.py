@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fxprune.errors import ConfigError, CriterionError, SelectionError
 from fxprune.files import write_text
+from fxprune.groups.kinds import DEFAULT_KINDS, KINDS
 from fxprune.select.budget import Budget, fraction
 from fxprune.select.depth import FIXED, Depth
 
@@ -47,7 +48,7 @@ class PruneConfig:
             ``obs`` for a causal language model and ``taylor`` for any other. For depth alone, how
             blocks are scored.
         depth_criterion: how blocks and branches are scored, likewise; None is ``ppl``.
-        kinds: kinds of groups to prune.
+        kinds: kinds of groups to prune; by default MLPs, and heads or what stands in their place.
         groups: instead of kinds, names of groups.
         ignore: names of modules, or :mod:`fnmatch` patterns, that are left as they are.
         keep_first: leave this many layers at the start of every stack alone; depth has its own.
@@ -82,7 +83,7 @@ class PruneConfig:
     depth: Depth | None = None
     criterion: Criterion | str | Mapping[str, Any] | None = None
     depth_criterion: Criterion | DepthCriterion | str | Mapping[str, Any] | None = None
-    kinds: tuple[str, ...] = ("mlp", "attention")
+    kinds: tuple[str, ...] = DEFAULT_KINDS
     groups: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
     keep_first: int = 0
@@ -326,7 +327,6 @@ class PruneConfig:
 
     def _check_values(self) -> None:
         from fxprune.compensate.compensate import Method, check_options
-        from fxprune.groups.kinds import KINDS
         from fxprune.select.density import NORMALISE
         from fxprune.select.select import RANKINGS, check_multiple
 

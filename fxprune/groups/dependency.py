@@ -19,7 +19,7 @@ from fxprune.groups import kinds, rules
 from fxprune.groups.group import Group, Site
 from fxprune.groups.infer import infer
 from fxprune.groups.network import NeuronSet, build
-from fxprune.groups.streams import branch_dims
+from fxprune.groups.streams import recurrent, roles
 from fxprune.ops.choosing import least_of
 from fxprune.ops.context import Inferred
 from fxprune.trace.traced import Traced
@@ -191,9 +191,9 @@ def _collect(traced: Traced, inferred: Inferred) -> list[Group]:
             for dim in dict.fromkeys(dims.atoms(layout)):
                 site = Site(name, axis, layout, isinstance(tensor, nn.Parameter))
                 sites.setdefault(dim, []).append(site)
-    streams = {dim for dim, mine in tags.items() if "residual" in mine and not dim.free}
-    heads = {dim for dim, mine in tags.items() if mine & {"inner", "outer", "batch"}}
-    inside = branch_dims(inferred.links, streams, heads)
+    for dim in recurrent(inferred, tags):
+        tags.setdefault(dim, set()).add("recurrent")
+    role = roles(inferred.links, tags)
     least = least_of(inferred.least)
     groups: list[Group] = []
     taken: dict[str, int] = {}
@@ -202,7 +202,7 @@ def _collect(traced: Traced, inferred: Inferred) -> list[Group]:
         if not weights:
             continue
         mine = tags.get(dim, set())
-        kind = kinds.kind_of(mine, _matrices(traced.tensors, weights))
+        kind = kinds.kind_of(mine, _matrices(traced.tensors, weights), role.get(dim))
         place = kinds.place_of(weights)
         name = f"{place}:{kinds.unit_word(kind, mine)}"
         taken[name] = taken.get(name, 0) + 1
@@ -223,7 +223,7 @@ def _collect(traced: Traced, inferred: Inferred) -> list[Group]:
                 _ALIGNED if "aligned" in mine else 1,
             )
         )
-    return _settled(groups, inside)
+    return _settled(groups, {dim for dim, part in role.items() if part == "branch"})
 
 
 def _settled(groups: list[Group], inside: set[Dim]) -> list[Group]:

@@ -36,7 +36,9 @@ class Group:
         kind: ``mlp`` (hidden units inside residual branches or, in a model without such, of any
             chain), ``attention`` (key/value heads with their query heads), ``query`` (query heads
             per key/value head), ``head_dim``, ``channel`` (the residual stream, convolution
-            channels), ``expert`` or ``other`` (poolers, projectors, heads, ranks of attention).
+            channels), ``expert``, ``state`` (channels, heads or groups of a recurrence), ``conv``
+            (channels of a convolution along the sequence), ``latent`` (ranks on the way to heads
+            and states) or ``other`` (poolers, projectors, heads).
         size: number of units.
         sites: where it appears.
         dim: its dim in the axis algebra.

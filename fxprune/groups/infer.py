@@ -73,25 +73,29 @@ def _call(ctx: Context, node: fx.Node) -> None:
     numbers = any(value.is_floating_point() or value.is_complex() for value in values)
     if numbers and not ctx.learned.isdisjoint(inputs):
         ctx.learned.add(node)
-    rule = find_op(node.target).rule
-    if rule is None or any(isinstance(ctx.axes[n], list) for n in inputs):
+    op = find_op(node.target)
+    if op.rule is None or any(isinstance(ctx.axes[n], list) for n in inputs):
         _unknown(ctx, node)
         return
     mark = len(ctx.links)
-    axes = rule(ctx, node)
+    axes = op.rule(ctx, node)
     if not _fits(ctx, node, axes):
         del ctx.links[mark:]
         _unknown(ctx, node, "axes of a shape its rule does not expect")
         return
     ctx.axes[node] = axes
     choosing.follow(ctx, node)
+    # A weight of each unit, as of a norm, makes no unit of a copy.
+    sources = {n for n in inputs if n in ctx.learned and (op.contracts or n not in ctx.derived)}
+    if sources and sources <= ctx.copies:
+        ctx.copies.add(node)
 
 
 def _pick(ctx: Context, node: fx.Node) -> None:
     """One output of an op with several."""
     source: Any = node.args[0]
     place: Any = node.args[1]
-    for marked in (ctx.derived, ctx.learned):  # a piece of a fused weight is a weight
+    for marked in (ctx.derived, ctx.learned, ctx.copies):  # a piece of a fused weight is a weight
         if source in marked:
             marked.add(node)
     axes = ctx.axes.get(source)

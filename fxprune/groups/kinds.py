@@ -7,39 +7,61 @@ from collections.abc import Iterable, Set
 
 from fxprune.groups.group import Site
 
-KINDS = ("mlp", "attention", "query", "head_dim", "channel", "expert", "other")
+KINDS = (
+    "mlp", "attention", "query", "head_dim", "channel",
+    "expert", "state", "conv", "latent", "other",
+)  # fmt: skip
+# Kinds of what a layer has in the place of attention.
+MIXERS = ("state", "conv")
+# What is pruned where nothing else is said: the MLPs, and the heads or what is there instead.
+DEFAULT_KINDS = ("mlp", "attention", *MIXERS)
 _UNITS = {
     "mlp": "units",
     "attention": "heads",
     "query": "queries",
     "channel": "channels",
     "expert": "experts",
+    "state": "states",
+    "conv": "conv_channels",
+    "latent": "ranks",
     "other": "units",
 }
 _LAYER = re.compile(r"^(.*?)\.(\d+)(?:\.|$)")
 
 
-def kind_of(tags: Set[str], matrices: int) -> str:
+def kind_of(tags: Set[str], matrices: int, role: str | None) -> str:
     """The kind of a dim.
 
-    A batch axis of a product of two activations over which a softmax runs is a head; the axes that
-    such a product contracts or brings in are a head's inside; an axis on which values of different
-    origin are added is a residual stream. Units that a router chooses by their scores, and that
-    hold weights of their own, are experts. What is left between two matrices is ``mlp``, as long
-    as no residual branch has such units, see :func:`fxprune.groups.streams.branch_dims`.
+    A batch axis of a product of two activations is a head: one of attention, or of a state where
+    the layer keeps a matrix of keys by values. The axes that such a product contracts or brings in
+    are a head's inside. Units that a router chooses by their scores, and that hold weights of their
+    own, are experts. An axis on which values of different origin are added is a residual stream;
+    inside a branch it is a state where it is taken step by step, and a convolution along the
+    sequence where each unit has a window of its own. What is left between two matrices is ``mlp``
+    inside a branch, and ``latent`` on the way to heads and states.
 
     Args:
         tags: structural facts that the rules recorded.
         matrices: in how many parameters of two or more axes the dim occurs.
+        role: of the dim, see :func:`fxprune.groups.streams.roles`.
     """
     if "expert" in tags or ("chosen" in tags and matrices > 1):
         return "expert"
-    if {"batch", "softmax"} <= tags:
-        return "query" if "repeat" in tags else "attention"
+    if "batch" in tags and "softmax" not in tags and "recurrent" in tags:
+        return "state"
+    if "batch" in tags and (matrices > 1 or "softmax" in tags):
+        # One with values of its own is a whole head, whatever else of its keys others share.
+        return "query" if "repeat" in tags and "own" not in tags else "attention"
     if tags & {"inner", "outer"}:
         return "head_dim"
-    if tags & {"residual", "convolution"}:
+    if role == "branch" and {"residual", "stepped"} <= tags:
+        return "state"
+    if role == "branch" and "depthwise" in tags:
+        return "conv"
+    if "convolution" in tags or ("residual" in tags and role != "branch"):
         return "channel"
+    if role == "rank" and matrices > 1:
+        return "latent"
     return "mlp" if matrices > 1 else "other"
 
 

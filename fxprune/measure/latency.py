@@ -12,6 +12,7 @@ from torch import nn
 
 from fxprune.errors import SelectionError
 from fxprune.groups.dependency import discover
+from fxprune.groups.kinds import DEFAULT_KINDS
 from fxprune.groups.parameters import fingerprint
 from fxprune.measure import latency_tables as store
 from fxprune.measure import report
@@ -36,7 +37,7 @@ def measure_latency(
     graph: DependencyGraph,
     shape: tuple[int, int] = (1, 64),
     *,
-    kinds: Collection[str] = ("mlp", "attention"),
+    kinds: Collection[str] = DEFAULT_KINDS,
     groups: Collection[str] | None = None,
     sizes: int = 8,
     cache: bool = True,

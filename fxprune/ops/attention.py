@@ -44,6 +44,9 @@ def attention(ctx: Context, node: fx.Node) -> Axes:
     for layout in batch:
         ctx.tag(layout, "batch")
         ctx.tag(layout, "softmax")
+    if v not in ctx.copies:
+        for layout in ctx.of(v)[:-2]:
+            ctx.tag(layout, "own")
     ctx.tag(ctx.of(v)[-1], "outer")
     ctx.flow(q, ctx.of(q)[-2], node)
     ctx.flow(v, ctx.of(v)[-1], node)

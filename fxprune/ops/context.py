@@ -85,6 +85,7 @@ class Context:
         derived: values computed from parameters alone (a transposed weight, say).
         learned: values that parameters go into, as numbers: a key does, a padding mask does not.
         points: integer values that are positions on a layout, by node and place of output.
+        copies: values whose units serve several times, as repeated keys do.
         counts: values that are zero at each unit that nothing points to: how often each is chosen.
         least: layouts of which so many units have to stay.
         unless_chosen: layouts that are frozen, with the reason, unless their units are chosen from.
@@ -98,6 +99,7 @@ class Context:
     derived: set[fx.Node] = field(default_factory=set)
     learned: set[fx.Node] = field(default_factory=set)
     points: dict[tuple[fx.Node, int], Pointer] = field(default_factory=dict)
+    copies: set[fx.Node] = field(default_factory=set)
     counts: set[fx.Node] = field(default_factory=set)
     least: list[tuple[Layout, int]] = field(default_factory=list)
     unless_chosen: list[tuple[Layout, str]] = field(default_factory=list)
@@ -149,13 +151,14 @@ class Context:
         """Record a structural fact."""
         self.tags.append((layout, tag))
 
-    def copied(self, layout: Layout, source: Any) -> None:
+    def copied(self, layout: Layout, source: Any, node: fx.Node) -> None:
         """Record that units of ``source`` serve several times, as a key serves several queries.
 
         A mask that is expanded over heads makes nothing of them.
         """
         if source in self.learned:
             self.tag(layout, "repeat")
+            self.copies.add(node)
 
     def why(self, what: str, node: fx.Node) -> str:
         """A reason with the op and where it stands."""

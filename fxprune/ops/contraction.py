@@ -138,8 +138,12 @@ def _product(ctx: Context, node: fx.Node, a: Any, b: Any) -> Axes:
     ctx.flow(a, rows, node)
     ctx.flow(b, columns, node)
     if both:
-        for layout in batch:
+        shares = not ctx.copies.isdisjoint((a, b))
+        for back, layout in enumerate(reversed(batch), 3):
             ctx.tag(layout, "batch")
+            sizes = [axes[-back].size for axes in (left, right) if len(axes) >= back]
+            if not shares and sizes.count(layout.size) == 2:
+                ctx.tag(layout, "own")
         ctx.tag(columns, "outer")
     mine = (rows,) if len(ctx.of(a)) > 1 else ()
     theirs = (columns,) if len(ctx.of(b)) > 1 else ()

@@ -63,6 +63,8 @@ def convolution(ctx: Context, node: fx.Node) -> Axes:
         ctx.flow(x, layout, node)
     ctx.tag(channels, "convolution")
     ctx.tag(out, "convolution")
+    if spatial == 1 and groups == whole.size == channels.size:
+        ctx.tag(channels, "depthwise")
     return (*lead, out, *ctx.fresh(node, ctx.why(_SLIDES, node))[-spatial:])
 
 

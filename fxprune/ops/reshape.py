@@ -168,7 +168,7 @@ def expand(ctx: Context, node: fx.Node) -> Axes:
             out.append(mine)
         else:
             out.append(Dim(size, free))
-            ctx.copied(out[-1], source)
+            ctx.copied(out[-1], source, node)
     if node.target is aten.expand_as.default:
         other: Any = node.args[1]
         for layout, theirs in zip(out, ctx.of(other), strict=True):
@@ -186,7 +186,7 @@ def repeat(ctx: Context, node: fx.Node) -> Axes:
     for place, (size, free) in enumerate(shape):
         mine = axes[place - lead] if place >= lead else dims.ONE
         copies = Dim(size // mine.size, free)
-        ctx.copied(copies, source)
+        ctx.copied(copies, source, node)
         out.append(Product((copies, mine)))
     return tuple(out)
 
@@ -202,7 +202,7 @@ def repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
     place = given % len(axes)
     size, free = ctx.shape(node)[place]
     copies = Dim(size // axes[place].size, free)
-    ctx.copied(copies, source)
+    ctx.copied(copies, source, node)
     return (*axes[:place], Product((axes[place], copies)), *axes[place + 1 :])
 
 

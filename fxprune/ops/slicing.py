@@ -140,6 +140,9 @@ def select(ctx: Context, node: fx.Node) -> Axes:
     axes = ctx.of(source)
     place = int(node.args[1]) % len(axes)  # type: ignore[arg-type]
     ctx.freeze(axes[place], "one place of this axis is selected", node)
+    if ctx.activation(source):
+        for layout in axes[:place] + axes[place + 1 :]:
+            ctx.tag(layout, "stepped")
     return axes[:place] + axes[place + 1 :]
 
 

@@ -10,7 +10,7 @@ from fxprune.axes.dims import find
 from fxprune.branches import bypass
 from fxprune.errors import SelectionError
 from fxprune.groups.dependency import discover
-from fxprune.groups.kinds import KINDS
+from fxprune.groups.kinds import DEFAULT_KINDS, KINDS
 from fxprune.plan import Plan
 from fxprune.select.biases import gainable, gained
 from fxprune.select.blocks import choose_units
@@ -34,7 +34,7 @@ def select(
     graph: DependencyGraph,
     scores: Mapping[str, Any],
     pruning_ratio: float | str | None = None,
-    kinds: Collection[str] = ("mlp", "attention"),
+    kinds: Collection[str] = DEFAULT_KINDS,
     *,
     budget: Budget | None = None,
     ranking: Ranking | None = None,
@@ -64,7 +64,7 @@ def select(
         pruning_ratio: fraction of the parameters of the whole model to remove, in [0, 1), or a
             percentage such as ``"20%"``.
         kinds: kinds of groups to prune: ``mlp``, ``attention``, ``query``, ``head_dim``,
-            ``channel``, ``expert``, ``other``.
+            ``channel``, ``expert``, ``state``, ``conv``, ``latent``, ``other``.
         budget: instead of ``pruning_ratio``: what may stay, or the share of units that goes.
         ranking: ``local`` removes the same fraction of units from every group; ``global`` ranks the
             units of all groups together by their density, score per cost. None is ``global``, but

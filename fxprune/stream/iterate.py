@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.kinds import DEFAULT_KINDS
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.estimate import estimate
 from fxprune.importance.scores import Scores
@@ -27,7 +28,7 @@ def iterate(
     calibration: Any = None,
     *,
     asked: Sequence[Mapping[str, Any]],
-    kinds: Collection[str] = ("mlp", "attention"),
+    kinds: Collection[str] = DEFAULT_KINDS,
     progress: bool = False,
     selection: Mapping[str, Any] | None = None,
     **estimation: Any,

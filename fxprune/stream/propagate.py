@@ -14,6 +14,7 @@ from fxprune.axes.positions import Units
 from fxprune.data.calibrate import Calibration
 from fxprune.errors import CriterionError, SelectionError
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.kinds import DEFAULT_KINDS
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.scores import Scores
 from fxprune.plan import Plan
@@ -31,7 +32,7 @@ def propagate(
     criterion: Criterion,
     calibration: Calibration,
     pruning_ratio: float | None = None,
-    kinds: Collection[str] = ("mlp", "attention"),
+    kinds: Collection[str] = DEFAULT_KINDS,
     *,
     budget: Budget | None = None,
     by: Literal["layer", "group"] = "layer",

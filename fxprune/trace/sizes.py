@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -23,6 +24,8 @@ from fxprune.trace.guards import Guards, evaluate, symbols
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 6, 12, 24, 48, 96, 5, 7, 14, 28, 56, 112)
 _OFFSETS = (0, 1, -1, 2, 3)
 _TRIES = 20_000
+# Sizes at which an expression that never varies is told from one that does.
+_SAMPLES = (2, 3, 7, 64, 1021, 10_007, 1_000_003)
 _SMALL = 4096  # where no large number will do, such as that of learned positions
 
 
@@ -32,7 +35,28 @@ def _is_prime(n: int) -> bool:
 
 def is_symbolic(size: int | torch.SymInt) -> bool:
     """Whether a size can vary (a SymInt may have been specialised to a number)."""
-    return not isinstance(size, int) and bool(size.node.expr.free_symbols)
+    return not isinstance(size, int) and _constant(size.node.expr) is None
+
+
+@lru_cache(maxsize=4096)
+def _constant(expression: Any) -> int | None:
+    """The number that an expression always is, though it may speak of symbols; None if it varies.
+
+    Padding to whole chunks and cutting off again leaves quotients such as ``(128 * n) // n`` in
+    which sympy does not see the number.
+    """
+    if expression.is_number:
+        return int(expression)
+    names = sorted(expression.free_symbols, key=str)
+    found: set[Any] = set()
+    for first in _SAMPLES:
+        value = expression.xreplace(
+            {name: Integer(first + place) for place, name in enumerate(names)}
+        )
+        if not value.is_number or len(found | {value}) > 1:
+            return None
+        found.add(value)
+    return int(found.pop())
 
 
 def form(value: torch.Tensor) -> tuple[Any, ...]:
@@ -62,6 +86,9 @@ class Sizes:
         if isinstance(size, int):
             return size
         expression = size.node.expr
+        constant = _constant(expression)
+        if constant is not None:
+            return constant
         known = self._expressions.get(expression)
         if known is None:
             for symbol in sorted(expression.free_symbols, key=str):

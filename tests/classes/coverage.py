@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 # Kinds whose units are what a layer computes with, not the stream between layers.
-COVERING = frozenset({"mlp", "attention", "query", "expert", "latent", "state"})
+COVERING = frozenset({"mlp", "attention", "query", "expert", "state", "conv", "latent"})
 # Below a numbered module that is no leaf itself, as one of several embeddings is.
 _IN_A_LAYER = re.compile(r"(^|\.)\d+\.[^.]+\.")
 REASONS = 4

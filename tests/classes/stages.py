@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 import fxprune
+from fxprune.groups.kinds import DEFAULT_KINDS
 from fxprune.plan import Plan
 from tests.classes import build, stock
 from tests.classes.attempt import Mismatch, NothingThere, Stage, attempt, message
 from tests.classes.coverage import coverage
 from tests.classes.second import by_value
 
-DEFAULT_KINDS = ("mlp", "attention")
-STOCK_KINDS = ("mlp", "attention", "query")
+STOCK_KINDS = ("mlp", "attention", "query", "state", "conv", "latent")
 PLANS = 2
 
 
@@ -204,7 +204,7 @@ class Trial:
         for kind in STOCK_KINDS:
             stage = self.back(f"{kind} stock", lambda k=kind: stock.even(self.graph, scores, k))
             yield stage
-            if stage.verdict == "ok" and kind in DEFAULT_KINDS:
+            if stage.verdict == "ok" and kind in ("mlp", "attention"):
                 said.append(kind)
         yield self.back("uneven stock", lambda: stock.uneven(self.graph, scores, said))
 

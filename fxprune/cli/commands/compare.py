@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fxprune.cli.commands.options import Model
+from fxprune.groups.kinds import DEFAULT_KINDS
 
 
 def compare(
@@ -87,7 +88,7 @@ def compare(
         ranking=ranking,
         normalise=normalise,
         cost_aware=cost_aware,
-        kinds=kinds or ("mlp,attention",),
+        kinds=kinds or (",".join(DEFAULT_KINDS),),
         aggregate=aggregate,
         compensate=compensate,
         compensation_samples=compensation_samples,

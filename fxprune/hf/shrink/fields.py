@@ -21,7 +21,7 @@ from fxprune.plan import Plan
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Edits = dict[str, int]
+Edits = dict[str, Any]
 
 # What the units of a group are called in its name, and what a config calls them.
 _ENTRIES = {
@@ -41,6 +41,8 @@ _OTHER = re.compile(
     r"vocab|token|layer|position|_id$|^max_|label|window|per_tok|top_?k|hidden_size|embd|embed|head"
     r"|d_model"
 )
+_NEVER = re.compile(r"vocab|token|layer|position|_id$|^max_|label|hidden_size|d_model|n_embd")
+_LARGEST_FACTOR = 16
 _FIRST = re.compile(r"^first_|_first_|dense_replace|num_dense_layers")
 
 
@@ -67,6 +69,12 @@ class Change:
     def of(self, value: int) -> int | None:
         """What becomes of a number that counts the units, or so many for each; None if none."""
         return value // self.size * self.kept if value > 0 and value % self.size == 0 else None
+
+    def scaled(self, value: float) -> int | float | None:
+        """Likewise; a small number may be a factor, such as that of the hidden size."""
+        if isinstance(value, int) and (new := self.of(value)) is not None:
+            return new
+        return value * self.kept / self.size if 0 < value <= _LARGEST_FACTOR else None
 
 
 def changes(plan: Plan, model: PreTrainedModel) -> list[Change]:
@@ -115,28 +123,38 @@ def choices(
     values: dict[str, Any] = {}
     for part in dict.fromkeys(change.part for change in changed):
         values |= entries(config, part)
-    distinct = list({(c.units, c.size, c.kept, c.part): c for c in changed}.values())
-    options = [list(_names(values, change, (known or {}).get(change.units))) for change in distinct]
+    alike = distinct(changed)
+    options = [list(_names(values, change, (known or {}).get(change.units))) for change in alike]
     if len(options) > 1:
         # The units of shared experts may follow from those of the others.
         options = [[*names, ()] for names in options]
     for names in itertools.product(*options):
-        if distinct and not any(names):
+        if alike and not any(names):
             continue
-        edits = _applied(values, zip(distinct, names, strict=True))
+        edits = _applied(values, zip(alike, names, strict=True))
         if edits is None:
             continue
-        chosen = {c.units: picked for c, picked in zip(distinct, names, strict=True)}
+        chosen = {c.units: picked for c, picked in zip(alike, names, strict=True)}
         yield edits, chosen
         # Many configs leave the size of a head to be computed from what changes.
         sizes = {
             ".".join((*c.part, "head_dim")): head_size(inside(config, c.part))
-            for c in distinct
+            for c in alike
             if c.units in ("heads", "queries", "channels")
         }
         sizes = {name: size for name, size in sizes.items() if values.get(name) is None}
         if sizes:
             yield edits | sizes, chosen
+
+
+def counts_other(name: str) -> bool:
+    """Whether an entry is called after something that is no unit of a group."""
+    return bool(_NEVER.search(_last(name)))
+
+
+def distinct(changed: Iterable[Change]) -> list[Change]:
+    """The changes, those of equal numbers in many layers as one."""
+    return list({(c.units, c.size, c.kept, c.part): c for c in changed}.values())
 
 
 def apart(
@@ -173,7 +191,7 @@ def _names(
     found = [
         name
         for name, value in values.items()
-        if _part(name) == change.part
+        if part_of_name(name) == change.part
         and pattern.search(_last(name))
         and "layer" not in _last(name)
         and (value is None or (type(value) is int and change.of(value) is not None))
@@ -186,7 +204,7 @@ def _names(
         name
         for name, value in values.items()
         if name not in found
-        and _part(name) == change.part
+        and part_of_name(name) == change.part
         and type(value) is int
         and value == change.size
         and not _OTHER.search(_last(name))
@@ -273,5 +291,6 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _part(name: str) -> Part:
+def part_of_name(name: str) -> Part:
+    """The part of a config that an entry lies in."""
     return tuple(name.split(".")[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -89,12 +90,17 @@ def check_attributes(
 
 
 def _shapes(before: nn.Module, module: nn.Module) -> set[tuple[int, int]]:
-    """Sizes of the axes of a module's own tensors, before and after; those are proven."""
-    found = set()
-    for name, tensor in module.named_parameters(recurse=False):
-        there = before._parameters.get(name)
-        found |= set(zip(there.shape, tensor.shape, strict=False)) if there is not None else set()
-    return found
+    """Sizes of the axes of the tensors of a module and its children, before and after.
+
+    Those are proven to fit.
+    """
+    there = dict(before.named_parameters())
+    return {
+        sizes
+        for name, tensor in module.named_parameters()
+        if name.count(".") <= 1 and name in there
+        for sizes in zip(there[name].shape, tensor.shape, strict=False)
+    }
 
 
 def _counts(value: int, changed: Iterable[Change]) -> set[int]:
@@ -117,13 +123,21 @@ def check_buffers(small: PreTrainedModel, tensors: Tensors, names: Names) -> Non
     Raises:
         ShrinkError: a buffer that is not saved has other values in the pruned model.
     """
+    computed: dict[str, list[str]] = {}
     for path, module in small.named_modules():
         own = {n: b for n, b in module.named_buffers(recurse=False) if n not in module.state_dict()}
         for name, blank in own.items():
             module._buffers[name] = torch.zeros_like(blank, device="cpu")
         if own:
-            _owner(small, path)._init_weights(module)
-        for name in own:
+            computed[path] = list(own)
+    # A model may compute what its layers hold: those around a module are asked after it.
+    around = {up: None for path in computed for up in _upwards(path)}
+    for path in sorted(around, key=len, reverse=True):
+        with contextlib.suppress(AttributeError):  # a layer built alone may lack what it gives it
+            _owner(small, path)._init_weights(small.get_submodule(path))
+    for path, names_there in computed.items():
+        module = small.get_submodule(path)
+        for name in names_there:
             full = f"{path}.{name}" if path else name
             buffer, tensor = module._buffers[name], tensors.get(names.original(full))
             if buffer is None or tensor is None or tensor.is_meta:
@@ -133,6 +147,12 @@ def check_buffers(small: PreTrainedModel, tensors: Tensors, names: Names) -> Non
                     f"{full} is not saved, and {type(small).__name__} would compute other values "
                     "for it than the pruned model has"
                 )
+
+
+def _upwards(path: str) -> list[str]:
+    """A path and those around it, the whole last."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
 
 
 def _owner(model: PreTrainedModel, path: str) -> Any:

@@ -37,6 +37,8 @@ from fxprune.trace.outputs import TOLERANCE
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_CANDIDATES = 8  # models of the right shapes that are run
+
 
 def shrink(
     model: PreTrainedModel,
@@ -95,8 +97,34 @@ def shrink(
         _check_constants(traced, graph_module, plan)
     if graph_module is not None:
         tensors |= _pruned(model, graph_module)
-    small = Builder(model, stacks, names, tensors, changed).build()
-    check_attributes(model, small, names, changed)
+    wanted = Builder(model, stacks, names, tensors, changed)
+    refused: list[ShrinkError] = []
+    candidates = wanted.candidates()
+    while len(refused) < _CANDIDATES:
+        try:
+            small = next(candidates)
+            _settle(small, wanted, plan)
+            _check_outputs(small, plan, graph_module, traced)
+            break
+        except StopIteration:
+            raise refused[0] from None
+        except ShrinkError as error:
+            refused.append(error)
+    else:
+        raise refused[0]
+    if not share:
+        set_apart(small, model, *given)
+    return small
+
+
+def _settle(small: PreTrainedModel, wanted: Builder, plan: Plan) -> None:
+    """Put the tensors into a model, once nothing of it is other than it should be.
+
+    Raises:
+        ShrinkError: something is.
+    """
+    model, names, tensors = wanted.model, wanted.names, wanted.tensors
+    check_attributes(model, small, names, wanted.changed)
     if wrong := misfit(small, tensors, names):
         raise ShrinkError(wrong)
     check_buffers(small, tensors, names)
@@ -108,10 +136,6 @@ def shrink(
     if generation is not None:
         small.generation_config = copy.deepcopy(generation)
     small.train(model.training)
-    _check_outputs(small, plan, graph_module, traced)
-    if not share:
-        set_apart(small, model, *given)
-    return small
 
 
 def _for(model: nn.Module, plan: Plan, graph_module: fx.GraphModule | None) -> Plan:

@@ -19,6 +19,9 @@ COLOURS = {
     "head_dim": ("#CC79A7", "black"),
     "channel": ("#009E73", "black"),
     "expert": ("#D55E00", "black"),
+    "state": ("#117733", "white"),
+    "conv": ("#882255", "white"),
+    "latent": ("#999933", "black"),
     "other": ("#F0E442", "black"),
     FROZEN: ("#D0D0D0", "black"),
 }
@@ -29,6 +32,9 @@ MEANING = {
     "head_dim": "dims inside a head",
     "channel": "residual stream, convolution channels",
     "expert": "experts",
+    "state": "channels, heads or groups of a state",
+    "conv": "channels of a convolution along the sequence",
+    "latent": "ranks on the way to heads and states",
     "other": "other units",
     FROZEN: "cannot be pruned, see the reason",
 }

@@ -1,0 +1,112 @@
+"""Which entries of a config count units: those whose change changes the units' tensors."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fxprune.hf.shrink import fields
+from fxprune.hf.shrink.fields import Change, Edits
+from fxprune.hf.shrink.fill import named_tensors
+from fxprune.hf.shrink.wanted import Wanted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_NUMBER = re.compile(r"\.\d+(?=\.)")
+_MOST = 8  # entries that are combined in every way
+
+
+def probed(
+    wanted: Wanted, config: PreTrainedConfig, changed: Sequence[Change], alone: bool = True
+) -> dict[str, Any]:
+    """The entries that may count the units of some changes, whatever they are called.
+
+    Every entry that is a number is changed by itself, as the units are, and the model is built on
+    ``meta``. An entry may count them if that changes tensors of the plan. One with which no model
+    can be built may do so along with others.
+
+    Args:
+        wanted: what is to be built.
+        config: of a model whose layers are alike, without changes.
+        changed: the changes.
+        alone: leave out entries that change other tensors as well, in whatever layer.
+
+    Returns:
+        The entries with their values, those that make models first; empty where the config itself
+        makes none.
+    """
+    base = wanted.made(config, [])
+    if base is None:
+        return {}
+    there = {name: tensor.shape for name, tensor in named_tensors(base).items()}
+    goal = _axes(there, {n: wanted.tensors.get(wanted.names.original(n)) for n in there})
+    sure, perhaps = {}, {}
+    for change in fields.distinct(changed):
+        for name, value in fields.entries(config, change.part).items():
+            new = change.scaled(value) if type(value) in (int, float) else None
+            if new is None or name in sure or name in perhaps:
+                continue
+            errors: list[str] = []
+            made = wanted.made(fields.edited(config, {name: new}), errors)
+            if made is None:
+                if errors and not fields.counts_other(name):
+                    perhaps[name] = value
+                continue
+            moved = _axes(there, named_tensors(made))
+            if moved & goal and (moved <= goal or not alone):
+                sure[name] = value
+    return sure | perhaps
+
+
+def combined(entries: Mapping[str, Any], changed: Sequence[Change]) -> Iterator[Edits]:
+    """New values of some entries, for changes of which each may count several.
+
+    An entry changes as all of the groups do that it is a multiple of, or as one that has its size.
+
+    Args:
+        entries: names and values, see :func:`probed`.
+        changed: the changes.
+    """
+    alike = list({(_anywhere(c.group), c.size, c.kept): c for c in changed}.values())
+    options = {name: _values(name, value, alike) for name, value in entries.items()}
+    names = [name for name, values in options.items() if values][:_MOST]
+    for count in range(1, len(names) + 1):
+        for chosen in itertools.combinations(names, count):
+            for values in itertools.product(*(options[name] for name in chosen)):
+                yield dict(zip(chosen, values, strict=True))
+
+
+def _values(name: str, value: Any, changed: Sequence[Change]) -> list[Any]:
+    mine = [change for change in changed if fields.part_of_name(name) == change.part]
+    together = value
+    for change in mine:
+        new = change.scaled(together)
+        together = together if new is None else new
+    if isinstance(value, int) and together == int(together):
+        together = int(together)
+    found = [change.kept for change in mine if change.size == value]
+    return [new for new in dict.fromkeys([*found, together]) if new != value]
+
+
+def _axes(
+    before: Mapping[str, torch.Size], after: Mapping[str, torch.Tensor | None]
+) -> set[tuple[str, int]]:
+    """The axes of tensors that have another length, or are gone, without numbers of layers."""
+    found = set()
+    for name, shape in before.items():
+        tensor = after.get(name)
+        sizes = () if tensor is None else tensor.shape
+        for axis, size in enumerate(shape):
+            if len(sizes) != len(shape) or sizes[axis] != size:
+                found.add((_anywhere(name), axis))
+    return found
+
+
+def _anywhere(name: str) -> str:
+    """A name in whatever layer."""
+    return _NUMBER.sub(".N", name)
