@@ -122,7 +122,8 @@ def _show(
     ]
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     console.print(f"{opened.name}: {opened.architecture}", **plain)
-    for line in (*inspection.costs(facts), *inspection.depth(find_branches(opened.traced))):
+    lines = [*inspection.costs(facts), *inspection.defaults(graph)]
+    for line in (*lines, *inspection.depth(find_branches(opened.traced))):
         console.print(line, **plain)
     if not chosen:
         console.print(f"no groups in layer {layer}")

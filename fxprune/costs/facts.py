@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fxprune.axes.dims import Dim
+from fxprune.costs.active import active_parameters
 from fxprune.costs.kv_cache import kv_cache
 from fxprune.costs.macs import macs
 from fxprune.errors import CostError
@@ -23,7 +24,8 @@ def facts(graph: DependencyGraph, counts: Mapping[Dim, int] | None = None) -> di
         counts: units that stay, by dim; a dim that is absent keeps all.
 
     Returns:
-        ``parameters``; ``macs`` of one row of 64 tokens; ``kv_cache``, numbers cached per token.
+        ``parameters``; ``active``, those that one token meets; ``macs`` of one row of 64 tokens;
+        ``kv_cache``, numbers cached per token.
     """
 
     def attempt(count: Callable[..., int]) -> int | None:
@@ -34,6 +36,7 @@ def facts(graph: DependencyGraph, counts: Mapping[Dim, int] | None = None) -> di
 
     return {
         "parameters": count_parameters(graph, counts),
+        "active": active_parameters(graph, counts),
         "macs": attempt(macs),
         "kv_cache": attempt(kv_cache),
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune.branches import find_branches
 from fxprune.files import write_text
+from fxprune.groups.kinds import DEFAULT_KINDS
 from fxprune.inspect.drawing.cards import carried
 from fxprune.measure.report import resized, scaled, shape_words
 
@@ -60,8 +61,14 @@ def rows(graph: DependencyGraph, groups: Iterable[Group], *, each: bool = False)
     if each:
         return [Row(g.name, g.kind, (g.size,), 1, carried(graph, g), g.reason) for g in groups]
     alike: dict[tuple[str, str, str | None], list[Group]] = {}
+    seen: dict[tuple[str, ...], int] = {}
     for group in groups:
+        # Several on the same tensors, as groups of experts and the experts of each, are told apart.
+        shared = (*group.parameters[:1], group.name.partition("#")[0])
+        seen[shared] = seen.get(shared, 0) + 1
         name = _NUMBER.sub(lambda m: "" if m[0].startswith("#") else "*", group.name)
+        if seen[shared] > 1:
+            name += f"#{seen[shared]}"
         alike.setdefault((name, group.kind, group.reason), []).append(group)
     made = [
         Row(
@@ -103,6 +110,8 @@ def costs(facts: Mapping[str, Any]) -> list[str]:
         facts: see :func:`facts`.
     """
     parts = [f"{facts['parameters']:,} parameters", half(facts) + " in fp16"]
+    if facts["active"] != facts["parameters"]:  # it has experts
+        parts.insert(1, f"{facts['active']:,} of them active for a token")
     if facts["kv_cache"]:  # 0: it is not a decoder
         parts.append(f"{facts['kv_cache']:,} numbers cached per token")
     lines = [", ".join(parts)]
@@ -114,6 +123,16 @@ def costs(facts: Mapping[str, Any]) -> list[str]:
 def half(facts: Mapping[str, Any]) -> str:
     """The weights in two bytes a number."""
     return f"{2 * facts['parameters'] / 2**20:,.1f} MiB"
+
+
+def defaults(graph: DependencyGraph) -> list[str]:
+    """What is pruned where nothing else is said, and what is not; no line where that is all."""
+    left = {kind: n for kind, n in by_kind(graph).items() if kind not in DEFAULT_KINDS}
+    if not left:
+        return []
+    taken = ", ".join(kind for kind in DEFAULT_KINDS if kind in by_kind(graph)) or "nothing"
+    others = ", ".join(f"{count} {kind}" for kind, count in left.items())
+    return [f"pruned by default: {taken}; only with kinds=: {others}"]
 
 
 def depth(branches: Branches) -> list[str]:

@@ -38,7 +38,7 @@ def kinds(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, list[int]]:
     """Sizes of the groups of hidden units, by kind."""
     found: dict[str, list[int]] = {}
     for group in fxprune.discover(fxprune.trace(model.eval(), args, kwargs)).groups:
-        if group.kind in ("mlp", "other"):
+        if group.kind in ("mlp", "other", "latent"):
             found.setdefault(group.kind, []).append(group.size)
     return {kind: sorted(sizes) for kind, sizes in found.items()}
 
@@ -104,4 +104,4 @@ def test_ranks_of_attention_are_no_hidden_units(backend: str) -> None:
     )  # fmt: skip
     model = transformers.DeepseekV3ForCausalLM._from_config(config, attn_implementation=backend)
     ids = torch.arange(3, 30).view(3, 9)
-    assert kinds(model, input_ids=ids) == {"mlp": [40], "other": [14, 18]}
+    assert kinds(model, input_ids=ids) == {"mlp": [40], "latent": [14, 18]}

@@ -88,7 +88,7 @@ def test_blocks_are_left_alone(schedule: Any) -> None:
     depth = Depth(remove=2, schedule=schedule, keep_first=0, keep_last=0)
     ignore = ("model.layers.0.mlp", "model.layers.3")
     result = fxprune.prune(
-        model, depth=depth, ignore=ignore, calibration=IDS, kinds=("mlp", "attention")
+        model, depth=depth, ignore=ignore, calibration=IDS
     )
     assert result.plan.removed == ("model.layers.1:block", "model.layers.2:block")
     with pytest.raises(DepthError, match="2 may, 2 more are protected"):
