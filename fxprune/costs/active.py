@@ -10,13 +10,11 @@ from fxprune.axes import dims
 from fxprune.axes.dims import Dim
 from fxprune.axes.positions import kept_size
 from fxprune.groups.parameters import count_parameters, remaining_shapes
-from fxprune.ops.choosing import GROUPED
+from fxprune.ops.choosing import grouped
 from fxprune.ops.op import find_op
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
-
-_CHOSEN = {str(op) for op in GROUPED}
 
 
 def active_parameters(graph: DependencyGraph, counts: Mapping[Dim, int] | None = None) -> int:
@@ -41,7 +39,7 @@ def active_parameters(graph: DependencyGraph, counts: Mapping[Dim, int] | None =
         layouts = graph.layouts[name]
         if len(layouts) < 2:  # a bias of scores
             continue
-        found = next((chosen[d] for d in dims.atoms(layouts[0]) if d in chosen), None)
+        found = next((chosen[dim] for dim in dims.atoms(layouts[0]) if dim in chosen), None)
         if found is not None and name not in scoring:
             size = prod(kept_size(layout, kept) for layout in layouts)
             total -= size - size // found[1] * min(found)
@@ -56,7 +54,7 @@ def _multiplied(graph: DependencyGraph) -> set[str]:
         while reached:
             for user in reached.pop().users:
                 op = find_op(user.target)
-                if op.contracts and str(user.target).removesuffix(".default") not in _CHOSEN:
+                if op.contracts and op.rule is not grouped:
                     found.add(str(node.target))
                 elif len(user.all_input_nodes) == 1 and not op.contracts:
                     reached.append(user)

@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+import transformers
 from rich.console import Console
 
 import fxprune
@@ -26,6 +27,30 @@ def test_layers_are_one_row(graph: fxprune.DependencyGraph) -> None:
     assert sum(row.count for row in rows) == len(graph.groups) + len(graph.frozen)
     reasons = [row.reason is not None for row in rows]
     assert reasons == sorted(reasons)  # frozen ones last
+
+
+def test_groups_on_the_same_tensors_are_told_apart() -> None:
+    config = transformers.DeepseekV3Config(
+        vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
+        num_attention_heads=2, num_key_value_heads=2, n_routed_experts=8, n_group=4, topk_group=2,
+        num_experts_per_tok=2, moe_intermediate_size=24, first_k_dense_replace=1, q_lora_rank=12,
+        kv_lora_rank=8, head_dim=4, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+    )  # fmt: skip
+    model = transformers.DeepseekV3ForCausalLM(config).eval()
+    graph = fxprune.discover(fxprune.trace(model))
+    rows = {(row.name, row.sizes): row for row in inspection.rows(graph, graph.groups)}
+    experts = [rows["model.layers.*.mlp:experts", (4,)], rows["model.layers.*.mlp:experts#2", (2,)]]
+    moe = sum(
+        p.numel()
+        for n, p in model.named_parameters()
+        if "mlp.experts." in n or n.endswith("gate.weight")
+    )
+    assert [row.parameters for row in experts] == [moe, moe]
+    assert rows["model.layers.*.self_attn:ranks", (8, 12)].count == 6
+    (line,) = inspection.defaults(graph)
+    assert line.startswith("pruned by default: mlp, attention; only with kinds=: ")
+    assert "6 latent" in line and "4 expert" in line
+    assert "of them active for a token" in inspection.costs(inspection.facts(graph))[0]
 
 
 def test_rows_group_by_group(graph: fxprune.DependencyGraph) -> None:
@@ -95,6 +120,7 @@ def test_json_has_everything(graph: fxprune.DependencyGraph) -> None:
 def test_costs_in_two_lines() -> None:
     facts = {
         "parameters": 6738415616,
+        "active": 6738415616,
         "macs": 423926693888,
         "kv_cache": 262144,
         "macs_input": "1 x 64 tokens",
@@ -106,7 +132,7 @@ def test_costs_in_two_lines() -> None:
 
 
 def test_costs_that_cannot_be_counted_are_left_out() -> None:
-    facts = {"parameters": 7, "macs": None, "kv_cache": 0}
+    facts = {"parameters": 7, "active": 7, "macs": None, "kv_cache": 0}
     assert inspection.costs({**facts, "macs_input": "2 x 3"}) == ["7 parameters, 0.0 MiB in fp16"]
     lines = inspection.costs({**facts, "macs": 1200, "macs_input": "2 x 3"})
     assert lines == ["7 parameters, 0.0 MiB in fp16", "1.20 kMACs for 2 x 3"]

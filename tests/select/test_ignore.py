@@ -87,9 +87,7 @@ def test_blocks_are_left_alone(schedule: Any) -> None:
     model = tiny_llama(num_hidden_layers=4)
     depth = Depth(remove=2, schedule=schedule, keep_first=0, keep_last=0)
     ignore = ("model.layers.0.mlp", "model.layers.3")
-    result = fxprune.prune(
-        model, depth=depth, ignore=ignore, calibration=IDS
-    )
+    result = fxprune.prune(model, depth=depth, ignore=ignore, calibration=IDS)
     assert result.plan.removed == ("model.layers.1:block", "model.layers.2:block")
     with pytest.raises(DepthError, match="2 may, 2 more are protected"):
         fxprune.prune(
