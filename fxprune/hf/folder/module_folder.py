@@ -121,8 +121,6 @@ def read_module(path: Path, facts: dict[str, Any], device: str | torch.device) -
     Raises:
         CheckpointError: a file is damaged or of another model.
     """
-    from safetensors import SafetensorError
-
     _check_config(path)
     cls = _class(path, facts)
     try:
@@ -135,7 +133,7 @@ def read_module(path: Path, facts: dict[str, Any], device: str | torch.device) -
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged file or a model's constructor may raise
         why = architecture.last_line(error)
         raise CheckpointError(f"{path} cannot be loaded: {why}; copy or save it again") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

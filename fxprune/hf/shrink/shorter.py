@@ -91,9 +91,10 @@ def _counts(values: Mapping[str, Any], stack: Stack) -> Iterator[tuple[str, ...]
             _last(name) != "num_hidden_layers",
         )
     )
-    yield from ((name,) for name in names)
-    if len(names) > 1:
-        yield tuple(names)
+    sets: list[tuple[str, ...]] = [(name,) for name in names]
+    if len(names) > 1:  # the standard entry alone, or with whatever else says the same
+        sets.insert("num_hidden_layers" in map(_last, names), tuple(names))
+    yield from sets
     yield ()
 
 
