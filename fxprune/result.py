@@ -111,8 +111,7 @@ class PruneResult:
             CheckpointError: the folder holds something else, or cannot be written.
             ShrinkError: ``save_as`` is ``transformers`` and no config can say the sizes.
         """
-        from fxprune.hf.folder import checkpoint
-        from fxprune.hf.shrink.parts import uneven
+        from fxprune.hf.folder import checkpoint, module_folder
 
         if save_as not in SAVE_AS:
             raise CheckpointError(f"save_as={save_as!r}: choose from {', '.join(SAVE_AS)}")
@@ -130,7 +129,8 @@ class PruneResult:
                     raise
                 why = f" (not for transformers: {error})"
             else:
-                remote = ", trust_remote_code=True" if uneven(self._shrunk.config) else ""
+                own = module_folder.describe(self._shrunk)["stack"] is not None
+                remote = ", trust_remote_code=True" if own else ""
                 return f"{opened} or from_pretrained({str(folder)!r}{remote})"
         checkpoint.save(
             self.graph_module, folder, plan=self.plan, traced=self.traced, tokenizer=tokenizer

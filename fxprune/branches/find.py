@@ -11,7 +11,7 @@ from torch import fx
 
 from fxprune.branches import hierarchy
 from fxprune.branches.reach import Flow, Reach, is_size
-from fxprune.branches.sums import ResidualSum, is_sum, residual_sums, same_value
+from fxprune.branches.sums import ResidualSum, constant, is_sum, residual_sums, same_value
 from fxprune.branches.unit import KINDS, Unit
 from fxprune.errors import DepthError
 from fxprune.groups.decompose import decompose
@@ -209,13 +209,7 @@ def _reads_weights(region: Iterable[fx.Node]) -> bool:
 
 def _weights(node: fx.Node) -> list[fx.Node]:
     """The operands that come from parameters alone."""
-    return [source for source in node.all_input_nodes if _constant(source)]
-
-
-def _constant(node: fx.Node) -> bool:
-    while node.op == "call_function" and len(node.all_input_nodes) == 1:
-        (node,) = node.all_input_nodes  # a transposed weight
-    return node.op == "get_attr"
+    return [source for source in node.all_input_nodes if constant(source)]
 
 
 def _kind(region: list[fx.Node]) -> str:

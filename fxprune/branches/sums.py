@@ -156,10 +156,33 @@ def _leaves(node: fx.Node) -> Iterator[fx.Node]:
             yield from _leaves(inner)
 
 
+def constant(node: fx.Node) -> bool:
+    """Whether the node is a tensor of the model, perhaps transposed."""
+    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+        (node,) = node.all_input_nodes
+    return node.op == "get_attr"
+
+
 def _unscaled(node: fx.Node) -> fx.Node | None:
-    """What the node is a multiple of by a number, or the same as."""
-    if packet(node) in _SCALES:
-        factor, source = node.args[1], node.args[0]
-        if isinstance(factor, int | float) and isinstance(source, fx.Node):
-            return source
+    """What the node is the same as but for a scale or a shift, learned for each feature or not."""
+    if packet(node) in _SCALES | _ADDS and not node.kwargs:
+        for source, other in (node.args[:2], node.args[1::-1]):
+            if isinstance(source, fx.Node) and _for_each_feature(other, source):
+                return source
+            if packet(node) in (aten.div, aten.div_):
+                break
     return same_value(node)
+
+
+def _for_each_feature(other: Any, source: fx.Node) -> bool:
+    """Whether it is a number, or a vector of the model with one for each feature of the source."""
+    if not isinstance(other, fx.Node):
+        return isinstance(other, int | float)
+    value, whole = other.meta.get("val"), source.meta.get("val")
+    return (
+        constant(other)
+        and isinstance(value, torch.Tensor)
+        and isinstance(whole, torch.Tensor)
+        and whole.dim() > 1
+        and form(value) == form(whole)[-1:]
+    )

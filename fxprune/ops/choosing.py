@@ -15,7 +15,7 @@ from torch import fx
 from fxprune.axes import dims
 from fxprune.axes.dims import Axes, Dim, Layout, Product, find, resolve
 from fxprune.axes.polynomial import Polynomial
-from fxprune.ops.context import Context, Pointer
+from fxprune.ops.context import Context
 from fxprune.ops.contraction import contract
 from fxprune.ops.op import AxisSizes, packet, register_op, uncounted
 from fxprune.ops.patching import patches
@@ -30,8 +30,9 @@ _KEEPS = {
     aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.unflatten, aten.transpose,
     aten.permute, aten.t, aten.squeeze, aten.unsqueeze, aten.expand, aten.clone, aten.contiguous,
     aten.detach, aten.alias, aten.to, aten._to_copy, aten.slice, aten.select, aten.repeat,
-    aten.repeat_interleave, aten.index, aten.index_select, aten.gather,
+    aten.repeat_interleave, aten.index, aten.index_select, aten.gather, aten.type_as,
 }  # fmt: skip
+_JOINS = {aten.cat, aten.concat, aten.concatenate, aten.stack, aten.hstack, aten.vstack}
 # They look up or count what positions point to, or read no value at all.
 _USES = {
     aten.index, aten.index_select, aten.gather, aten.embedding, aten.one_hot, aten.histc, aten.sort,
@@ -52,10 +53,9 @@ def topk(ctx: Context, node: fx.Node) -> list[Axes]:
     if not isinstance(k, int):
         ctx.freeze(chosen, "the order of this axis matters", node)
         k = 1
-    ctx.least.append((chosen, k))
     ctx.tag(chosen, "normalised")
     ctx.tag(chosen, "chosen")
-    ctx.points[node, 1] = Pointer(chosen, source)
+    ctx.choose(node, chosen, k, place=1)
     fresh = Dim(size, free, ctx.why("the order of this axis matters", node))
     return [(*axes[:axis], fresh, *axes[axis + 1 :])] * 2
 
@@ -126,14 +126,20 @@ register_op(aten.topk, reduces=True)
 def follow(ctx: Context, node: fx.Node) -> None:
     """Follow positions, counts and chosen weights through an op whose axes are known."""
     op = packet(node)
-    source = node.args[0] if node.args else None
+    source: Any = node.args[0] if node.args else None
+    keeps = op in _KEEPS
+    if op in _JOINS:
+        # Positions beside others on the same axis.
+        several = [ctx.pointed(each) for each in source]
+        keeps = len({each and tuple(dims.atoms(each.layout)) for each in several}) == 1
+        source = source[0]
     pointer = ctx.pointed(source)
-    if pointer is not None and op in _KEEPS:
+    if pointer is not None and keeps:
         ctx.points[node, 0] = pointer
     if source in ctx.counts and op in (aten.to, aten._to_copy, aten.cumsum):
         ctx.counts.add(node)
     pointing = {n: p.layout for n in node.all_input_nodes if (p := ctx.pointed(n)) is not None}
-    if op not in _KEEPS | _USES:
+    if not keeps and op not in _USES:
         for layout in pointing.values():
             ctx.freeze(layout, "positions are reckoned with", node)
     if op in (aten.index, aten.index_select) and source in ctx.derived and pointing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,10 +40,12 @@ class Pointer:
     Attributes:
         layout: of the axis.
         source: the value that was chosen from.
+        count: how many are chosen from it.
     """
 
     layout: Layout
     source: fx.Node
+    count: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +110,33 @@ class Context:
     def pointed(self, node: Any) -> Pointer | None:
         """Where the positions lead that an integer value holds; None if it is not known to."""
         return self.points.get((node, 0)) if isinstance(node, fx.Node) else None
+
+    def choose(self, node: fx.Node, layout: Layout, count: int, place: int) -> None:
+        """State that so many units of an axis are chosen, if their positions are made use of.
+
+        What is chosen one after the other is not chosen twice, so as many stay together.
+
+        Args:
+            node: the op that chooses, from its first argument.
+            layout: of the axis.
+            count: how many.
+            place: of the positions among the outputs.
+        """
+        source: Any = node.args[0]
+        several = isinstance(node.meta["val"], list | tuple)
+        picked = [
+            each
+            for each in (node.users if several else [node])
+            if not several or (each.target is operator.getitem and each.args[1] == place)
+        ]
+        if not any(each.users for each in picked):
+            self.least.append((layout, count))
+            return
+        same = {p for p in self.points.values() if [*dims.atoms(p.layout)] == [*dims.atoms(layout)]}
+        pointer = Pointer(layout, source, count)
+        self.points[node, place] = pointer
+        self.least.append((layout, sum(p.count for p in {*same, pointer})))
+        self.tag(layout, "chosen")
 
     def look_up(self, value: fx.Node, axis: int, index: Any, what: str, node: fx.Node) -> None:
         """State that units of an axis are looked up by an index.

@@ -22,7 +22,6 @@ def _named(names: str) -> list[Any]:
     torch.Tag.pointwise,
     aten.to,
     aten._to_copy,
-    aten.type_as,
     aten.contiguous,
     aten.clone,
     aten.alias,
@@ -63,6 +62,13 @@ def pointwise(ctx: Context, node: fx.Node) -> Axes:
     """Every operand's axes unify with the output's, sizes of 1 excepted."""
     operands = [n for n in node.all_input_nodes if n in ctx.axes]
     return ctx.broadcast(node, operands, len(ctx.shape(node)))
+
+
+@register_op(aten.type_as)
+def type_as(ctx: Context, node: fx.Node) -> Axes:
+    """Of the second value only the type is read."""
+    source: Any = node.args[0]
+    return ctx.of(source)
 
 
 @register_op(aten.bucketize.Tensor, aten.searchsorted.Tensor, aten.isin.Tensor_Tensor)

@@ -10,10 +10,11 @@ from torch import fx
 from fxprune.axes import dims
 from fxprune.axes.dims import Axes
 from fxprune.ops.context import Context
-from fxprune.ops.op import register_op
+from fxprune.ops.op import packet, register_op
 from fxprune.trace.arguments import argument, axes_of, axis_of
 
 aten = torch.ops.aten
+_EXTREME = "depends on every unit of this axis"
 SOFTMAX = {aten.softmax, aten._softmax, aten._safe_softmax}
 
 
@@ -63,18 +64,40 @@ def norm(ctx: Context, node: fx.Node) -> Axes:
 
 
 @register_op(
-    aten.max.dim, aten.min.dim, aten.amax, aten.amin, aten.argmax, aten.argmin, aten.logsumexp,
-    aten.prod, aten.any, aten.all, aten.max.default, aten.min.default, aten.aminmax,
-    aten.median, aten.nanmedian, aten.mode, aten.kthvalue, aten.quantile.scalar,
-    aten.nanquantile.scalar,
+    aten.min.dim, aten.amin, aten.argmin, aten.prod, aten.any, aten.all, aten.max.default,
+    aten.min.default, aten.aminmax, aten.median, aten.nanmedian, aten.mode, aten.kthvalue,
+    aten.quantile.scalar, aten.nanquantile.scalar,
 )  # fmt: skip
 def extreme(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
     """The result depends on which units are there: the axis is frozen."""
     source: Any = node.args[0]
+    for axis in axes_of(node, len(ctx.of(source))):
+        ctx.freeze(ctx.of(source)[axis], _EXTREME, node)
+    return _of_each(ctx, node)
+
+
+@register_op(aten.amax, aten.max.dim, aten.argmax, aten.logsumexp)
+def largest(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
+    """As other extremes, unless units are chosen from the axis, be it here, by their position."""
+    source: Any = node.args[0]
     axes = axes_of(node, len(ctx.of(source)))
+    places: dict[Any, int] = {aten.max: 1, aten.argmax: 0}
+    place = places.get(packet(node))
     for axis in axes:
-        ctx.freeze(ctx.of(source)[axis], "depends on every unit of this axis", node)
-    out = _reduced(ctx, node, axes)
+        layout = ctx.of(source)[axis]
+        ctx.unless_chosen.append((layout, ctx.why(_EXTREME, node)))
+        ctx.tag(layout, "normalised")
+        if place is not None and len(axes) == 1:
+            ctx.choose(node, layout, 1, place)
+        elif place is not None:
+            ctx.freeze(layout, _EXTREME, node)
+    return _of_each(ctx, node)
+
+
+def _of_each(ctx: Context, node: fx.Node) -> Axes | list[Axes]:
+    """What is left of the axes, for each output."""
+    source: Any = node.args[0]
+    out = _reduced(ctx, node, axes_of(node, len(ctx.of(source))))
     value = node.meta["val"]
     return [out] * len(value) if isinstance(value, list | tuple) else out
 
@@ -156,6 +179,7 @@ def triangle(ctx: Context, node: fx.Node) -> Axes:
 register_op(*SOFTMAX, aten.log_softmax, aten._log_softmax, reduces=True)
 register_op(
     aten.mean, aten.nanmean, aten.sum, aten.nansum, aten.var, aten.std, aten.var_mean,
-    aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm,
+    aten.std_mean, aten.norm, aten.linalg_vector_norm, aten.linalg_norm, aten.amax, aten.max.dim,
+    aten.argmax, aten.logsumexp,
     reduces=True,
 )  # fmt: skip

@@ -182,10 +182,12 @@ def repeat(ctx: Context, node: fx.Node) -> Axes:
     source: Any = node.args[0]
     axes, shape = ctx.of(source), ctx.shape(node)
     lead = len(shape) - len(axes)
+    given: Any = node.args[1]
+    given = [*[1] * (len(shape) - len(given)), *given]  # tile may name the last axes only
     out: list[Layout] = []
-    for place, (size, free) in enumerate(shape):
+    for place, (size, _) in enumerate(shape):
         mine = axes[place - lead] if place >= lead else dims.ONE
-        copies = Dim(size // mine.size, free)
+        copies = Dim(size // mine.size, not isinstance(given[place], int))
         ctx.copied(copies, source, node)
         out.append(Product((copies, mine)))
     return tuple(out)
@@ -200,8 +202,8 @@ def repeat_interleave(ctx: Context, node: fx.Node) -> Axes:
     if given is None:
         axes, given = (Product(axes),), 0
     place = given % len(axes)
-    size, free = ctx.shape(node)[place]
-    copies = Dim(size // axes[place].size, free)
+    size, _ = ctx.shape(node)[place]
+    copies = Dim(size // axes[place].size, not isinstance(node.args[1], int))
     ctx.copied(copies, source, node)
     return (*axes[:place], Product((axes[place], copies)), *axes[place + 1 :])
 

@@ -127,7 +127,7 @@ class Masked(Run):
         if isinstance(axes, list):
             values = (self._restored(n, place, value) for place, value in enumerate(result))
             return tuple(self._scatter(*each) for each in zip(values, axes, strict=True))
-        return self._scatter(result, axes)
+        return self._scatter(self._restored(n, 0, result), axes)
 
     def _restored(self, n: fx.Node, place: int, value: torch.Tensor) -> torch.Tensor:
         """Positions among the kept units as positions among all."""

@@ -68,7 +68,7 @@ def propagate(
         else:
             # A call of a leaf module computes what one op of the original does.
             op = old if node.op == "call_module" and old is not None else node
-            run.run(node, op, partial(_predicted, resize, old) if old else None)
+            run.run(node, op, partial(_instead, resize, old, stand_in) if old else None)
         if old is None:
             continue
         _check(resize, old, node, run.value(node))
@@ -86,6 +86,26 @@ def _not_run(node: fx.Node) -> bool:
     return node.target in _SLICES and any(
         isinstance(bound, fx.Node) for bound in (*node.args[1:], *node.kwargs.values())
     )
+
+
+def _instead(resize: Resizer, node: fx.Node, stand_in: Callable[[Any], Any]) -> Any:
+    """What the layouts say that a node gives, if it cannot be run with stand-ins anyhow.
+
+    Those of sizes that the data decides on do not fit one another, as parts fit their sum; and
+    those for height and width make products that no tensor can have.
+    """
+    if any("val" not in each.meta for each in node.all_input_nodes):
+        return None
+    given = fx.node.map_arg(
+        (node.args, node.kwargs), lambda each: pytree.tree_map(stand_in, each.meta["val"])
+    )
+    assert callable(node.target)
+    try:
+        with torch.no_grad():
+            node.target(*given[0], **given[1])
+    except Exception:  # whatever an op may raise
+        return _predicted(resize, node)
+    return None
 
 
 def _predicted(resize: Resizer, node: fx.Node) -> Any:
@@ -143,8 +163,7 @@ class _Run:
         Args:
             node: whose value it gives.
             op: the node itself, or the original node that it stands for.
-            predict: gives the value where stand-ins for height and width make products that no
-                tensor can have.
+            predict: gives the value, where the op cannot be run with stand-ins; else None.
 
         Raises:
             RewriteError: it does not take the sizes.
@@ -196,8 +215,8 @@ class _Run:
             with torch.no_grad():
                 return node.target(*args, **kwargs)
         except Exception as error:
-            if predict is not None and "overflow" in str(error):
-                return predict()
+            if predict is not None and (value := predict()) is not None:
+                return value
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RewriteError(
                 f"{node.target} at {location(node) or node.name} does not take the smaller sizes: "

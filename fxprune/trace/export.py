@@ -24,7 +24,7 @@ from fxprune.trace.dynamic import Axes
 from fxprune.trace.given import check_values, examples, mend
 from fxprune.trace.guards import Guards, guard
 from fxprune.trace.guards import symbols as symbols_of
-from fxprune.trace.hints import grouped_experts, plain_attention
+from fxprune.trace.hints import grouped_experts, plain_attention, unchecked_distributions
 from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
 from fxprune.trace.modes import as_captured
@@ -150,6 +150,7 @@ def captured(
     with (
         as_captured(model),
         plain_attention(),
+        unchecked_distributions(),
         grouped_experts(model),
         # Where layers repeat little, to look up what an op gives takes longer than to find out.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=len([*model.modules()]) > _MANY),
@@ -257,10 +258,17 @@ def _explain(model: nn.Module, error: Exception) -> str:
     own = [f for f in frames if "/torch/" not in f.filename.replace("\\", "/")]
     where = own[-1] if own and own[-1].filename != __file__ else None
     place = f" at {where.filename}:{where.lineno}: `{where.line}`" if where else ""
-    return (
+    said = (
         f"{type(model).__name__} cannot be exported{place} "
         f"({type(error).__name__}: {_first_line(error)})"
     )
+    if "data-dependent" in str(error):
+        said += (
+            ". What runs there depends on values of the data, and a graph does the same for all "
+            "data: write that module so that all data goes one way (a product with a mask for a "
+            "branch, all experts for a loop over those that are hit), and put it in before tracing"
+        )
+    return said
 
 
 @contextlib.contextmanager

@@ -28,6 +28,17 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def unchecked_distributions() -> Iterator[None]:
+    """Have ``torch.distributions`` take their parameters as they are, for a while.
+
+    Whether those are valid depends on data; it changes nothing but whether an error is raised.
+    """
+    kind = torch.distributions.Distribution
+    with mock.patch.object(kind, "_validate_args", False):
+        yield
+
+
+@contextlib.contextmanager
 def grouped_experts(model: nn.Module) -> Iterator[None]:
     """Have the experts of a transformers model computed together, for a while.
 

@@ -165,6 +165,15 @@ def test_forms_of_one_branch(body: Body) -> None:
     check(model, unit.name)
 
 
+def test_a_stream_that_is_scaled_and_shifted_for_each_feature() -> None:
+    vectors = {name: nn.PReLU(WIDTH) for name in ("shift", "scale")}  # which hold just that
+    model = small(lambda m, x: m.a(x) + (x + m.shift.weight) * m.scale.weight, **vectors)
+    (unit,) = fxprune.find_branches(model).of("branch")
+    assert unit.entry.name == "linear"
+    assert unit.parameters == ("a.weight", "a.bias")
+    check(model, unit.name)
+
+
 def test_kinds() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:

@@ -49,7 +49,8 @@ def test_groups_on_the_same_tensors_are_told_apart() -> None:
     assert rows["model.layers.*.self_attn:ranks", (8, 12)].count == 6
     (line,) = inspection.defaults(graph)
     assert line.startswith("pruned by default: mlp, attention; only with kinds=: ")
-    assert "6 latent" in line and "4 expert" in line
+    assert "6 latent" in line
+    assert "4 expert" in line
     assert "of them active for a token" in inspection.costs(inspection.facts(graph))[0]
 
 

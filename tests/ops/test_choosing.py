@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,22 @@ def softmax_last(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 def sigmoid(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     scores = logits.sigmoid()
     chosen = (scores + bias).topk(CHOSEN, -1).indices
-    return scores.gather(-1, chosen), chosen
+    return scores.gather(-1, chosen).type_as(scores), chosen
+
+
+def one_after_the_other(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The best, and the best of the others; far worse ones take no part in the weights."""
+
+    def weights(scores: Tensor, chosen: Tensor) -> Tensor:
+        best = scores.amax(-1, keepdim=True)
+        far = (best - scores) / logits.abs().clamp(min=best) > 0.5
+        return scores.masked_fill(far, -torch.inf).softmax(-1).gather(-1, chosen)
+
+    first = logits.max(-1, keepdim=True).indices
+    others = logits.scatter(-1, first, -torch.inf)
+    second = others.argmax(-1, keepdim=True)
+    both = weights(logits, first), weights(others, second)
+    return torch.cat(both, -1), torch.cat((first, second), -1)
 
 
 def in_groups(logits: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,6 +85,15 @@ def all_of_them(self: Any, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor
     h = torch.einsum("th,eih->tei", x, self.up) + self.shift
     y = torch.einsum("tei,ehi->teh", F.silu(h), self.down)
     return (y * gates.unsqueeze(-1)).sum(1)
+
+
+def repeated(self: Any, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """All tokens for every expert, those that it is not chosen for times 0."""
+    gates = torch.zeros(x.shape[0], EXPERTS).scatter(1, chosen, weights)
+    rows = x.repeat(EXPERTS, 1) * gates.transpose(0, 1).reshape(-1, 1)
+    h = torch.bmm(rows.view(EXPERTS, -1, HIDDEN), self.up.mT)
+    y = torch.bmm(F.silu(h), self.down.mT).view(-1, HIDDEN)
+    return y.view(EXPERTS, -1, HIDDEN).sum(0)
 
 
 def one_hot(self: Any, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
@@ -138,8 +163,16 @@ def never_chosen(model: Model, plan: Plan, graph: fxprune.DependencyGraph) -> nn
     return other
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda each: each.__name__)
-@pytest.mark.parametrize("choose", CHOICES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    ("choose", "run"),
+    [
+        *itertools.product(CHOICES, RUNS),
+        (one_after_the_other, gathered),
+        (one_after_the_other, sorted_rows),
+        (softmax_first, repeated),
+    ],
+    ids=lambda each: each.__name__,
+)
 def test_experts_and_their_units_go(choose: Any, run: Any) -> None:
     model, traced = built(choose, run)
     graph = fxprune.discover(traced)
@@ -169,8 +202,9 @@ def test_experts_and_their_units_go(choose: Any, run: Any) -> None:
             )
 
 
-def test_as_many_experts_stay_as_are_chosen() -> None:
-    _, traced = built(softmax_first, gathered)
+@pytest.mark.parametrize("choose", [softmax_first, one_after_the_other])
+def test_as_many_experts_stay_as_are_chosen(choose: Any) -> None:
+    _, traced = built(choose, gathered)
     graph = fxprune.discover(traced)
     (first, *_) = (group for group in graph.groups if group.kind == "expert")
     assert first.least == CHOSEN
@@ -181,6 +215,35 @@ def test_as_many_experts_stay_as_are_chosen() -> None:
         graph, scores, budget=fxprune.Budget(units=0.9), kinds="expert", ranking="local"
     )
     assert {len(units) for units in plan.kept.values()} == {CHOSEN}
+
+
+def in_parts(self: Any, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """As many rows for each expert as the data says."""
+    order = torch.argsort(chosen.reshape(-1))
+    counts = torch.zeros(x.shape[0], EXPERTS).scatter(1, chosen, 1).long().sum(0).tolist()
+    parts = x[order // CHOSEN].split(counts)
+    h = torch.cat([F.silu(F.linear(p, w)) for p, w in zip(parts, self.up, strict=True)])
+    parts = h.split(counts)
+    y = torch.cat([F.linear(p, w) for p, w in zip(parts, self.down, strict=True)])
+    y = y * weights.reshape(-1)[order, None]
+    return torch.zeros(x.shape[0], HIDDEN).index_add(0, order // CHOSEN, y)
+
+
+def test_sizes_that_the_data_decides_on_are_no_obstacle_to_units() -> None:
+    model, traced = built(softmax_first, in_parts)
+    graph = fxprune.discover(traced)
+    kinds = {group.kind for group in graph.groups}
+    assert "mlp" in kinds
+    assert "channel" in kinds
+    assert "expert" not in kinds
+    units = {group.name: range(group.size - 3) for group in graph.groups}
+    plan = Plan.of(graph, {name: tuple(kept) for name, kept in units.items()})
+    small = fxprune.rewrite(traced, plan)
+    fxprune.verify(traced, small, plan)
+    plan = Plan.of(graph, {n: tuple(k) for n, k in units.items() if graph[n].kind == "mlp"})
+    small = fxprune.rewrite(traced, plan)
+    x = torch.randn(23, 6)
+    torch.testing.assert_close(small(x), never_chosen(model, plan, graph)(x), rtol=1e-4, atol=1e-4)
 
 
 def reckoned(self: Any, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:

@@ -119,8 +119,23 @@ class DataDependent(Chain):
 
 
 def test_a_model_that_cannot_be_exported_names_the_line() -> None:
-    with pytest.raises(TraceError, match=r"test_export\.py:\d+: `if x\.sum\(\) > 0"):
+    with pytest.raises(TraceError, match=r"test_export\.py:\d+: `if x\.sum\(\) > 0") as caught:
         fxprune.trace(DataDependent(), (torch.randn(3, 6),))
+    assert "write that module so that all data goes one way" in str(caught.value)
+
+
+class Entropy(Chain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        return torch.distributions.Categorical(logits=logits).entropy()
+
+
+def test_checks_of_a_distribution_are_no_obstacle() -> None:
+    """They look at values, and do nothing but raise."""
+    traced = fxprune.trace(Entropy(), (x := torch.randn(3, 6),))
+    torch.testing.assert_close(traced.graph_module(x), traced.module(x))
+    with pytest.raises(ValueError, match="Expected parameter logits"):
+        traced.module(x * torch.nan)
 
 
 def test_wrong_names_are_refused_with_the_right_ones() -> None:

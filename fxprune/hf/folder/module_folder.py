@@ -21,7 +21,7 @@ from fxprune.hf.folder.graph_folder import CONFIG, PLAN
 from fxprune.hf.open import architecture, guard
 from fxprune.hf.open.quiet import quiet
 from fxprune.hf.shrink import layers_apart
-from fxprune.hf.shrink.fill import misfit, named_tensors
+from fxprune.hf.shrink.fill import differences, misfit, named_tensors
 from fxprune.hf.shrink.parts import stacks_apart, uneven
 from fxprune.hf.shrink.rehost import acceptable
 from fxprune.hf.shrink.stacks import Names
@@ -53,7 +53,7 @@ def write_module(folder: Path, model: PreTrainedModel, plan: Plan | None) -> dic
     model = acceptable(model)
     with quiet():
         # transformers renames the tensors of old checkpoints for its own classes alone.
-        apart = bool(uneven(model.config))
+        apart = describe(model)["stack"] is not None
         model.save_pretrained(folder, save_original_format=not apart)
     write_config(folder, model)
     if plan is not None:
@@ -65,7 +65,19 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
     """What :func:`read_module` needs to know besides the files of transformers."""
     attention = model.config._attn_implementation
     named = {"class": type(model).__name__, "attn_implementation": attention}
-    return {"holds": "module", "model": named, "stack": stacks_apart(model) or None}
+    stacks = {} if not uneven(model.config) or _reads(model) else stacks_apart(model)
+    return {"holds": "module", "model": named, "stack": stacks or None}
+
+
+def _reads(model: PreTrainedModel) -> bool:
+    """Whether the class reads entries for single layers itself, as some do."""
+    name = type(model).__name__
+    try:
+        own = architecture.build(model.config, architecture=name, apart=False)
+    except ModelError:
+        return False
+    unlike = differences(model, own, Names(()), ())
+    return not misfit(own, named_tensors(model), Names(())) and not any(unlike)
 
 
 def write_config(folder: Path, model: PreTrainedModel) -> None:
@@ -109,8 +121,6 @@ def read_module(path: Path, facts: dict[str, Any], device: str | torch.device) -
     Raises:
         CheckpointError: a file is damaged or of another model.
     """
-    from safetensors import SafetensorError
-
     _check_config(path)
     cls = _class(path, facts)
     try:
@@ -123,7 +133,7 @@ def read_module(path: Path, facts: dict[str, Any], device: str | torch.device) -
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged file or a model's constructor may raise
         why = architecture.last_line(error)
         raise CheckpointError(f"{path} cannot be loaded: {why}; copy or save it again") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -72,6 +72,7 @@ def build(
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
     architecture: str | None = None,
+    apart: bool = True,
 ) -> PreTrainedModel:
     """A model without weights, on the ``meta`` device, in evaluation mode.
 
@@ -82,6 +83,7 @@ def build(
         dtype: of its parameters; by default what the config says.
         attn_implementation: by default transformers' own choice.
         architecture: name of the transformers class; by default read off the config.
+        apart: put such layers in place, for a class that does not read the sizes itself.
 
     Raises:
         ModelError: there is no such class, or it refuses the config.
@@ -92,7 +94,7 @@ def build(
         options["attn_implementation"] = attn_implementation
     try:
         with quiet(), torch.device("meta"):
-            if uneven(config):
+            if apart and uneven(config):
                 alike = cls._from_config(even(config), **options)
                 cls = layers_apart.apart(cls, stacks_apart(alike, config))
             model = cls._from_config(config, **options)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fxprune.hf.open import architecture
 from fxprune.hf.shrink import fields
 from fxprune.hf.shrink.fields import Change
-from fxprune.hf.shrink.fill import misfit
+from fxprune.hf.shrink.fill import differences, misfit, misfits, named_tensors
 from fxprune.hf.shrink.layerwise import Layerwise
-from fxprune.hf.shrink.parts import even, part_of, uneven
+from fxprune.hf.shrink.parts import even, inside, lists_of, overrides, part_of, uneven
 from fxprune.hf.shrink.probing import combined, probed
+from fxprune.hf.shrink.shorter import shorter
 from fxprune.hf.shrink.wanted import Wanted
 
 if TYPE_CHECKING:
@@ -33,21 +36,49 @@ class Builder(Wanted):
             ShrinkError: there are no more; says what stands in the way.
         """
         errors: list[str] = []
-        configs = list(self._shorter())
-        if not uneven(self.model.config):
-            for config in configs:
-                yield from self._alike(config, errors)
-            if not self.changed:
-                raise self.no_entry(errors)
+        configs: list[PreTrainedConfig] = []
+        for config in self._shorter(errors):
+            configs.append(config)
+            yield from self._alike(config, errors)
+        if uneven(self.model.config):
+            errors = []  # the class reads no entries for single layers itself
+        elif not self.changed:
+            raise self.no_entry(errors)
         yield Layerwise(self).build(configs, errors)
 
-    def _shorter(self) -> Iterator[PreTrainedConfig]:
+    def _shorter(self, errors: list[str]) -> Iterator[PreTrainedConfig]:
         """Configs for the layers that stay, without entries for single ones."""
         config = even(self.model.config)
         if not self.stacks:
             return iter([config])
         places = [part_of(self.model, stack.path) for stack in self.stacks]
-        return fields.shorter(config, self.stacks, places)
+        whole = named_tensors(self.model)
+
+        def wrong(config: PreTrainedConfig) -> float:
+            small = self._made(config, errors)
+            if small is None:
+                return math.inf
+            unlike = differences(self.model, small, self.names, ())
+            misfit = misfits(small, whole, self.names)
+            return sum(not each.counts for each in unlike) + len(list(misfit))
+
+        return shorter(config, self.stacks, places, wrong)
+
+    def _made(self, config: PreTrainedConfig, errors: list[str]) -> PreTrainedModel | None:
+        """A model of a config to which the entries for single layers are added, by new numbers."""
+        for part in uneven(self.model.config):
+            paths = lists_of(self.model, part)
+            own: dict[int | str, dict[str, Any]] = {
+                place: each
+                for number, each in overrides(inside(self.model.config, part)).items()
+                if (place := self.names.shorter(paths[0] if paths else "", number)) is not None
+            }
+            try:
+                inside(config, part).per_layer_config = own
+            except Exception as error:  # whatever transformers' validators may raise
+                errors.append(architecture.last_line(error))
+                return None
+        return self.made(config, errors)
 
     def _alike(self, config: PreTrainedConfig, errors: list[str]) -> Iterator[PreTrainedModel]:
         """Models of one config for all layers, if all that have units alike lose alike.
@@ -67,10 +98,11 @@ class Builder(Wanted):
             itertools.islice(known, _TRIES), itertools.islice(self._probed(config, changes), _TRIES)
         )
         for edits in tries:
-            small = self.made(fields.edited(config, edits), errors)
+            small = self._made(fields.edited(config, edits), errors)
             if small is None:
                 continue
-            wrong = misfit(small, self.tensors, self.names) if self.changed else ""
+            checked = self.changed or uneven(self.model.config)
+            wrong = misfit(small, self.tensors, self.names) if checked else ""
             if wrong:
                 errors.append(wrong)
             else:
@@ -81,4 +113,4 @@ class Builder(Wanted):
     ) -> Iterator[fields.Edits]:
         """Values of entries whose names say nothing; to find them takes a model for each."""
         if changes:
-            yield from combined(probed(self, config, changes), changes)
+            yield from combined(probed(self, self._made, config, changes), changes)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune.groups.kinds import layer_of
 from fxprune.hf.shrink.parts import Part, inside, part_of
-from fxprune.hf.shrink.stacks import Stack
 from fxprune.plan import Plan
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ _OTHER = re.compile(
 )
 _NEVER = re.compile(r"vocab|token|layer|position|_id$|^max_|label|hidden_size|d_model|n_embd")
 _LARGEST_FACTOR = 16
-_FIRST = re.compile(r"^first_|_first_|dense_replace|num_dense_layers")
 
 
 @dataclass(frozen=True)
@@ -234,57 +232,6 @@ def _applied(
                 return None
             edits[name] = new
     return edits
-
-
-def shorter(
-    config: PreTrainedConfig, stacks: Sequence[Stack], parts: Sequence[Part]
-) -> Iterator[PreTrainedConfig]:
-    """Configs with fewer layers: every choice of one entry per list that has its length.
-
-    Args:
-        config: the config.
-        stacks: the lists.
-        parts: of the config that speak of them, one each.
-    """
-    options = []
-    for stack, part in zip(stacks, parts, strict=True):
-        names = [
-            name
-            for name, value in entries(config, part).items()
-            if value == stack.size
-            and type(value) is int
-            and "layer" in _last(name).replace("n_block", "layer")
-        ]
-        names.sort(
-            key=lambda name, path=stack.path: (  # type: ignore[misc]
-                ("decoder" in _last(name)) != ("decoder" in path),
-                _last(name) != "num_hidden_layers",
-            )
-        )
-        options.append(names)
-    for chosen in itertools.product(*options):
-        if len(set(chosen)) < len(chosen):
-            continue
-        edits: dict[str, Any] = {}
-        for name, stack, part in zip(chosen, stacks, parts, strict=True):
-            for other, value in entries(config, part).items():
-                if (new := _renumbered(other, value, stack)) != value:
-                    edits[other] = new
-            edits[name] = len(stack.kept)
-        yield edited(config, edits)
-
-
-def _renumbered(name: str, value: Any, stack: Stack) -> Any:
-    """What becomes of an entry that may speak of single layers: itself if it does not."""
-    kept = list(stack.kept)
-    if isinstance(value, list) and "layer" in _last(name):
-        if len(value) == stack.size:
-            return [value[i] for i in kept]
-        if value and all(type(i) is int and 0 <= i < stack.size for i in value):
-            return [kept.index(i) for i in value if i in kept]  # the numbers of some layers
-    if type(value) is int and 0 < value <= stack.size and _FIRST.search(_last(name)):
-        return sum(i < value for i in kept)  # so many at the start are of another sort
-    return value
 
 
 def _last(name: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -28,16 +29,18 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def misfit(small: nn.Module, tensors: Tensors, names: Names, inside: str = "") -> str:
-    """The first tensor of ``small`` that has another shape than the one to be put there.
+    """The first of :func:`misfits` in words; "" if there is none."""
+    return next(misfits(small, tensors, names, inside), "")
+
+
+def misfits(small: nn.Module, tensors: Tensors, names: Names, inside: str = "") -> Iterator[str]:
+    """The tensors of ``small`` that have another shape than the ones to be put there.
 
     Args:
         small: the model, without weights.
         tensors: what is to be put there, by its name in the whole model.
         names: from its names to those.
         inside: look only below this path.
-
-    Returns:
-        What is wrong; "" if nothing is.
     """
     for name, blank in named_tensors(small).items():
         if not name.startswith(inside):
@@ -46,17 +49,64 @@ def misfit(small: nn.Module, tensors: Tensors, names: Names, inside: str = "") -
         tensor = tensors.get(original)
         if tensor is None or tensor.shape != blank.shape:
             shape = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
-            return f"{original} {shape}, and as {name} {tuple(blank.shape)} is needed"
-    return ""
+            if tensor is not None and cut(name, tensor, blank.shape, names) is not None:
+                continue
+            yield f"{original} {shape}, and as {name} {tuple(blank.shape)} is needed"
 
 
-def check_attributes(
+def cut(name: str, tensor: torch.Tensor, shape: torch.Size, names: Names) -> torch.Tensor | None:
+    """What is left of a tensor that holds a part for each layer, outside of the layers.
+
+    Args:
+        name: of the tensor.
+        tensor: of the whole model.
+        shape: what the smaller model needs.
+        names: from its names to those.
+
+    Returns:
+        None where it is no such tensor.
+    """
+    pairs = list(zip(tensor.shape, shape, strict=False))
+    axes = [axis for axis, (there, here) in enumerate(pairs) if there != here]
+    if len(axes) != 1 or len(pairs) != tensor.dim() or names.inside(name):
+        return None
+    (axis,) = axes
+    for stack in names.stacks:
+        if tensor.shape[axis] * len(stack.kept) == shape[axis] * stack.size:
+            parts = tensor.chunk(stack.size, axis)
+            return torch.cat([parts[layer] for layer in stack.kept], axis)
+    return None
+
+
+def parted(small: nn.Module, tensors: Tensors, names: Names) -> Iterator[str]:
+    """The tensors that lose the parts of layers that go: only outputs tell whether it is those."""
+    for name, blank in named_tensors(small).items():
+        tensor = tensors.get(names.original(name))
+        if tensor is not None and tensor.shape != blank.shape:
+            yield (
+                f"{names.original(name)} has shape {tuple(tensor.shape)}, and as {name} "
+                f"{tuple(blank.shape)} is needed"
+            )
+
+
+class Difference(NamedTuple):
+    """What a module of the smaller model has unlike the one whose place it takes.
+
+    Attributes:
+        text: in words.
+        counts: it is the number of the layer, or of all layers: only outputs tell what comes of it.
+    """
+
+    text: str
+    counts: bool = False
+
+
+def differences(
     model: nn.Module, small: nn.Module, names: Names, changed: Sequence[Change]
-) -> None:
-    """Every module that stays is what it was, save for numbers that count units of the plan.
+) -> Iterator[Difference]:
+    """What is not as it was in modules that stay, save for numbers that count units of the plan.
 
-    Raises:
-        ShrinkError: something else is different: a scale, a window, a flag.
+    It may be a scale, a window, a flag.
     """
     for path, module in small.named_modules():
         original = names.original(path)
@@ -64,29 +114,38 @@ def check_attributes(
         kinds = float if names.stacks and not names.inside(path) else bool | int | float | str
         before = at(model, original)
         if before is None:
-            raise ShrinkError(
+            yield Difference(
                 f"{original} does not exist: {type(model).__name__} gives layer {path} something "
                 "that the layer in its place did not have"
             )
+            continue
         if path and type(module) is not type(before):
-            raise ShrinkError(
+            yield Difference(
                 f"{original} is a {type(before).__name__}, and as {path} the config makes it a "
                 f"{type(module).__name__}"
             )
+            continue
         for name, value in vars(module).items():
             if name.startswith("_") or name in ("layer_idx", "training"):
                 continue
             there = vars(before).get(name)
             if not isinstance(value, kinds | None) or there == value:
                 continue
+            if isinstance(there, float) and math.isclose(there, value or 0, rel_tol=1e-12):
+                continue
             if type(value) is int and type(there) is int:
                 shapes = _shapes(before, module)
                 if (there, value) in shapes or value in _counts(there, changed):
                     continue
-            raise ShrinkError(
-                f"{original or type(model).__name__}.{name} is {there!r}, and "
-                f"as {path or 'that'} the config makes it {value!r}"
+            yield Difference(
+                f"{original or type(model).__name__}.{name} is {_said(there)}, and "
+                f"as {path or 'that'} the config makes it {value!r}",
+                counts=(there, value) in names.numbers(path),
             )
+
+
+def _said(value: Any) -> str:
+    return "a tensor" if isinstance(value, torch.Tensor) else repr(value)
 
 
 def _shapes(before: nn.Module, module: nn.Module) -> set[tuple[int, int]]:
@@ -176,14 +235,18 @@ def fill(small: nn.Module, tensors: Tensors, names: Names) -> None:
     """Put tensors in place of those of ``small``; what is tied stays so."""
     wrapped: dict[int, nn.Parameter] = {}
     for name, blank in named_tensors(small).items():
-        tensor = tensors[names.original(name)]
+        whole = tensor = tensors[names.original(name)]
+        if tensor.shape != blank.shape:
+            left = cut(name, tensor.detach(), blank.shape, names)
+            assert left is not None
+            tensor = left
         if tensor.is_meta and not blank.is_meta:
             continue  # a buffer that the class has computed
         path, _, leaf = name.rpartition(".")
         holder: Any = small.get_submodule(path)
         if isinstance(blank, nn.Parameter):
             if not isinstance(tensor, nn.Parameter):
-                tensor = wrapped.setdefault(id(tensor), nn.Parameter(tensor))
+                tensor = wrapped.setdefault(id(whole), nn.Parameter(tensor))
             holder._parameters[leaf] = tensor
         else:
             holder._buffers[leaf] = tensor

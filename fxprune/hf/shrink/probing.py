@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,32 +15,34 @@ from fxprune.hf.shrink.fill import named_tensors
 from fxprune.hf.shrink.wanted import Wanted
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    Make = Callable[[PreTrainedConfig, list[str]], PreTrainedModel | None]
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 _MOST = 8  # entries that are combined in every way
 
 
 def probed(
-    wanted: Wanted, config: PreTrainedConfig, changed: Sequence[Change], alone: bool = True
+    wanted: Wanted, make: Make, config: PreTrainedConfig, changed: Sequence[Change]
 ) -> dict[str, Any]:
     """The entries that may count the units of some changes, whatever they are called.
 
     Every entry that is a number is changed by itself, as the units are, and the model is built on
-    ``meta``. An entry may count them if that changes tensors of the plan. One with which no model
-    can be built may do so along with others.
+    ``meta``. An entry may count them if that changes axes of tensors that the plan changes, in
+    whatever layer, and no others. One with which no model can be built may do so along with others.
 
     Args:
         wanted: what is to be built.
+        make: makes the model of a config, if there is one; appends what is wrong to a list.
         config: of a model whose layers are alike, without changes.
         changed: the changes.
-        alone: leave out entries that change other tensors as well, in whatever layer.
 
     Returns:
         The entries with their values, those that make models first; empty where the config itself
         makes none.
     """
-    base = wanted.made(config, [])
+    base = make(config, [])
     if base is None:
         return {}
     there = {name: tensor.shape for name, tensor in named_tensors(base).items()}
@@ -52,13 +54,13 @@ def probed(
             if new is None or name in sure or name in perhaps:
                 continue
             errors: list[str] = []
-            made = wanted.made(fields.edited(config, {name: new}), errors)
+            made = make(fields.edited(config, {name: new}), errors)
             if made is None:
                 if errors and not fields.counts_other(name):
                     perhaps[name] = value
                 continue
             moved = _axes(there, named_tensors(made))
-            if moved & goal and (moved <= goal or not alone):
+            if moved and moved <= goal:
                 sure[name] = value
     return sure | perhaps
 

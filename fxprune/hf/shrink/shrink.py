@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +15,15 @@ from fxprune.hf.folder.tensors import tensors_of
 from fxprune.hf.open import architecture
 from fxprune.hf.shrink import fields
 from fxprune.hf.shrink.builder import Builder
+from fxprune.hf.shrink.fields import Change
 from fxprune.hf.shrink.fill import (
-    check_attributes,
     check_buffers,
+    differences,
     fill,
     lost,
     misfit,
     named_tensors,
+    parted,
 )
 from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.plan import Plan
@@ -103,8 +106,7 @@ def shrink(
     while len(refused) < _CANDIDATES:
         try:
             small = next(candidates)
-            _settle(small, wanted, plan)
-            _check_outputs(small, plan, graph_module, traced)
+            _settle(small, wanted, plan, graph_module, traced)
             break
         except StopIteration:
             raise refused[0] from None
@@ -117,25 +119,66 @@ def shrink(
     return small
 
 
-def _settle(small: PreTrainedModel, wanted: Builder, plan: Plan) -> None:
-    """Put the tensors into a model, once nothing of it is other than it should be.
+def _settle(
+    small: PreTrainedModel,
+    wanted: Builder,
+    plan: Plan,
+    graph_module: fx.GraphModule | None,
+    traced: Traced | None,
+) -> None:
+    """Put the tensors into a model, and prove that it is what it should be.
 
     Raises:
-        ShrinkError: something is.
+        ShrinkError: it is not.
     """
-    model, names, tensors = wanted.model, wanted.names, wanted.tensors
-    check_attributes(model, small, names, wanted.changed)
+    model, names, tensors, changed = wanted.model, wanted.names, wanted.tensors, wanted.changed
+    unlike = next((each.text for each in differences(model, small, names, changed)), "")
+    unlike = unlike or next(parted(small, tensors, names), "")
     if wrong := misfit(small, tensors, names):
-        raise ShrinkError(wrong)
+        raise ShrinkError(unlike or wrong)
     check_buffers(small, tensors, names)
-    for name in lost(tensors, small, names):
-        if name in model.state_dict() or name in plan.biases:
-            raise ShrinkError(f"{name} has no place in the smaller model, which would lose it")
+    _check_lost(model, small, plan, tensors, names)
     fill(small, tensors, names)
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         small.generation_config = copy.deepcopy(generation)
     small.train(model.training)
+    try:
+        compared = _check_outputs(small, plan, graph_module, traced)
+    except ShrinkError as failed:
+        raise (ShrinkError(unlike) if unlike else failed) from failed.__cause__
+    if unlike:
+        _check_again(model, small, names, changed, "" if compared else unlike)
+
+
+def _check_lost(
+    model: PreTrainedModel,
+    small: PreTrainedModel,
+    plan: Plan,
+    tensors: Mapping[str, torch.Tensor],
+    names: Names,
+) -> None:
+    """Every tensor that stays has a place."""
+    for name in lost(tensors, small, names):
+        if name in model.state_dict() or name in plan.biases:
+            raise ShrinkError(f"{name} has no place in the smaller model, which would lose it")
+
+
+def _check_again(
+    model: PreTrainedModel,
+    small: PreTrainedModel,
+    names: Names,
+    changed: Sequence[Change],
+    unlike: str,
+) -> None:
+    """What a run leaves behind, both have now; what comes of a number, the outputs have shown.
+
+    Raises:
+        ShrinkError: something differs still, or it is not known what comes of it.
+    """
+    left = (each.text for each in differences(model, small, names, changed) if not each.counts)
+    if said := next(left, unlike):
+        raise ShrinkError(said)
 
 
 def _for(model: nn.Module, plan: Plan, graph_module: fx.GraphModule | None) -> Plan:
@@ -194,26 +237,29 @@ def _whole(traced: Traced) -> bool:
 @torch.no_grad()
 def _check_outputs(
     small: PreTrainedModel, plan: Plan, graph_module: fx.GraphModule | None, traced: Traced | None
-) -> None:
+) -> bool:
     """The outputs must be those of the graph, if there is one or it can be made at once.
+
+    Returns:
+        Whether they could be compared.
 
     Raises:
         ShrinkError: they are not.
     """
     if any(p.is_meta for p in small.parameters()):
-        return
+        return False
     if graph_module is None and traced is not None and _whole(traced):
         graph_module = rewrite(traced, plan, share=True)
     if graph_module is None:
-        return
+        return False
     inputs = _example(small, graph_module) if traced is None else (traced.args, traced.kwargs)
     if inputs is None:
-        return
+        return False
     with evaluation(small), evaluation(graph_module):
         try:
             outputs = [m(*inputs[0], **inputs[1]) for m in (graph_module, small)]
         except InputError:  # made from the config, and not of the sizes that the graph is for
-            return
+            return False
         except Exception as failed:
             hint = " or keep a multiple of 8 units, multiple_of=8" if "bytes" in str(failed) else ""
             raise ShrinkError(
@@ -230,6 +276,7 @@ def _check_outputs(
             f"{type(small).__name__} with the smaller config does not compute what the rewritten "
             f"graph does ({error:.1e} relative); use the graph"
         )
+    return True
 
 
 def _example(

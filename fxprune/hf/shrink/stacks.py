@@ -63,6 +63,15 @@ class Names:
         """Whether the path leads into one of the lists."""
         return any(path.startswith(f"{stack.path}.") for stack in self.stacks)
 
+    def numbers(self, path: str) -> set[tuple[int, int]]:
+        """Numbers of and in the list that a path leads into, in the whole model and in this."""
+        for stack in self.stacks:
+            rest = path.removeprefix(f"{stack.path}.")
+            if rest != path:
+                number = int(rest.partition(".")[0])
+                return {(stack.kept[number], number), (stack.size, len(stack.kept))}
+        return set()
+
     def shorter(self, path: str, number: int) -> int | None:
         """The number that a layer of the whole model has in the shorter one; None if it goes."""
         kept = next((stack.kept for stack in self.stacks if stack.path == path), None)

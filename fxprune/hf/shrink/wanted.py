@@ -59,6 +59,7 @@ class Wanted:
                 dtype=self.model.dtype,
                 architecture=type(self.model).__name__,
                 attn_implementation=self.model.config._attn_implementation,
+                apart=False,
             )
         except ModelError as error:
             errors.append(str(error))

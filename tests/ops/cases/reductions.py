@@ -156,7 +156,7 @@ CASES = [
     frozen("amin-all", lambda x: x * x.amin(), "amin"),
     frozen("max", lambda x: x * x.max(-1, keepdim=True).values, "max"),
     frozen("max-all", lambda x: x * x.max(), "every unit"),
-    frozen("argmax", lambda x: x * x.argmax(-1, keepdim=True), "argmax"),
+    frozen("argmax", lambda x: x * x.argmax(-1, keepdim=True), "positions are reckoned"),
     frozen("argmax-all", lambda x: x * x.argmax(), "argmax"),
     frozen("median", lambda x: x * x.median(-1, keepdim=True).values, "median"),
     frozen("prod", lambda x: x * x.prod(-1, keepdim=True), "prod"),
