@@ -113,7 +113,7 @@ def shrink(
     try:
         compared = _check_outputs(small, plan, graph_module, traced)
     except ShrinkError as failed:
-        raise (ShrinkError(unlike) if unlike else failed) from failed.__cause__
+        raise (ShrinkError(f"{failed} ({unlike})") if unlike else failed) from failed.__cause__
     if unlike:
         _check_again(model, small, names, changed, "" if compared else unlike)
     if not share:
