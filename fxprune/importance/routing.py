@@ -14,6 +14,7 @@ from fxprune.data.calibrate import Batch
 from fxprune.data.graph_inputs import graph_inputs, masks, row_count
 from fxprune.errors import CriterionError
 from fxprune.groups.group import Group
+from fxprune.ops.choosing import JOINS
 from fxprune.ops.op import find_op, packet
 from fxprune.progress import track
 from fxprune.trace.modes import evaluation
@@ -122,8 +123,8 @@ def _router(graph: DependencyGraph, group: Group) -> _Router:
     weights = [s for s in group.sites if s.parameter and graph.traced.tensors[s.tensor].dim() == 3]
     for node in graph.traced.graph_module.graph.nodes:
         layout = inferred.points.get((node, 0))
-        if packet(node) is not None or layout is None or not weights:
-            continue  # positions come out of topk as one of two outputs
+        if packet(node) not in {None, *JOINS} or layout is None or not weights:
+            continue  # positions come out of topk as one of two outputs, or are put side by side
         same = list(atoms(layout)) == list(atoms(weights[0].layout))
         if dim in atoms(layout) and same and node.meta["val"].dim() == 2:
             found = _terms(graph, node, weights[-1].tensor)

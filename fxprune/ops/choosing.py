@@ -32,7 +32,7 @@ _KEEPS = {
     aten.detach, aten.alias, aten.to, aten._to_copy, aten.slice, aten.select, aten.repeat,
     aten.repeat_interleave, aten.index, aten.index_select, aten.gather, aten.type_as,
 }  # fmt: skip
-_JOINS = {aten.cat, aten.concat, aten.concatenate, aten.stack, aten.hstack, aten.vstack}
+JOINS = {aten.cat, aten.concat, aten.concatenate, aten.stack, aten.hstack, aten.vstack}
 # They look up or count what positions point to, or read no value at all.
 _USES = {
     aten.index, aten.index_select, aten.gather, aten.embedding, aten.one_hot, aten.histc, aten.sort,
@@ -128,7 +128,7 @@ def follow(ctx: Context, node: fx.Node) -> None:
     op = packet(node)
     source: Any = node.args[0] if node.args else None
     keeps = op in _KEEPS
-    if op in _JOINS:
+    if op in JOINS:
         # Positions beside others on the same axis.
         several = [ctx.pointed(each) for each in source]
         keeps = len({each and tuple(dims.atoms(each.layout)) for each in several}) == 1

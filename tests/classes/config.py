@@ -131,6 +131,8 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "reformer": {"axial_pos_shape": (8, 16), "axial_pos_embds_dim": (16, HIDDEN - 16)},
     # Sizes inside are rounded up to a multiple of 64.
     "xlstm": {"hidden_size": 2 * HIDDEN},
+    # It halves the key/value heads.
+    "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4},
     # One of several adapters, and none is chosen by default.
     "xmod": {"default_language": "en_XX"},
 }

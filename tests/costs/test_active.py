@@ -21,8 +21,8 @@ _MODELS = {
     ),
     "groups first, and a correction": transformers.DeepseekV3Config(
         **(_SIZES | {"head_dim": 4}), n_routed_experts=8, n_group=4, topk_group=2,
-        moe_intermediate_size=24, first_k_dense_replace=1, q_lora_rank=None, kv_lora_rank=8, qk_rope_head_dim=4,
-        qk_nope_head_dim=4, v_head_dim=8,
+        moe_intermediate_size=24, first_k_dense_replace=1, q_lora_rank=None, kv_lora_rank=8,
+        qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
     ),
 }  # fmt: skip
 

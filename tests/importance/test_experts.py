@@ -37,6 +37,13 @@ def qwen() -> Any:
     return shaken(transformers.Qwen2MoeForCausalLM(config).eval())
 
 
+def phimoe() -> Any:
+    """Its router takes the largest, and then the largest of the others."""
+    torch.manual_seed(0)
+    config = transformers.PhimoeConfig(**SIZES, intermediate_size=16, num_local_experts=5)
+    return shaken(transformers.PhimoeForCausalLM(config).eval())
+
+
 @torch.no_grad()
 def shaken(model: Any) -> Any:
     for parameter in model.parameters():
@@ -71,7 +78,7 @@ def by_hand(model: Any, mask: Tensor | None = None) -> list[tuple[Tensor, Tensor
     return found
 
 
-@pytest.mark.parametrize("make", [mixtral, qwen])
+@pytest.mark.parametrize("make", [mixtral, qwen, phimoe])
 @pytest.mark.parametrize("masked", [False, True])
 def test_against_plain_loops(make: Any, masked: bool) -> None:
     model = make()

@@ -129,9 +129,7 @@ def differences(
             if name.startswith("_") or name in ("layer_idx", "training"):
                 continue
             there = vars(before).get(name)
-            if not isinstance(value, kinds | None) or there == value:
-                continue
-            if isinstance(there, float) and math.isclose(there, value or 0, rel_tol=1e-12):
+            if not isinstance(value, kinds | None) or _same(there, value):
                 continue
             if type(value) is int and type(there) is int:
                 shapes = _shapes(before, module)
@@ -142,6 +140,13 @@ def differences(
                 f"as {path or 'that'} the config makes it {value!r}",
                 counts=(there, value) in names.numbers(path),
             )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether they are equal, numbers but for rounding."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-12)
+    return not isinstance(one, torch.Tensor) and bool(one == other)
 
 
 def _said(value: Any) -> str:

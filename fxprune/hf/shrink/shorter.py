@@ -91,10 +91,11 @@ def _counts(values: Mapping[str, Any], stack: Stack) -> Iterator[tuple[str, ...]
             _last(name) != "num_hidden_layers",
         )
     )
-    sets: list[tuple[str, ...]] = [(name,) for name in names]
-    if len(names) > 1:  # the standard entry alone, or with whatever else says the same
-        sets.insert("num_hidden_layers" in map(_last, names), tuple(names))
-    yield from sets
+    standard = tuple(name for name in names if _last(name) == "num_hidden_layers")
+    others = [name for name in names if name not in standard]
+    # What says the same as the standard entry goes with it.
+    sets = [standard, *((*standard, name) for name in others), *((name,) for name in others)]
+    yield from dict.fromkeys(filter(None, [*sets, tuple(names)]))
     yield ()
 
 

@@ -146,7 +146,7 @@ def _settle(
     try:
         compared = _check_outputs(small, plan, graph_module, traced)
     except ShrinkError as failed:
-        raise (ShrinkError(unlike) if unlike else failed) from failed.__cause__
+        raise (ShrinkError(f"{failed} ({unlike})") if unlike else failed) from failed.__cause__
     if unlike:
         _check_again(model, small, names, changed, "" if compared else unlike)
 
