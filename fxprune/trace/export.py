@@ -24,7 +24,7 @@ from fxprune.trace.dynamic import Axes
 from fxprune.trace.given import check_values, examples, mend
 from fxprune.trace.guards import Guards, guard
 from fxprune.trace.guards import symbols as symbols_of
-from fxprune.trace.hints import grouped_experts, plain_attention
+from fxprune.trace.hints import broadcast_masks, grouped_experts, plain_attention
 from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
 from fxprune.trace.modes import as_captured
@@ -150,6 +150,7 @@ def captured(
     with (
         as_captured(model),
         plain_attention(),
+        broadcast_masks(),
         grouped_experts(model),
         # Where layers repeat little, to look up what an op gives takes longer than to find out.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=len([*model.modules()]) > _MANY),

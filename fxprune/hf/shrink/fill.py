@@ -106,29 +106,34 @@ def _counts(value: int, changed: Iterable[Change]) -> set[int]:
 
 
 @torch.no_grad()
-def check_buffers(small: PreTrainedModel, tensors: Tensors, names: Names) -> None:
+def check_unsaved(small: PreTrainedModel, tensors: Tensors, names: Names) -> None:
     """What a checkpoint does not hold must be what the class computes when it is loaded.
 
     Args:
-        small: the model without weights; these buffers of it are computed.
+        small: the model without weights; these tensors of it are computed.
         tensors: what is to be put there, by its name in the whole model.
         names: from its names to those.
 
     Raises:
-        ShrinkError: a buffer that is not saved has other values in the pruned model.
+        ShrinkError: a tensor that is not saved has other values in the pruned model.
     """
+    ignored = getattr(small, "_keys_to_ignore_on_save", None) or ()
     for path, module in small.named_modules():
+        inside = f"{path}." if path else ""
         own = {n: b for n, b in module.named_buffers(recurse=False) if n not in module.state_dict()}
+        fixed = {n: p for n, p in module._parameters.items() if inside + n in ignored and p.is_meta}
         for name, blank in own.items():
             module._buffers[name] = torch.zeros_like(blank, device="cpu")
-        if own:
+        for name, blank in fixed.items():
+            module._parameters[name] = nn.Parameter(torch.zeros_like(blank, device="cpu"), False)
+        if own or fixed:
             _owner(small, path)._init_weights(module)
-        for name in own:
-            full = f"{path}.{name}" if path else name
-            buffer, tensor = module._buffers[name], tensors.get(names.original(full))
-            if buffer is None or tensor is None or tensor.is_meta:
+        for name in (*own, *fixed):
+            full = inside + name
+            computed, tensor = getattr(module, name), tensors.get(names.original(full))
+            if computed is None or tensor is None or tensor.is_meta:
                 continue
-            if buffer.shape != tensor.shape or not _alike(buffer, tensor):
+            if computed.shape != tensor.shape or not _alike(computed, tensor):
                 raise ShrinkError(
                     f"{full} is not saved, and {type(small).__name__} would compute other values "
                     "for it than the pruned model has"

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import InputError, PlanError, ShrinkError, TraceError
+from fxprune.errors import FxpruneWarning, InputError, PlanError, ShrinkError, TraceError
 from fxprune.hf.folder.tensors import tensors_of
 from fxprune.hf.open import architecture
 from fxprune.hf.shrink import fields
 from fxprune.hf.shrink.builder import Builder
 from fxprune.hf.shrink.fill import (
     check_attributes,
-    check_buffers,
+    check_unsaved,
     fill,
     lost,
     misfit,
     named_tensors,
 )
+from fxprune.hf.shrink.parts import others
 from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.plan import Plan
 from fxprune.rewrite.apart import set_apart
@@ -79,6 +81,9 @@ def shrink(
         ShrinkError: no config of the class can say what the plan leaves (the message says what
             stands in the way), or the model is none of transformers. The graph can always be had.
         PlanError: the plan is for another model.
+
+    Warns:
+        FxpruneWarning: blocks go, and the graph holds nothing of another part of the model.
     """
     plan = _for(model, plan, graph_module)
     _check(model, plan)
@@ -99,7 +104,7 @@ def shrink(
     check_attributes(model, small, names, changed)
     if wrong := misfit(small, tensors, names):
         raise ShrinkError(wrong)
-    check_buffers(small, tensors, names)
+    check_unsaved(small, tensors, names)
     for name in lost(tensors, small, names):
         if name in model.state_dict() or name in plan.biases:
             raise ShrinkError(f"{name} has no place in the smaller model, which would lose it")
@@ -109,6 +114,8 @@ def shrink(
         small.generation_config = copy.deepcopy(generation)
     small.train(model.training)
     _check_outputs(small, plan, graph_module, traced)
+    if stacks:
+        _warn_unread(model, traced.graph_module if traced is not None else graph_module)
     if not share:
         set_apart(small, model, *given)
     return small
@@ -206,6 +213,19 @@ def _check_outputs(
             f"{type(small).__name__} with the smaller config does not compute what the rewritten "
             f"graph does ({error:.1e} relative); use the graph"
         )
+
+
+def _warn_unread(model: PreTrainedModel, graph_module: fx.GraphModule | None) -> None:
+    """Blocks may be met by number from a part that was not captured, such as a tower."""
+    read = () if graph_module is None else tensors_of(graph_module)
+    unread = [p for p in others(model) if read and not any(n.startswith(f"{p}.") for n in read)]
+    if unread:
+        words = (
+            f"the example inputs ran nothing of {', '.join(unread)}, so what "
+            f"{type(model).__name__} computes with it was not compared without the removed blocks: "
+            "trace with inputs for it"
+        )
+        warnings.warn(words, FxpruneWarning, stacklevel=3)
 
 
 def _example(
