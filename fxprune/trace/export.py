@@ -206,7 +206,8 @@ def _unsayable(found: Captured, leaves: list[Any]) -> dict[tuple[int, int], Aske
 def _exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], symbolic: Axes
 ) -> Captured:
-    with preserved(model), symbols.recording():
+    leaves = pytree.tree_leaves((args, kwargs))
+    with preserved(model), symbols.recording(), dynamic.unmarked(leaves):
         dynamic.name_inputs(model, kwargs)
         shapes = dynamic.dynamic_shapes(model, args, kwargs, symbolic)
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

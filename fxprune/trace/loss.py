@@ -91,19 +91,26 @@ def _decided(asked: tuple[Asked, ...], axis: int, size: int) -> Asked | None:
 def _is_loss(
     model: nn.Module, capture: _Capture, place: int, axis: int, question: Asked | None
 ) -> bool:
-    if question is None:
-        return bool(capture.refused)
     leaves = pytree.tree_leaves((capture.args, capture.kwargs))
+    if question is None:
+        # An axis of one is often broadcast, against a size that is no input's.
+        alone = leaves[place].shape[axis] == 1
+        taken = not alone or _takes(model, capture, _longer(leaves, place, axis))
+        return bool(capture.refused) and taken
     if question.by and not question.by.startswith(("_assert", "_check_with")):
         if axis > 0 and _WEIGHTED.search(question.by):
             return False
         if axis < 2 and role(leaves[place], axis) in ("batch", "sequence"):
             return True
-    shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+    return _takes(model, capture, _longer(leaves, place, axis))
+
+
+def _longer(leaves: list[Any], place: int, axis: int) -> list[Any]:
+    """The shapes of inputs, with one more along an axis of one of them."""
+    shapes: list[Any] = [getattr(leaf, "shape", None) for leaf in leaves]
     shape = shapes[place]
-    assert shape is not None
     shapes[place] = (*shape[:axis], shape[axis] + 1, *shape[axis + 1 :])
-    return _takes(model, capture, shapes)
+    return shapes
 
 
 def _limited(model: nn.Module, capture: _Capture) -> Iterator[str]:

@@ -51,12 +51,17 @@ def misfit(small: nn.Module, tensors: Tensors, names: Names, inside: str = "") -
 
 def check_attributes(
     model: nn.Module, small: nn.Module, names: Names, changed: Sequence[Change]
-) -> None:
+) -> list[str]:
     """Every module that stays is what it was, save for numbers that count units of the plan.
+
+    Returns:
+        Attributes that hold tensors of no module and that a new model has not, as a forward pass
+        may leave them. Whether anything reads them is not said.
 
     Raises:
         ShrinkError: something else is different: a scale, a window, a flag.
     """
+    left = []
     for path, module in small.named_modules():
         original = names.original(path)
         # With fewer layers, what counts or sums them up outside may differ: flags and numbers.
@@ -76,6 +81,9 @@ def check_attributes(
             if name.startswith("_") or name in ("layer_idx", "training"):
                 continue
             there = vars(before).get(name)
+            if value is None and isinstance(there, torch.Tensor):
+                left.append(f"{original}.{name}" if original else name)
+                continue
             if not isinstance(value, kinds | None) or there == value:
                 continue
             if type(value) is int and type(there) is int:
@@ -86,6 +94,7 @@ def check_attributes(
                 f"{original or type(model).__name__}.{name} is {there!r}, and "
                 f"as {path or 'that'} the config makes it {value!r}"
             )
+    return left
 
 
 def _shapes(before: nn.Module, module: nn.Module) -> set[tuple[int, int]]:

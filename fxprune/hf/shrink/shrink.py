@@ -101,19 +101,20 @@ def shrink(
     if graph_module is not None:
         tensors |= _pruned(model, graph_module)
     small = Builder(model, stacks, names, tensors, changed).build()
-    check_attributes(model, small, names, changed)
+    left = check_attributes(model, small, names, changed)
     if wrong := misfit(small, tensors, names):
         raise ShrinkError(wrong)
     check_unsaved(small, tensors, names)
-    for name in lost(tensors, small, names):
-        if name in model.state_dict() or name in plan.biases:
-            raise ShrinkError(f"{name} has no place in the smaller model, which would lose it")
+    held = model.state_dict().keys() | set(plan.biases)
+    if gone := [name for name in lost(tensors, small, names) if name in held]:
+        raise ShrinkError(f"{gone[0]} has no place in the smaller model, which would lose it")
     fill(small, tensors, names)
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         small.generation_config = copy.deepcopy(generation)
     small.train(model.training)
-    _check_outputs(small, plan, graph_module, traced)
+    if not _same_outputs(small, plan, graph_module, traced) and left:
+        raise ShrinkError(_without(left[0], small))
     if stacks:
         _warn_unread(model, traced.graph_module if traced is not None else graph_module)
     if not share:
@@ -175,28 +176,31 @@ def _whole(traced: Traced) -> bool:
 
 
 @torch.no_grad()
-def _check_outputs(
+def _same_outputs(
     small: PreTrainedModel, plan: Plan, graph_module: fx.GraphModule | None, traced: Traced | None
-) -> None:
+) -> bool:
     """The outputs must be those of the graph, if there is one or it can be made at once.
+
+    Returns:
+        Whether there was something to compare.
 
     Raises:
         ShrinkError: they are not.
     """
     if any(p.is_meta for p in small.parameters()):
-        return
+        return False
     if graph_module is None and traced is not None and _whole(traced):
         graph_module = rewrite(traced, plan, share=True)
     if graph_module is None:
-        return
+        return False
     inputs = _example(small, graph_module) if traced is None else (traced.args, traced.kwargs)
     if inputs is None:
-        return
+        return False
     with evaluation(small), evaluation(graph_module):
         try:
             outputs = [m(*inputs[0], **inputs[1]) for m in (graph_module, small)]
         except InputError:  # made from the config, and not of the sizes that the graph is for
-            return
+            return False
         except Exception as failed:
             hint = " or keep a multiple of 8 units, multiple_of=8" if "bytes" in str(failed) else ""
             raise ShrinkError(
@@ -213,6 +217,14 @@ def _check_outputs(
             f"{type(small).__name__} with the smaller config does not compute what the rewritten "
             f"graph does ({error:.1e} relative); use the graph"
         )
+    return True
+
+
+def _without(name: str, small: PreTrainedModel) -> str:
+    return (
+        f"{name} is a tensor, and {type(small).__name__} begins with None there: set it to None if "
+        "a forward pass left it, or give traced=, so that the outputs without it are compared"
+    )
 
 
 def _warn_unread(model: PreTrainedModel, graph_module: fx.GraphModule | None) -> None:
