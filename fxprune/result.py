@@ -112,6 +112,7 @@ class PruneResult:
             ShrinkError: ``save_as`` is ``transformers`` and no config can say the sizes.
         """
         from fxprune.hf.folder import checkpoint
+        from fxprune.hf.open.architecture import has_class
         from fxprune.hf.shrink.parts import uneven
 
         if save_as not in SAVE_AS:
@@ -135,4 +136,6 @@ class PruneResult:
         checkpoint.save(
             self.graph_module, folder, plan=self.plan, traced=self.traced, tokenizer=tokenizer
         )
+        if not (self._is_transformers and has_class(self.traced.module)):
+            opened = f"open it with fxprune.load({str(folder)!r}, model=the original architecture)"
         return opened + why

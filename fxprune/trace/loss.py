@@ -100,7 +100,9 @@ def _is_loss(
     if question.by and not question.by.startswith(("_assert", "_check_with")):
         if axis > 0 and _WEIGHTED.search(question.by):
             return False
-        if axis < 2 and role(leaves[place], axis) in ("batch", "sequence"):
+        sizes = [size for leaf in leaves for size in getattr(leaf, "shape", ())]
+        several = sizes.count(leaves[place].shape[axis]) > 1  # which may have to change together
+        if several and axis < 2 and role(leaves[place], axis) in ("batch", "sequence"):
             return True
     return _takes(model, capture, _longer(leaves, place, axis))
 

@@ -172,7 +172,7 @@ def _whole(graph_module: fx.GraphModule, plan: Plan, traced: Traced) -> tuple[Tr
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
-    if not architecture.is_transformers(module):
+    if not (architecture.is_transformers(module) and architecture.has_class(module)):
         return {"library": None, "class": type(module).__qualname__}
     config: Any = module.config
     return {
@@ -188,7 +188,7 @@ def _rebuild(
     """The original architecture on ``meta``, in the dtypes that the tensors have."""
     if facts.get("library") != "transformers":
         raise CheckpointError(
-            f"{path} holds a pruned {facts.get('class')}, which is not a transformers model: build "
+            f"{path} holds a pruned {facts.get('class')}, which is no class of transformers: build "
             "the original (on meta is enough) and pass it, load(path, model=...)"
         )
     guard.check_config(path / CONFIG, len(plan.shapes) or len(tensors))

@@ -142,6 +142,11 @@ def _check(model: nn.Module, plan: Plan) -> None:
             f"{type(model).__name__} is not a transformers model, with a config to make a smaller "
             "one from; fxprune.rewrite makes a graph of it"
         )
+    if not architecture.has_class(model):
+        raise ShrinkError(
+            f"transformers has no class {type(model).__name__}, so nothing would open a smaller "
+            "one; save the graph, and load it with the original architecture: load(path, model=...)"
+        )
     if any(parameter.numel() == 0 for parameter in model.parameters()):  # consumed
         model = architecture.build(model.config, architecture=type(model).__name__)
     plan.check_model(model)
