@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import CheckpointError, FxpruneError
 from fxprune.hf.folder import example
@@ -117,8 +118,17 @@ def original(
     """
     if model is None:
         model = _rebuild(path, facts["model"], plan, tensors or {})
-    args, kwargs = example.make(facts["inputs"], model)
+    args, kwargs = _numbered(example.make(facts["inputs"], model), facts.get("guards"))
     return _with_ones(trace(model, args, kwargs), facts.get("guards"))
+
+
+def _numbered(inputs: Any, saved: dict[str, Any] | None) -> Any:
+    """Example inputs with the numbers that the model reads, where the saved graph holds some."""
+    leaves, spec = pytree.tree_flatten(inputs)
+    for place, (_, dtype, _, numbers) in enumerate(() if saved is None else saved["inputs"]):
+        if dtype is not None and numbers is not None:
+            leaves[place] = torch.tensor(numbers, dtype=leaves[place].dtype, device="cpu")
+    return pytree.tree_unflatten(leaves, spec)
 
 
 def _with_ones(traced: Traced, saved: dict[str, Any] | None) -> Traced:

@@ -10,7 +10,13 @@ import torch
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.errors import CheckpointError, FxpruneWarning, ShrinkError, TraceError
+from fxprune.errors import (
+    CheckpointError,
+    FxpruneWarning,
+    InputError,
+    ShrinkError,
+    TraceError,
+)
 from fxprune.plan import Plan
 from tests import remote, zoo
 
@@ -50,11 +56,20 @@ def test_without_the_two_lines_it_computes_the_same(traced: fxprune.Traced) -> N
         assert torch.equal(traced.graph_module(**there)["logits"], expected)
 
 
-@pytest.mark.parametrize("given", [("input_ids", "position_ids", "attention_mask"), ("input_ids",)])
-def test_lines_that_read_numbers_are_named(given: tuple[str, ...]) -> None:
-    example = {name: value for name, value in inputs().items() if name in given}
+def test_with_the_two_lines_the_graph_is_of_one_example() -> None:
+    model, example = remote.original(), inputs()
+    with pytest.warns(FxpruneWarning, match="reads the numbers in position_ids, .* attention_mask"):
+        found = fxprune.trace(model, kwargs=example)
+    assert found.guards.held == ["position_ids", "attention_mask"]
+    with torch.no_grad():
+        assert torch.equal(found.graph_module(**example)["logits"], model(**example).logits)
+    with pytest.raises(InputError, match="position_ids has other numbers"):
+        found.graph_module(**{**example, "position_ids": example["position_ids"] + 1})
+
+
+def test_what_reads_the_tokens_is_named() -> None:
     with pytest.raises(TraceError, match=r"remote.py:.*takes numbers out of a tensor.*remote-code"):
-        fxprune.trace(remote.original(), kwargs=example)
+        fxprune.trace(remote.original(), kwargs={"input_ids": inputs()["input_ids"]})
 
 
 def test_heads_and_hidden_units_at_any_length(traced: fxprune.Traced) -> None:

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import fxprune
-from fxprune.errors import FxpruneWarning, ShrinkError, TraceError
+from fxprune.errors import FxpruneWarning, ShrinkError
 from fxprune.hf.shrink import parts
 from fxprune.plan import Plan
 from tests.hf import pictures
@@ -87,10 +87,17 @@ def test_the_tower_is_left_alone_where_it_is_ignored(seen_whole: Any, tmp_path: 
     assert_stock(result.model, inputs, result.plan, tmp_path / "m")
 
 
-def test_numbers_that_a_model_reads_are_named(of_any_size: Any) -> None:
+def test_numbers_that_a_model_reads(of_any_size: Any, tmp_path: Path) -> None:
+    """Rows and columns of a picture, and where in the text it stands."""
     model, inputs, _ = of_any_size
-    with pytest.raises(TraceError, match="takes numbers out of a tensor"):
-        fxprune.trace(model, kwargs=inputs)
+    with pytest.warns(FxpruneWarning, match="the model reads the numbers in image_grid_thw"):
+        traced = fxprune.trace(model, kwargs=inputs)
+    assert traced.guards.held == ["image_grid_thw", "mm_token_type_ids"]
+    plan = less(fxprune.discover(traced), "mlp", "language_model")
+    graph_module = fxprune.rewrite(traced, plan)
+    assert fxprune.verify(traced, graph_module, plan).relative_error < 1e-5
+    small: Any = fxprune.shrink(model, plan, graph_module)
+    assert_stock(small, inputs, plan, tmp_path / "m")
 
 
 def test_the_language_part_by_text_alone(of_any_size: Any, tmp_path: Path) -> None:
