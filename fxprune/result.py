@@ -112,6 +112,7 @@ class PruneResult:
             ShrinkError: ``save_as`` is ``transformers`` and no config can say the sizes.
         """
         from fxprune.hf.folder import checkpoint, module_folder
+        from fxprune.hf.open.architecture import has_class
 
         if save_as not in SAVE_AS:
             raise CheckpointError(f"save_as={save_as!r}: choose from {', '.join(SAVE_AS)}")
@@ -135,4 +136,6 @@ class PruneResult:
         checkpoint.save(
             self.graph_module, folder, plan=self.plan, traced=self.traced, tokenizer=tokenizer
         )
+        if not (self._is_transformers and has_class(self.traced.module)):
+            opened = f"open it with fxprune.load({str(folder)!r}, model=the original architecture)"
         return opened + why

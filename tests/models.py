@@ -84,16 +84,15 @@ class PlaneRotary(nn.Module):
         self.register_buffer("inv_freq", inverse, persistent=False)
 
     def turn(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        angles = positions[:, None].float() * self.inv_freq
+        angles = positions[:, None, :, None].float() * self.inv_freq
         angles = torch.cat((angles, angles), dim=-1)
         a, b = x.chunk(2, dim=-1)
         return x * angles.cos() + torch.cat((-b, a), dim=-1) * angles.sin()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        positions = torch.arange(x.shape[-2], device=x.device)
-        blocks = (positions - 3).clamp(min=0)
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         first, second = x.chunk(2, dim=-1)
-        return torch.cat((self.turn(first, positions), self.turn(second, blocks)), dim=-1)
+        first = self.turn(first, position_ids[:, 0])
+        return torch.cat((first, self.turn(second, position_ids[:, 1])), dim=-1)
 
 
 class PlaneAttention(nn.Module):
@@ -105,18 +104,26 @@ class PlaneAttention(nn.Module):
         self.query_key_value = nn.Linear(hidden, heads * 3 * head_dim)
         self.dense = nn.Linear(heads * head_dim, hidden)
 
-    def forward(self, x: torch.Tensor, rotary: PlaneRotary) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: PlaneRotary,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> torch.Tensor:
         batch, length, _ = x.shape
         fused = self.query_key_value(x).view(batch, length, self.heads, 3 * self.head_dim)
         query, key, value = (part.transpose(1, 2) for part in fused.chunk(3, dim=-1))
-        query, key = rotary(query), rotary(key)
+        query, key = rotary(query, position_ids), rotary(key, position_ids)
         if self.attention == "sdpa":
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=~attention_mask)
         else:
             scores = query @ key.transpose(-1, -2) / math.sqrt(self.head_dim)
-            ahead = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-            mixed = scores.masked_fill(ahead, float("-inf")).softmax(dim=-1) @ value
+            mixed = self.masked(scores, attention_mask).softmax(dim=-1) @ value
         return self.dense(mixed.transpose(1, 2).reshape(batch, length, self.heads * self.head_dim))
+
+    def masked(self, scores: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return scores.masked_fill(attention_mask, -10000.0)
 
 
 class PlaneBlock(nn.Module):
@@ -133,15 +140,26 @@ class PlaneBlock(nn.Module):
         self.dense_h_to_4h = nn.Linear(hidden, inner)
         self.dense_4h_to_h = nn.Linear(inner, hidden)
 
-    def forward(self, x: torch.Tensor, rotary: PlaneRotary) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: PlaneRotary,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> torch.Tensor:
         x = self.input_layernorm(x)
-        x = self.alpha * x + self.attention(x, rotary)
+        x = self.alpha * x + self.attention(x, rotary, position_ids, attention_mask)
         x = self.post_attention_layernorm(x)
         return self.alpha * x + self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x)))
 
 
 class PlaneModel(nn.Module):
-    """A language model of the ChatGLM-6B make."""
+    """A language model of the ChatGLM-6B make.
+
+    It reads token ids of shape (batch, length); two positions of each, (batch, 2, length): in the
+    text, and in what is written at one place of it; and what a token must not see, True in a mask
+    of shape (batch, 1, length, length). Left out, these are such as for a text that goes on.
+    """
 
     def __init__(self, attention: str = "eager", layers: int = 2) -> None:
         super().__init__()
@@ -155,8 +173,25 @@ class PlaneModel(nn.Module):
         self.final_layernorm = nn.LayerNorm(hidden)
         self.lm_head = nn.Linear(hidden, vocabulary, bias=False)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if position_ids is None or attention_mask is None:
+            position_ids, attention_mask = plane_inputs(input_ids, 3)
         x = self.word_embeddings(input_ids)
         for layer in self.layers:
-            x = layer(x, self.rotary)
+            x = layer(x, self.rotary, position_ids, attention_mask)
         return self.lm_head(self.final_layernorm(x))
+
+
+def plane_inputs(input_ids: torch.Tensor, given: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions and mask of rows whose first tokens are given, which see one another."""
+    batch, length = input_ids.shape
+    places = torch.arange(length, device=input_ids.device)
+    positions = torch.stack((places.clamp(max=given - 1), (places - given + 1).clamp(min=0)))
+    hidden = places[:, None] < places
+    hidden = hidden & (places >= given)
+    return positions.expand(batch, 2, length), hidden.expand(batch, 1, length, length)

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 import fxprune
-from tests.models import Perceptron, PlaneModel, ResidualConvNet
+from tests.models import Perceptron, PlaneModel, ResidualConvNet, plane_inputs
 
 VOCABULARY, HIDDEN, INNER, HEAD_DIM, LAYERS = 101, 36, 40, 8, 2
 EXAMPLE, OTHER = (5, 13), (3, 17)  # (batch, length): to trace with, and another to run with
@@ -48,7 +48,8 @@ class Entry:
         make: the model for an attention backend, weights as initialised.
         expected: the groups that must be found and be prunable.
         backends: attention implementations the family has.
-        inputs: kind of input: ``tokens``, ``pairs`` (encoder and decoder), ``image``, ``features``.
+        inputs: kind of input: ``tokens``, ``pairs`` (encoder and decoder), ``planes`` (positions in
+            two dimensions and a mask), ``image``, ``features``.
         optional: kinds in ``expected`` that may be absent, frozen or finer.
         frozen_ok: kinds that may be frozen, and why.
         blocks: for each block that can be removed, the kinds of its residual branches.
@@ -86,6 +87,11 @@ class Entry:
             return (torch.randn(batch, 20, generator=generator),), {}
         if self.inputs == "pairs":
             return (), {"input_ids": tokens(length), "decoder_input_ids": tokens(length - 6)}
+        if self.inputs == "planes":
+            ids = tokens(length)
+            rows = [plane_inputs(row[None], length - 2 - i) for i, row in enumerate(ids)]
+            positions, masks = (torch.cat(each) for each in zip(*rows, strict=True))
+            return (), {"input_ids": ids, "position_ids": positions, "attention_mask": masks}
         return (), {"input_ids": tokens(length)}
 
 
@@ -348,6 +354,7 @@ ZOO: tuple[Entry, ...] = (
             "head_dim": {2: 1, 8: 2},  # both halves turn with the same two frequencies
             "channel": {36: 1},
         },
+        inputs="planes",
     ),
     Entry(
         "resnet",

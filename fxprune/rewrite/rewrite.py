@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -122,7 +123,11 @@ def _copy_regions(traced: Traced, root: nn.Module) -> None:
     """Sub-graphs of control flow (``torch.cond``): frozen, so they stay as they are."""
     for node in traced.graph_module.graph.nodes:
         if node.op == "get_attr" and node.target not in traced.tensors:
-            value = copy.deepcopy(get_attribute(traced.graph_module, str(node.target)))
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore", ".*LeafSpec", FutureWarning
+                )  # torch copies its own
+                value = copy.deepcopy(get_attribute(traced.graph_module, str(node.target)))
             set_attribute(root, str(node.target), value)
 
 

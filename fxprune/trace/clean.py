@@ -256,7 +256,7 @@ def _canonical_tensors(
         if not isinstance(value, torch.Tensor):
             set_attribute(root, str(node.target), value)
             continue
-        name = names.get(id(value), str(node.target))
+        name = names.get(id(value)) or _of_constant(str(node.target), model)
         if name in first:
             node.replace_all_uses_with(first[name])
             graph.erase_node(node)
@@ -278,6 +278,17 @@ def _canonical_tensors(
     place = {name: i for i, name in enumerate(names.values())}
     ordered = sorted(tensors, key=lambda name: place.get(name, len(place)))
     return clean_module, {name: tensors[name] for name in ordered}, aliases
+
+
+def _of_constant(name: str, model: nn.Module) -> str:
+    """A constant's name: not inside a layer of torch, which comes back without."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        holder = model.get_submodule(path)
+    except AttributeError:
+        return name
+    of_torch = path and type(holder).__module__.startswith("torch.nn.modules")
+    return name.replace(".", "_") if of_torch and not hasattr(holder, leaf) else name
 
 
 def _names(model: nn.Module) -> tuple[dict[int, str], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,21 @@ def every_axis(values: Iterable[Any], *, ones: bool = True) -> Axes:
         for axis in range(tensor.dim())
         if ones or tensor.shape[axis] != 1
     )
+
+
+@contextlib.contextmanager
+def unmarked(values: Iterable[Any]) -> Iterator[None]:
+    """Take back what ``torch.export`` notes on tensors, and leaves there where it fails.
+
+    The next try would read it, and capture axes as symbols that it was not told of.
+    """
+    before = [(t, dict(vars(t))) for t in values if isinstance(t, torch.Tensor)]
+    try:
+        yield
+    finally:
+        for tensor, noted in before:
+            vars(tensor).clear()
+            vars(tensor).update(noted)
 
 
 def name_inputs(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
@@ -72,15 +88,15 @@ def dynamic_shapes(
 def role(tensor: torch.Tensor, axis: int) -> str:
     """What an axis of an input most likely is, for messages and for the order of trying.
 
-    Tokens are (batch, sequence), vectors (batch, sequence, features) or (batch, channels, length),
-    pictures (batch, channels, height, width).
+    Tokens are (batch, sequence), or several for a place (batch, size, sequence), vectors (batch,
+    sequence, features) or (batch, channels, length), pictures (batch, channels, height, width).
     """
     if axis == 0:
         return "batch"
     if tensor.dim() == 2 and not tensor.is_floating_point():
         return "sequence"
     if tensor.dim() == 3:
-        return "sequence"
+        return "sequence" if tensor.is_floating_point() or axis == 2 else "size"
     if tensor.dim() in (4, 5) and axis >= 2:
         return ("depth", "height", "width")[axis - tensor.dim()]
     return "size"

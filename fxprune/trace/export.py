@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,14 +17,19 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneWarning, TraceError
-from fxprune.trace import dropout, dynamic, inputs, refusals, symbols
+from fxprune.trace import dropout, dynamic, held, inputs, refusals, symbols
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.clean import clean
 from fxprune.trace.dynamic import Axes
 from fxprune.trace.given import check_values, examples, mend
 from fxprune.trace.guards import Guards, guard
 from fxprune.trace.guards import symbols as symbols_of
-from fxprune.trace.hints import grouped_experts, plain_attention, unchecked_distributions
+from fxprune.trace.hints import (
+    broadcast_masks,
+    grouped_experts,
+    plain_attention,
+    unchecked_distributions,
+)
 from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
 from fxprune.trace.modes import as_captured
@@ -151,25 +156,55 @@ def captured(
         as_captured(model),
         plain_attention(),
         unchecked_distributions(),
+        broadcast_masks(),
         grouped_experts(model),
         # Where layers repeat little, to look up what an op gives takes longer than to find out.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=len([*model.modules()]) > _MANY),
         as_on_cpu(model, wide) as (examples, originals),
     ):
-        yield replace(_captured(model, *examples, ones=widen), originals=originals)
+        yield replace(_with_numbers(model, *examples, ones=widen), originals=originals)
+
+
+def _with_numbers(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, ones: bool
+) -> Captured:
+    """With inputs held at their values, where the model reads numbers out of them."""
+    try:
+        return _captured(model, args, kwargs, ones=ones)
+    except TraceError as error:
+        leaves = pytree.tree_leaves((args, kwargs))
+        places = held.candidates(model, kwargs, leaves)
+        if not places or not refusals.reads_numbers(error.__cause__):
+            raise
+        refused, read = error, set[int]()
+    try:
+        with held.holding(model, leaves, places, read):
+            found = _captured(model, args, kwargs, ones=ones, but=places)
+    except TraceError:
+        raise refused from refused.__cause__
+    if read and read < places:
+        with contextlib.suppress(TraceError), held.holding(model, leaves, read, set()):
+            found, places = _captured(model, args, kwargs, ones=ones, but=read), read
+    return replace(found, guards=found.guards.holding({p: leaves[p] for p in places}))
 
 
 def _captured(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, ones: bool
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    ones: bool,
+    but: Collection[int] = (),
 ) -> Captured:
     leaves = pytree.tree_leaves((args, kwargs))
-    symbolic = dynamic.every_axis(leaves, ones=ones)
+    free = [leaf for place, leaf in enumerate(leaves) if place not in but]
+    symbolic = dynamic.every_axis(free, ones=ones)
     try:
         found = _exported(model, args, kwargs, symbolic)
     except Exception as error:
         # Without symbols next: if even that fails, no axis is to blame.
         found = _exported_static(model, args, kwargs)
-        for symbolic in dynamic.fewer(leaves):
+        for symbolic in dynamic.fewer(free):
             with contextlib.suppress(Exception):
                 found = _exported(model, args, kwargs, symbolic)
                 break
@@ -206,7 +241,8 @@ def _unsayable(found: Captured, leaves: list[Any]) -> dict[tuple[int, int], Aske
 def _exported(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], symbolic: Axes
 ) -> Captured:
-    with preserved(model), symbols.recording():
+    leaves = pytree.tree_leaves((args, kwargs))
+    with preserved(model), symbols.recording(), dynamic.unmarked(leaves):
         dynamic.name_inputs(model, kwargs)
         shapes = dynamic.dynamic_shapes(model, args, kwargs, symbolic)
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxprune.errors import TraceError
 from fxprune.trace.arguments import argument
 from fxprune.trace.lockstep import input_names
+from fxprune.trace.refusals import reads_numbers
 from fxprune.trace.source import location
 
 aten = torch.ops.aten
@@ -166,6 +167,12 @@ def mend(model: nn.Module, values: Mapping[str, Any], error: Exception) -> str:
         found = [n for n, t in values.items() if isinstance(t, torch.Tensor)]
         floating = [n for n in found if values[n].is_floating_point()]
         return f"; token ids are integers: give {floating[0]}.long()" if floating else ""
+    if reads_numbers(error):
+        return (
+            "; that line takes numbers out of a tensor. Give an input that it reads as a list of "
+            "numbers if the model takes one (by its tolist()), or have the model do without "
+            "the line (how-to/remote-code)"
+        )
     hint = of_other_dtype(model, values)
     return hint if "dtype" in str(error) or "type" in str(error) else ""
 

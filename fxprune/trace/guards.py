@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fxprune.errors import InputError
 
@@ -62,7 +63,8 @@ class InputGuard:
         dtype: of a tensor, as in ``str(dtype)``; any floating dtype stands for all of them, so
             that a graph that was cast takes inputs of its new dtype. None of what is not a tensor.
         shape: of a tensor, a number or an expression for each axis.
-        value: of what is not a tensor, the only value it may have.
+        value: of what is not a tensor, the only value it may have; of a tensor whose numbers the
+            model reads, those; else None.
     """
 
     name: str
@@ -99,7 +101,7 @@ class Guards:
         return all(
             low <= sizes[symbol] and (high is None or sizes[symbol] <= high)
             for symbol, (low, high) in self.ranges.items()
-        ) and all(evaluate(condition, sizes) for condition in self.conditions)
+        ) and all(holds(condition, sizes) for condition in self.conditions)
 
     def take(self, values: Sequence[Any]) -> bool:
         """Whether the graph takes these values of its placeholders."""
@@ -113,14 +115,25 @@ class Guards:
         """The guards for which one symbol may be 1 besides."""
         at = {**self.example, name: 1}
         conditions = tuple(
-            ("or", ("eq", name, 1), each)
-            if name in symbols(each) and not evaluate(each, at)
-            else each
+            ("or", ("eq", name, 1), each) if name in symbols(each) and not holds(each, at) else each
             for each in self.conditions
             if each != ("ne", name, 1)
         )
         ranges = {**self.ranges, name: (1, self.ranges[name][1])}
         return replace(self, ranges=ranges, conditions=conditions)
+
+    def holding(self, values: Mapping[int, torch.Tensor]) -> Guards:
+        """The guards for the numbers of these inputs alone, by place."""
+        inputs = [
+            replace(each, value=_tuples(values[i].tolist())) if i in values else each
+            for i, each in enumerate(self.inputs)
+        ]
+        return replace(self, inputs=tuple(inputs))
+
+    @property
+    def held(self) -> list[str]:
+        """The tensors among the inputs that may have one value alone."""
+        return [each.name for each in self.inputs if each.dtype and each.value is not None]
 
     def shapes(self, sizes: Mapping[str, int]) -> list[tuple[int, ...] | None]:
         """The shape of every input at these sizes; None for what is not a tensor."""
@@ -158,7 +171,7 @@ class Guards:
     def from_json(cls, given: Mapping[str, Any]) -> Guards:
         """What :meth:`to_json` gave."""
         inputs = (
-            InputGuard(name, dtype, _tuples(shape), value)
+            InputGuard(name, dtype, _tuples(shape), _tuples(value) if dtype else value)
             for name, dtype, shape, value in given["inputs"]
         )
         ranges = {symbol: (low, high) for symbol, (low, high) in given["ranges"].items()}
@@ -172,6 +185,14 @@ def evaluate(expression: Expression, sizes: Mapping[str, Any]) -> Any:
     if not isinstance(expression, tuple):
         return expression
     return OPERATORS[expression[0]](*[evaluate(each, sizes) for each in expression[1:]])
+
+
+def holds(condition: Expression, sizes: Mapping[str, Any]) -> Any:
+    """Whether a condition holds; not where it divides by zero at these sizes."""
+    try:
+        return evaluate(condition, sizes)
+    except ZeroDivisionError:
+        return False
 
 
 def symbols(expression: Expression) -> set[str]:
@@ -211,6 +232,7 @@ def check(spec: tuple[Any, ...], *values: Any) -> None:
             _check_shape(guard[0], guard[2], value.shape, sizes)
     if any(isinstance(value, torch.Tensor) and value.is_meta for value in values):
         return  # no numbers that could be wrong
+    _check_numbers(inputs, values)
     _check_sizes(inputs, ranges, conditions, sizes)
 
 
@@ -219,7 +241,7 @@ def _check_sizes(inputs: Any, ranges: Any, conditions: Any, sizes: Mapping[str, 
         if symbol in sizes and (sizes[symbol] < low or (high is not None and sizes[symbol] > high)):
             _refuse_range(inputs, symbol, low, high, sizes[symbol])
     for condition in conditions:
-        if not evaluate(condition, sizes):
+        if not holds(condition, sizes):
             bounds: dict[str, tuple[int, int | None]] = dict.fromkeys(sizes, (0, None))
             guards = Guards(tuple(InputGuard(*each) for each in inputs), bounds)
             _refuse(
@@ -264,6 +286,18 @@ def _check_kind(guard: tuple[Any, ...], given: Any) -> None:
             f"{name} has {len(given.shape)} axes, and the graph was captured for {len(shape)}",
             "trace with such an example",
         )
+
+
+def _check_numbers(inputs: Any, values: Sequence[Any]) -> None:
+    for (name, dtype, _, expected), given in zip(inputs, values, strict=True):
+        if dtype is None or expected is None:
+            continue
+        same = (given == torch.tensor(expected, dtype=given.dtype, device=given.device)).all()
+        wrong = f"{name} has other numbers than when the graph was captured, and the model reads it"
+        if torch.compiler.is_compiling() or isinstance(given, FakeTensor):
+            torch._assert_async(same, wrong)
+        elif not bool(same):
+            _refuse(wrong, "trace with an example that has them")
 
 
 def _floating(dtype: str) -> bool:

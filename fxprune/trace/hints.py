@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
@@ -55,6 +56,32 @@ def grouped_experts(model: nn.Module) -> Iterator[None]:
     finally:
         for each in eager:
             setattr(each, f"{name}_internal", "eager")
+
+
+@contextlib.contextmanager
+def broadcast_masks() -> Iterator[None]:
+    """Have transformers ask the rule of a mask about all positions at once, for a while.
+
+    A rule beyond its own (pictures that see all of themselves, say) it asks by ``torch.vmap`` about
+    one position at a time, which ``torch.export`` does not capture. Rules are comparisons and
+    look-ups, which broadcast; of one that does not, the graph is found not to be the model.
+    """
+    masks, name = sys.modules.get("transformers.masking_utils"), "_vmap_expansion_sdpa"
+    with contextlib.ExitStack() as stack:
+        if masks is not None and hasattr(masks, name):
+            stack.enter_context(mock.patch.object(masks, name, _everywhere))
+        yield
+
+
+def _everywhere(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A rule of (batch, head, query, key) that takes a vector of each and gives all four axes."""
+
+    def mask(*indices: Tensor) -> Tensor:
+        own = [(*(1,) * place, -1, *(1,) * (3 - place)) for place in range(4)]
+        each = [index.view(shape) for index, shape in zip(indices, own, strict=True)]
+        return rule(*each).expand(*(index.shape[0] for index in indices))
+
+    return mask
 
 
 def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:

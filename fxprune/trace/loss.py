@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.trace.dynamic import role
-from fxprune.trace.guards import Expression, Guards, evaluate, symbols
+from fxprune.trace.guards import Expression, Guards, holds, symbols
 from fxprune.trace.meta import without_values
 from fxprune.trace.state import preserved
 from fxprune.trace.symbols import Asked
@@ -46,15 +46,19 @@ def lost(model: nn.Module, capture: _Capture) -> str:
         model: the model, in evaluation mode.
         capture: how it was captured.
     """
+    numbers = [
+        f"the model reads the numbers in {name}, so the rewritten graph takes those of the example"
+        for name in capture.guards.held
+    ]
     if capture.refused and not capture.guards.ranges:
-        return (
+        static = (
             "it can only be captured with static sizes, so the rewritten graph takes inputs of "
             f"the example's shapes only ({capture.refused})"
         )
+        return "; ".join((*numbers, static))
     said = dict.fromkeys((*_fixed(model, capture), *_limited(model, capture)))
-    if not said:
-        return ""
-    return "; ".join(said) + ": the rewritten graph takes only these sizes there"
+    sizes = "; ".join(said) + ": the rewritten graph takes only these sizes there"
+    return "; ".join((*numbers, sizes) if said else numbers)
 
 
 def _fixed(model: nn.Module, capture: _Capture) -> Iterator[str]:
@@ -63,7 +67,7 @@ def _fixed(model: nn.Module, capture: _Capture) -> Iterator[str]:
     leaves = pytree.tree_leaves((capture.args, capture.kwargs))
     for place, (leaf, guard) in enumerate(zip(leaves, guards.inputs, strict=True)):
         for axis, size in enumerate(guard.shape):
-            if not isinstance(size, int):
+            if not isinstance(size, int) or guard.value is not None:
                 continue
             question = capture.fixed.get((place, axis)) or _decided(capture.asked, axis, size)
             if _is_loss(model, capture, place, axis, question):
@@ -82,7 +86,7 @@ def _decided(asked: tuple[Asked, ...], axis: int, size: int) -> Asked | None:
             for each in asked
             if each.axis == axis
             and each.condition is not None
-            and evaluate(each.condition, dict.fromkeys(symbols(each.condition), size))
+            and holds(each.condition, dict.fromkeys(symbols(each.condition), size))
         ),
         None,
     )
@@ -91,19 +95,26 @@ def _decided(asked: tuple[Asked, ...], axis: int, size: int) -> Asked | None:
 def _is_loss(
     model: nn.Module, capture: _Capture, place: int, axis: int, question: Asked | None
 ) -> bool:
-    if question is None:
-        return bool(capture.refused)
     leaves = pytree.tree_leaves((capture.args, capture.kwargs))
+    if question is None:
+        # An axis of one is often broadcast, against a size that is no input's.
+        alone = leaves[place].shape[axis] == 1
+        taken = not alone or _takes(model, capture, _longer(leaves, place, axis))
+        return bool(capture.refused) and taken
     if question.by and not question.by.startswith(("_assert", "_check_with")):
         if axis > 0 and _WEIGHTED.search(question.by):
             return False
         if axis < 2 and role(leaves[place], axis) in ("batch", "sequence"):
             return True
-    shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+    return _takes(model, capture, _longer(leaves, place, axis))
+
+
+def _longer(leaves: list[Any], place: int, axis: int) -> list[Any]:
+    """The shapes of inputs, with one more along an axis of one of them."""
+    shapes: list[Any] = [getattr(leaf, "shape", None) for leaf in leaves]
     shape = shapes[place]
-    assert shape is not None
     shapes[place] = (*shape[:axis], shape[axis] + 1, *shape[axis + 1 :])
-    return _takes(model, capture, shapes)
+    return shapes
 
 
 def _limited(model: nn.Module, capture: _Capture) -> Iterator[str]:

@@ -63,6 +63,11 @@ def check(model: Any) -> None:
             )
 
 
+def reads_numbers(error: BaseException | None) -> bool:
+    """Whether a capture failed where the model takes numbers out of a tensor."""
+    return type(error).__name__ == "GuardOnDataDependentSymNode"
+
+
 def check_ops(model: nn.Module, graph: fx.Graph) -> None:
     """Refuse a capture that is none.
 

@@ -19,7 +19,7 @@ from sympy import Integer
 from torch import fx
 
 from fxprune.trace.arguments import argument
-from fxprune.trace.guards import Guards, evaluate, symbols
+from fxprune.trace.guards import Guards, holds, symbols
 
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 3, 6, 12, 24, 48, 96, 5, 7, 14, 28, 56, 112)
 _OFFSETS = (0, 1, -1, 2, 3)
@@ -155,7 +155,7 @@ def stand_ins(guards: Guards) -> tuple[dict[str, int], set[str]]:
             return sizes, set()
     lost = {name for name, found in bounded.items() if not found}
     for condition in guards.conditions:
-        if not evaluate(condition, chosen):
+        if not holds(condition, chosen):
             lost |= symbols(condition)
     return chosen, lost or set(chosen)
 
@@ -169,7 +169,7 @@ def _candidates(guards: Guards, name: str, prime: int) -> list[int]:
     small = sorted(range(top, low - 1, -1), key=lambda n: not _is_prime(n))
     numbers = itertools.chain(large, small)
     within = (n for n in numbers if low <= n and (high is None or n <= high))
-    fits = (n for n in within if all(evaluate(c, {name: n}) for c in own))
+    fits = (n for n in within if all(holds(c, {name: n}) for c in own))
     return list(itertools.islice(fits, len(_MULTIPLES)))
 
 

@@ -19,7 +19,7 @@ from torch.fx.experimental import _config, symbolic_shapes
 from torch.utils import _pytree as pytree
 from torch.utils._sympy import functions
 
-from fxprune.trace.guards import Expression, Guards, InputGuard, evaluate, symbols
+from fxprune.trace.guards import Expression, Guards, InputGuard, holds, symbols
 
 _NAMES: dict[Any, str] = {
     sympy.Add: "add", sympy.Mul: "mul", sympy.Mod: "mod", functions.Mod: "mod",
@@ -59,7 +59,7 @@ class Asked:
         """Whether the answer is another one for these sizes; also where that cannot be told."""
         if self.now is None or not self.names <= sizes.keys():
             return True
-        return not evaluate(self.now, sizes)
+        return not holds(self.now, sizes)
 
 
 @contextlib.contextmanager
@@ -144,7 +144,7 @@ def _interval(
 
     def allowed(size: int) -> bool:
         inside = bounds[0] <= size and (bounds[1] is None or size <= bounds[1])
-        return inside and all(evaluate(each, {name: size}) for each in conditions)
+        return inside and all(holds(each, {name: size}) for each in conditions)
 
     high = next((n for n in range(example, _FAR) if not allowed(n + 1)), None)
     if high is None:

@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import fxprune
 from fxprune.data.text import builtin
-from tests.hf import tiny
+from tests import remote
+from tests.hf import pictures, tiny
 from tests.measure import material
 from tests.zoo import built
 
@@ -139,6 +140,15 @@ def _roomy() -> Names:
     return _pruned(intermediate_size=400)
 
 
+def _remote() -> Names:
+    return {"original": remote.original, "rows": remote.rows, "inputs_of": remote.inputs_of}
+
+
+def _seeing() -> Names:
+    model, inputs = pictures.seen_whole()
+    return {"model": model, "inputs": inputs}
+
+
 NEEDS: dict[str, Needs] = {
     "README.md": Needs(files=(model, texts)),
     "docs/tour.md": Needs(_zoo, (model, pruned, texts), prints="model.layers.0.mlp:units mlp 40"),
@@ -154,6 +164,8 @@ NEEDS: dict[str, Needs] = {
     "docs/how-to/large-models.md": Needs(files=(model, scores)),
     "docs/how-to/many-devices.md": Needs(_tiny, (model,)),
     "docs/how-to/non-uniform.md": Needs(_traced),
+    "docs/how-to/pictures.md": Needs(_seeing, prints="from_pretrained"),
+    "docs/how-to/remote-code.md": Needs(_remote, prints="['position_ids', 'attention_mask']"),
     "docs/tutorial.md": Needs(files=(model,), prints="7204 -> 3578"),
 }
 # What a page says and a test cannot have: a model of that name that is fetched.

@@ -313,3 +313,11 @@ def test_a_plain_language_model_has_one_shape_to_check_and_no_conditions() -> No
     inputs, _, conditions = node.args[0]  # type: ignore[misc]
     assert [name for name, *_ in inputs] == ["input_ids"]
     assert conditions == ()
+
+
+def test_a_condition_that_divides_by_zero_does_not_hold() -> None:
+    """As of a size that is told by another, where that one comes to nothing."""
+    condition = ("eq", ("mod", "s0", ("floordiv", "s1", 4)), 0)
+    guards = Guards(ranges={"s0": (1, None), "s1": (1, None)}, conditions=(condition,))
+    assert guards.allow({"s0": 6, "s1": 8})
+    assert not guards.allow({"s0": 6, "s1": 3})

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import CheckpointError, FxpruneError
 from fxprune.hf.folder import example
@@ -117,8 +118,17 @@ def original(
     """
     if model is None:
         model = _rebuild(path, facts["model"], plan, tensors or {})
-    args, kwargs = example.make(facts["inputs"], model)
+    args, kwargs = _numbered(example.make(facts["inputs"], model), facts.get("guards"))
     return _with_ones(trace(model, args, kwargs), facts.get("guards"))
+
+
+def _numbered(inputs: Any, saved: dict[str, Any] | None) -> Any:
+    """Example inputs with the numbers that the model reads, where the saved graph holds some."""
+    leaves, spec = pytree.tree_flatten(inputs)
+    for place, (_, dtype, _, numbers) in enumerate(() if saved is None else saved["inputs"]):
+        if dtype is not None and numbers is not None:
+            leaves[place] = torch.tensor(numbers, dtype=leaves[place].dtype, device="cpu")
+    return pytree.tree_unflatten(leaves, spec)
 
 
 def _with_ones(traced: Traced, saved: dict[str, Any] | None) -> Traced:
@@ -172,7 +182,7 @@ def _whole(graph_module: fx.GraphModule, plan: Plan, traced: Traced) -> tuple[Tr
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
-    if not architecture.is_transformers(module):
+    if not (architecture.is_transformers(module) and architecture.has_class(module)):
         return {"library": None, "class": type(module).__qualname__}
     config: Any = module.config
     return {
@@ -188,7 +198,7 @@ def _rebuild(
     """The original architecture on ``meta``, in the dtypes that the tensors have."""
     if facts.get("library") != "transformers":
         raise CheckpointError(
-            f"{path} holds a pruned {facts.get('class')}, which is not a transformers model: build "
+            f"{path} holds a pruned {facts.get('class')}, which is no class of transformers: build "
             "the original (on meta is enough) and pass it, load(path, model=...)"
         )
     guard.check_config(path / CONFIG, len(plan.shapes) or len(tensors))

@@ -153,6 +153,14 @@ def is_transformers(module: nn.Module) -> bool:
     return transformers is not None and isinstance(module, transformers.PreTrainedModel)
 
 
+def has_class(model: nn.Module) -> bool:
+    """Whether transformers has the class of a model; it has not if the code came from elsewhere."""
+    import transformers
+
+    known = getattr(transformers, type(model).__name__, None)
+    return isinstance(known, type) and isinstance(model, known)
+
+
 def _is_causal_name(name: str) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

@@ -131,6 +131,14 @@ def differences(
             there = vars(before).get(name)
             if not isinstance(value, kinds | None) or _same(there, value):
                 continue
+            if value is None and isinstance(there, torch.Tensor):
+                yield Difference(
+                    f"{f'{original}.{name}' if original else name} is a tensor, and "
+                    f"{type(small).__name__} begins with None there: set it to None if a forward "
+                    "pass left it, or give traced=, so that the outputs without it are compared",
+                    counts=True,
+                )
+                continue
             if type(value) is int and type(there) is int:
                 shapes = _shapes(before, module)
                 if (there, value) in shapes or value in _counts(there, changed):
@@ -176,24 +184,29 @@ def _counts(value: int, changed: Iterable[Change]) -> set[int]:
 
 
 @torch.no_grad()
-def check_buffers(small: PreTrainedModel, tensors: Tensors, names: Names) -> None:
+def check_unsaved(small: PreTrainedModel, tensors: Tensors, names: Names) -> None:
     """What a checkpoint does not hold must be what the class computes when it is loaded.
 
     Args:
-        small: the model without weights; these buffers of it are computed.
+        small: the model without weights; these tensors of it are computed.
         tensors: what is to be put there, by its name in the whole model.
         names: from its names to those.
 
     Raises:
-        ShrinkError: a buffer that is not saved has other values in the pruned model.
+        ShrinkError: a tensor that is not saved has other values in the pruned model.
     """
     computed: dict[str, list[str]] = {}
+    ignored = getattr(small, "_keys_to_ignore_on_save", None) or ()
     for path, module in small.named_modules():
+        inside = f"{path}." if path else ""
         own = {n: b for n, b in module.named_buffers(recurse=False) if n not in module.state_dict()}
+        fixed = {n: p for n, p in module._parameters.items() if inside + n in ignored and p.is_meta}
         for name, blank in own.items():
             module._buffers[name] = torch.zeros_like(blank, device="cpu")
-        if own:
-            computed[path] = list(own)
+        for name, blank in fixed.items():
+            module._parameters[name] = nn.Parameter(torch.zeros_like(blank, device="cpu"), False)
+        if own or fixed:
+            computed[path] = [*own, *fixed]
     # A model may compute what its layers hold: those around a module are asked after it.
     around = {up: None for path in computed for up in _upwards(path)}
     for path in sorted(around, key=len, reverse=True):
@@ -203,10 +216,10 @@ def check_buffers(small: PreTrainedModel, tensors: Tensors, names: Names) -> Non
         module = small.get_submodule(path)
         for name in names_there:
             full = f"{path}.{name}" if path else name
-            buffer, tensor = module._buffers[name], tensors.get(names.original(full))
-            if buffer is None or tensor is None or tensor.is_meta:
+            value, tensor = getattr(module, name), tensors.get(names.original(full))
+            if value is None or tensor is None or tensor.is_meta:
                 continue
-            if buffer.shape != tensor.shape or not _alike(buffer, tensor):
+            if value.shape != tensor.shape or not _alike(value, tensor):
                 raise ShrinkError(
                     f"{full} is not saved, and {type(small).__name__} would compute other values "
                     "for it than the pruned model has"

@@ -33,7 +33,7 @@ class Layerwise:
 
     def build(self, configs: Sequence[PreTrainedConfig], errors: list[str]) -> PreTrainedModel:
         """A model whose layers have configs of their own."""
-        stacks = self._parts()
+        stacks = self._parts(errors)
         rest = self.whole.rest()
         for config in configs:
             for edits, _ in fields.choices(config, rest):
@@ -54,8 +54,11 @@ class Layerwise:
         why = next(filter(None, errors), "no entry of the config")
         raise ShrinkError(f"{_what(rest or self.whole.changed)}: {why}")
 
-    def _parts(self) -> dict[str, Part]:
+    def _parts(self, errors: Sequence[str]) -> dict[str, Part]:
         """The lists with layers of their own sizes, and the part of the config for each.
+
+        Args:
+            errors: why no config for all layers will do.
 
         Raises:
             ShrinkError: entries for single layers cannot say which list they speak of.
@@ -65,6 +68,9 @@ class Layerwise:
         for path, part in found.items():
             lists = lists_of(self.whole.model, part)
             if lists != [path]:
+                if self.whole.alike(path):
+                    why = next(filter(None, errors), "no entry of the config counts them")
+                    raise ShrinkError(f"{_what(self.whole.of(path))}: {why}")
                 several = f" ({', '.join(lists)})" if lists else ""
                 name = type(self.whole.model).__name__
                 raise ShrinkError(

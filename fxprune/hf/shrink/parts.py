@@ -67,6 +67,18 @@ def part_of(model: nn.Module, path: str) -> Part:
     return language(config)
 
 
+def others(model: nn.Module) -> list[str]:
+    """The outermost modules with a nested config that is not the language model's."""
+    spoken, found = language(model.config), list[str]()  # type: ignore[arg-type]
+    for path, module in model.named_modules():
+        inside_one = any(path.startswith(f"{other}.") for other in found)
+        if path and not inside_one and "config" in vars(module):
+            part = part_of(model, path)
+            if part and part != spoken[: len(part)] and part[: len(spoken)] != spoken:
+                found.append(path)
+    return found
+
+
 def uneven(config: PreTrainedConfig) -> list[Part]:
     """The parts that have entries for single layers."""
     return [part for part, each in parts(config).items() if each.is_heterogeneous]

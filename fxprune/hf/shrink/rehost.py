@@ -68,10 +68,20 @@ def refusal(model: PreTrainedModel) -> str:
             again = type(config).from_dict(config.to_dict())
     except Exception as error:  # each architecture has validators of its own
         return architecture.last_line(error)
-    before, after = config.to_dict(), again.to_dict()
+    return _other(config.to_dict(), again.to_dict())
+
+
+def _other(before: dict[str, Any], after: dict[str, Any], inside: str = "") -> str:
+    """The first entry that is another one after reading, in words; "" if none is."""
     for name, value in before.items():
-        if name in after and after[name] != value:
-            return f"{name} {value!r} becomes {after[name]!r}"
+        new = after.get(name, value)
+        if new == value or name == "use_cache":  # which is for the caller to say, and no size
+            continue
+        if isinstance(value, dict) and isinstance(new, dict):
+            if said := _other(value, new, f"{inside}{name}."):
+                return said
+        else:
+            return f"{inside}{name} {value!r} becomes {new!r}"
     return ""
 
 

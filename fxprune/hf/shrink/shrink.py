@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.errors import InputError, PlanError, ShrinkError, TraceError
+from fxprune.errors import FxpruneWarning, InputError, PlanError, ShrinkError, TraceError
 from fxprune.hf.folder.tensors import tensors_of
 from fxprune.hf.open import architecture
 from fxprune.hf.shrink import fields
 from fxprune.hf.shrink.builder import Builder
 from fxprune.hf.shrink.fields import Change
 from fxprune.hf.shrink.fill import (
-    check_buffers,
+    check_unsaved,
     differences,
     fill,
     lost,
@@ -25,6 +26,7 @@ from fxprune.hf.shrink.fill import (
     named_tensors,
     parted,
 )
+from fxprune.hf.shrink.parts import others
 from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.plan import Plan
 from fxprune.rewrite.apart import set_apart
@@ -84,6 +86,9 @@ def shrink(
         ShrinkError: no config of the class can say what the plan leaves (the message says what
             stands in the way), or the model is none of transformers. The graph can always be had.
         PlanError: the plan is for another model.
+
+    Warns:
+        FxpruneWarning: blocks go, and the graph holds nothing of another part of the model.
     """
     plan = _for(model, plan, graph_module)
     _check(model, plan)
@@ -114,6 +119,8 @@ def shrink(
             refused.append(error)
     else:
         raise refused[0]
+    if stacks:
+        _warn_unread(model, traced.graph_module if traced is not None else graph_module)
     if not share:
         set_apart(small, model, *given)
     return small
@@ -136,32 +143,21 @@ def _settle(
     unlike = unlike or next(parted(small, tensors, names), "")
     if wrong := misfit(small, tensors, names):
         raise ShrinkError(unlike or wrong)
-    check_buffers(small, tensors, names)
-    _check_lost(model, small, plan, tensors, names)
+    check_unsaved(small, tensors, names)
+    held = model.state_dict().keys() | set(plan.biases)
+    if gone := [name for name in lost(tensors, small, names) if name in held]:
+        raise ShrinkError(f"{gone[0]} has no place in the smaller model, which would lose it")
     fill(small, tensors, names)
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         small.generation_config = copy.deepcopy(generation)
     small.train(model.training)
     try:
-        compared = _check_outputs(small, plan, graph_module, traced)
+        compared = _same_outputs(small, plan, graph_module, traced)
     except ShrinkError as failed:
         raise (ShrinkError(f"{failed} ({unlike})") if unlike else failed) from failed.__cause__
     if unlike:
         _check_again(model, small, names, changed, "" if compared else unlike)
-
-
-def _check_lost(
-    model: PreTrainedModel,
-    small: PreTrainedModel,
-    plan: Plan,
-    tensors: Mapping[str, torch.Tensor],
-    names: Names,
-) -> None:
-    """Every tensor that stays has a place."""
-    for name in lost(tensors, small, names):
-        if name in model.state_dict() or name in plan.biases:
-            raise ShrinkError(f"{name} has no place in the smaller model, which would lose it")
 
 
 def _check_again(
@@ -201,6 +197,11 @@ def _check(model: nn.Module, plan: Plan) -> None:
             f"{type(model).__name__} is not a transformers model, with a config to make a smaller "
             "one from; fxprune.rewrite makes a graph of it"
         )
+    if not architecture.has_class(model):
+        raise ShrinkError(
+            f"transformers has no class {type(model).__name__}, so nothing would open a smaller "
+            "one; save the graph, and load it with the original architecture: load(path, model=...)"
+        )
     if any(parameter.numel() == 0 for parameter in model.parameters()):  # consumed
         model = architecture.build(model.config, architecture=type(model).__name__)
     plan.check_model(model)
@@ -235,13 +236,13 @@ def _whole(traced: Traced) -> bool:
 
 
 @torch.no_grad()
-def _check_outputs(
+def _same_outputs(
     small: PreTrainedModel, plan: Plan, graph_module: fx.GraphModule | None, traced: Traced | None
 ) -> bool:
     """The outputs must be those of the graph, if there is one or it can be made at once.
 
     Returns:
-        Whether they could be compared.
+        Whether there was something to compare.
 
     Raises:
         ShrinkError: they are not.
@@ -277,6 +278,19 @@ def _check_outputs(
             f"graph does ({error:.1e} relative); use the graph"
         )
     return True
+
+
+def _warn_unread(model: PreTrainedModel, graph_module: fx.GraphModule | None) -> None:
+    """Blocks may be met by number from a part that was not captured, such as a tower."""
+    read = () if graph_module is None else tensors_of(graph_module)
+    unread = [p for p in others(model) if read and not any(n.startswith(f"{p}.") for n in read)]
+    if unread:
+        words = (
+            f"the example inputs ran nothing of {', '.join(unread)}, so what "
+            f"{type(model).__name__} computes with it was not compared without the removed blocks: "
+            "trace with inputs for it"
+        )
+        warnings.warn(words, FxpruneWarning, stacklevel=3)
 
 
 def _example(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,3 +76,13 @@ class Wanted:
                 path, number = change.layer
                 found.setdefault(path, {}).setdefault(number, []).append(change)
         return found
+
+    def of(self, path: str) -> list[Change]:
+        """The changes of the layers of a list."""
+        return [change for layer in self.by_list().get(path, {}).values() for change in layer]
+
+    def alike(self, path: str) -> bool:
+        """Whether all layers of a list that stay lose the same."""
+        left = [self.names.shorter(path, number) for number in self.by_list().get(path, {})]
+        lose = Counter((change.units, change.size, change.kept) for change in self.of(path))
+        return len(left) == self.lengths()[path] and all(n % len(left) == 0 for n in lose.values())

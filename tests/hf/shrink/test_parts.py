@@ -330,18 +330,93 @@ def test_default_kinds_leave_the_projector(sight: tuple[Any, fxprune.Traced]) ->
     assert kinds == {"other"}
 
 
-def test_two_lists_of_one_config() -> None:
-    """Sizes of each layer cannot be said of encoder and decoder; one for all of a list can."""
-    config = transformers.BartConfig(
-        vocab_size=64, d_model=48, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=40,
-        decoder_ffn_dim=40, encoder_attention_heads=6, decoder_attention_heads=6,
-        max_position_embeddings=64,
+# Encoder and decoder
+
+STACKS: dict[str, Any] = {
+    "vocab_size": 64, "d_model": 48, "encoder_layers": 2, "decoder_layers": 3,
+    "encoder_ffn_dim": 40, "decoder_ffn_dim": 36, "encoder_attention_heads": 6,
+    "decoder_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0,
+    "decoder_start_token_id": 2, "eos_token_id": 2,
+}  # fmt: skip
+FIRST, SECOND = "model.encoder.layers", "model.decoder.layers"
+
+
+@pytest.fixture(scope="module")
+def bart() -> tuple[Any, fxprune.Traced]:
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(**STACKS)).eval()
+    return model, fxprune.trace(model)
+
+
+@pytest.mark.parametrize(("first", "second"), [(7, 0), (0, 5), (7, 5)])
+def test_a_size_for_each_of_two_lists(first: int, second: int, bart: Any, tmp_path: Path) -> None:
+    model, traced = bart
+    less = {(FIRST, i): first for i in range(2)} | {(SECOND, i): second for i in range(3)}
+    plan = hidden(fxprune.discover(traced), {k: v for k, v in less.items() if v})
+    small: Any = fxprune.shrink(model, plan, traced=traced)
+    assert (small.config.encoder_ffn_dim, small.config.decoder_ffn_dim) == (40 - first, 36 - second)
+    folder = fxprune.save(small, tmp_path / "m", plan=plan)
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**traced.kwargs).logits, small(**traced.kwargs).logits)
+    found = again.generate(IDS, max_new_tokens=4, do_sample=False)
+    assert torch.equal(
+        found, again.generate(IDS, max_new_tokens=4, do_sample=False, use_cache=False)
+    )
+
+
+def test_sizes_of_each_layer_of_one_of_two_lists(bart: Any) -> None:
+    model, traced = bart
+    with pytest.raises(ShrinkError, match=r"2 lists of layers \(model.encoder.layers, model.dec"):
+        fxprune.shrink(model, hidden(fxprune.discover(traced), {(FIRST, 1): 7}), traced=traced)
+
+
+def test_a_size_that_two_lists_share(tmp_path: Path) -> None:
+    """Where all layers of a list lose alike, that is no advice: the other list has to go along."""
+    config = transformers.T5Config(
+        vocab_size=64, d_model=48, d_kv=8, d_ff=40, num_layers=2, num_heads=6,
+        decoder_start_token_id=0,
     )  # fmt: skip
-    model = transformers.BartForConditionalGeneration(config).eval()
+    model = transformers.T5ForConditionalGeneration(config).eval()
     traced = fxprune.trace(model)
     graph = fxprune.discover(traced)
-    encoder = {("model.encoder.layers", i): 7 for i in range(2)}
-    small: Any = fxprune.shrink(model, hidden(graph, encoder), traced=traced)
-    assert (small.config.encoder_ffn_dim, small.config.decoder_ffn_dim) == (33, 40)
-    with pytest.raises(ShrinkError, match=r"2 lists of layers \(model.encoder.layers, model.dec"):
-        fxprune.shrink(model, hidden(graph, {("model.encoder.layers", 1): 7}), traced=traced)
+    both = {(path, i): 7 for path in ("encoder.block", "decoder.block") for i in range(2)}
+    one = {key: less for key, less in both.items() if key[0] == "decoder.block"}
+    with pytest.raises(ShrinkError, match=r"alone; .*: encoder.block.0.layer.1.DenseReluDense"):
+        fxprune.shrink(model, hidden(graph, one), traced=traced)
+    plan = hidden(graph, both)
+    small: Any = fxprune.shrink(model, plan, traced=traced)
+    folder = fxprune.save(small, tmp_path / "m", plan=plan)
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**traced.kwargs).logits, small(**traced.kwargs).logits)
+
+
+def test_what_a_class_leaves_out_of_its_files(tmp_path: Path) -> None:
+    """Positions of Marian: computed when it is loaded, whatever they were."""
+    model: Any = transformers.MarianMTModel(transformers.MarianConfig(**STACKS)).eval()
+    traced = fxprune.trace(model)
+    plan = hidden(fxprune.discover(traced), {(FIRST, i): 7 for i in range(2)})
+    small: Any = fxprune.shrink(model, plan, traced=traced)
+    again: Any = fxprune.load(fxprune.save(small, tmp_path / "m", plan=plan))
+    with torch.no_grad():
+        assert torch.equal(again(**traced.kwargs).logits, small(**traced.kwargs).logits)
+        model.model.encoder.embed_positions.weight.mul_(2)
+    with pytest.raises(ShrinkError, match=r"encoder.embed_positions.weight is not saved, and Mari"):
+        fxprune.shrink(model, plan, traced=traced)
+
+
+def test_a_config_that_says_again_whether_there_is_a_cache(tmp_path: Path) -> None:
+    sizes = {**TEXT, "head_dim": 8, "layer_types": ["full_attention"] * 2}
+    nested = {"encoder": {**sizes}, "decoder": {**sizes, "cross_attention_hidden_size": 48}}
+    model: Any = transformers.T5GemmaForConditionalGeneration(
+        transformers.T5GemmaConfig(**nested, vocab_size=64)
+    ).eval()
+    model.config.decoder.use_cache = False
+    traced = fxprune.trace(model)
+    plan = hidden(fxprune.discover(traced), {(SECOND, i): 7 for i in range(2)})
+    small: Any = fxprune.shrink(model, plan, traced=traced)
+    assert small.config.decoder.intermediate_size == small.config.encoder.intermediate_size - 7
+    folder = fxprune.save(small, tmp_path / "m", plan=plan)
+    again = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert torch.equal(again(**traced.kwargs).logits, small(**traced.kwargs).logits)
