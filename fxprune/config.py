@@ -48,7 +48,7 @@ class PruneConfig:
             ``obs`` for a causal language model and ``taylor`` for any other. For depth alone, how
             blocks are scored.
         depth_criterion: how blocks and branches are scored, likewise; None is ``ppl``.
-        kinds: kinds of groups to prune; by default MLPs, and heads or what stands in their place.
+        kinds: kinds of groups to prune; by default MLPs, and heads of attention or of a state.
         groups: instead of kinds, names of groups.
         ignore: names of modules, or :mod:`fnmatch` patterns, that are left as they are.
         keep_first: leave this many layers at the start of every stack alone; depth has its own.

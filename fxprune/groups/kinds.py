@@ -13,8 +13,8 @@ KINDS = (
 )  # fmt: skip
 # Kinds of what a layer has in the place of attention.
 MIXERS = ("state", "conv")
-# What is pruned where nothing else is said: the MLPs, and the heads or what is there instead.
-DEFAULT_KINDS = ("mlp", "attention", *MIXERS)
+# What is pruned where nothing else is said: the MLPs, and the heads of attention or of a state.
+DEFAULT_KINDS = ("mlp", "attention", "state")
 _UNITS = {
     "mlp": "units",
     "attention": "heads",

@@ -36,7 +36,8 @@ class OBS(Criterion):
 
     Memory: ``inputs^2 + outputs^2`` float32 numbers per consumer. Where a group has several
     consumers (heads that layers share), the costs of each are added. Units that a norm averages
-    (the residual stream) cannot be scored, nor those that a convolution reads.
+    (the residual stream) cannot be scored, nor those that a convolution reads; a norm over the
+    states of a layer is taken as it is.
 
     Args:
         damping: of A, relative to its diagonal.

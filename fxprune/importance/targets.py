@@ -131,7 +131,8 @@ def _check_refittable(
         convolves = any(
             module.weight.ndim != 2 for reader in readers[group.name] for module in reader.modules
         )
-        if group.normalised or convolves:
+        # A norm over what a state gives out is in the branch, and what is refitted sees it change.
+        if (group.normalised and group.kind != "state") or convolves:
             why = "a convolution reads them" if convolves else "a norm averages them"
             raise CriterionError(
                 f"{criterion!r} cannot score group {group.name!r} ({group.kind}): {why}; leave "

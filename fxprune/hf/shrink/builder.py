@@ -18,6 +18,7 @@ from fxprune.hf.shrink.shorter import shorter
 from fxprune.hf.shrink.wanted import Wanted
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -113,4 +114,8 @@ class Builder(Wanted):
     ) -> Iterator[fields.Edits]:
         """Values of entries whose names say nothing; to find them takes a model for each."""
         if changes:
-            yield from combined(probed(self, self._made, config, changes), changes)
+
+            def wanted(name: str) -> torch.Tensor | None:
+                return self.tensors.get(self.names.original(name))
+
+            yield from combined(probed(self._made, wanted, config, changes), changes)

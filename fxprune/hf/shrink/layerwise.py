@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from fxprune.errors import ShrinkError
 from fxprune.hf.open import architecture
@@ -14,6 +16,7 @@ from fxprune.hf.shrink import fields, layers_apart
 from fxprune.hf.shrink.fields import Change
 from fxprune.hf.shrink.fill import misfit
 from fxprune.hf.shrink.parts import Part, inside, lists_of, overrides, part_of, stacks_apart
+from fxprune.hf.shrink.probing import combined, probed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -148,22 +151,38 @@ class Layerwise:
         """
         layers: Any = small.get_submodule(place.path)
         alone = fields.edited(base, {".".join((*place.part, n)): v for n, v in own.items()})
-        wrong = ""
-        for edits, names in fields.choices(alone, changed, known):
-            config = inside(fields.edited(alone, edits), place.part)
-            cls = type(layers[place.number])
+        cls, training = type(layers[place.number]), layers[place.number].training
+        inner = f"{place.path}.{place.number}."
+        errors: list[str] = []
+
+        def make(config: PreTrainedConfig, errors: list[str]) -> nn.Module | None:
             try:
                 with torch.device("meta"):
-                    layer = layers_apart.layer_of(cls, config, place.number)
+                    made: nn.Module = layers_apart.layer_of(
+                        cls, inside(config, place.part), place.number
+                    )
             except Exception as error:  # whatever a constructor may raise
-                wrong = wrong or architecture.last_line(error)
+                errors.append(architecture.last_line(error))
+                return None
+            return made
+
+        def wanted(name: str) -> torch.Tensor | None:
+            return self.whole.tensors.get(self.whole.names.original(inner + name))
+
+        def others() -> Iterator[tuple[fields.Edits, dict[str, tuple[str, ...]]]]:
+            for edits in combined(probed(make, wanted, alone, changed), changed):
+                yield edits, {}
+
+        for edits, names in itertools.chain(fields.choices(alone, changed, known), others()):
+            layer = make(fields.edited(alone, edits), errors)
+            if layer is None:
                 continue
-            layers[place.number] = layer.train(layers[place.number].training)
-            inner = f"{place.path}.{place.number}."
+            layers[place.number] = layer.train(training)
             found = misfit(small, self.whole.tensors, self.whole.names, inside=inner)
             if not found:
                 return {**own, **{n.rpartition(".")[2]: v for n, v in edits.items()}}, names
-            wrong = wrong or found
+            errors.append(found)
+        wrong = next(iter(errors), "")
         if not changed:
             raise ShrinkError(f"{place.path}.{place.number}: {wrong}")
         raise ShrinkError(f"{_what(changed)}: {wrong or 'no entry of the config counts them'}")

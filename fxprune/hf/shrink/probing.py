@@ -8,23 +8,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from fxprune.hf.shrink import fields
 from fxprune.hf.shrink.fields import Change, Edits
 from fxprune.hf.shrink.fill import named_tensors
-from fxprune.hf.shrink.wanted import Wanted
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
-    Make = Callable[[PreTrainedConfig, list[str]], PreTrainedModel | None]
+    Make = Callable[[PreTrainedConfig, list[str]], nn.Module | None]
+    Wanted = Callable[[str], torch.Tensor | None]
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 _MOST = 8  # entries that are combined in every way
 
 
 def probed(
-    wanted: Wanted, make: Make, config: PreTrainedConfig, changed: Sequence[Change]
+    make: Make, wanted: Wanted, config: PreTrainedConfig, changed: Sequence[Change]
 ) -> dict[str, Any]:
     """The entries that may count the units of some changes, whatever they are called.
 
@@ -33,9 +34,9 @@ def probed(
     whatever layer, and no others. One with which no model can be built may do so along with others.
 
     Args:
-        wanted: what is to be built.
-        make: makes the model of a config, if there is one; appends what is wrong to a list.
-        config: of a model whose layers are alike, without changes.
+        make: makes the model of a config, or a layer of it; appends to a list why there is none.
+        wanted: gives the tensor that is to be put in place of one of those.
+        config: without changes.
         changed: the changes.
 
     Returns:
@@ -46,7 +47,7 @@ def probed(
     if base is None:
         return {}
     there = {name: tensor.shape for name, tensor in named_tensors(base).items()}
-    goal = _axes(there, {n: wanted.tensors.get(wanted.names.original(n)) for n in there})
+    goal = _axes(there, {name: wanted(name) for name in there})
     sure, perhaps = {}, {}
     for change in fields.distinct(changed):
         for name, value in fields.entries(config, change.part).items():
