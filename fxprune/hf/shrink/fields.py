@@ -41,6 +41,9 @@ _OTHER = re.compile(
     r"vocab|token|layer|position|_id$|^max_|label|window|per_tok|top_?k|hidden_size|embd|embed|head"
     r"|d_model"
 )
+# How many layers there are, and which of them are of another sort.
+_COUNTS = re.compile(r"layer|n_block|num_block|^depth$")
+_LISTS = re.compile(r"layer|block|index|indices")
 _FIRST = re.compile(r"^first_|_first_|dense_replace|num_dense_layers")
 
 
@@ -233,9 +236,7 @@ def shorter(
         names = [
             name
             for name, value in entries(config, part).items()
-            if value == stack.size
-            and type(value) is int
-            and "layer" in _last(name).replace("n_block", "layer")
+            if value == stack.size and type(value) is int and _COUNTS.search(_last(name))
         ]
         names.sort(
             key=lambda name, path=stack.path: (  # type: ignore[misc]
@@ -259,7 +260,7 @@ def shorter(
 def _renumbered(name: str, value: Any, stack: Stack) -> Any:
     """What becomes of an entry that may speak of single layers: itself if it does not."""
     kept = list(stack.kept)
-    if isinstance(value, list) and "layer" in _last(name):
+    if isinstance(value, list) and _LISTS.search(_last(name)):
         if len(value) == stack.size:
             return [value[i] for i in kept]
         if value and all(type(i) is int and 0 <= i < stack.size for i in value):
