@@ -85,7 +85,7 @@ class PruneResult:
         if not self._is_transformers:
             return ShrinkError(f"{type(original).__name__} is not a transformers model")
         try:
-            return shrink(original, self.plan, self.graph_module, share=True)
+            return shrink(original, self.plan, self.graph_module, traced=self.traced, share=True)
         except ShrinkError as error:
             return error
 

@@ -63,8 +63,9 @@ class SelfAttention(nn.Module):
     def turned(self, x: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         cos, sin = self.rotary_emb(position_ids.max() + 1)
         halves = []
-        for half, places in zip(x.chunk(2, dim=-1), position_ids.unbind(1), strict=True):
-            c, s = (F.embedding(places.transpose(0, 1), t).unsqueeze(2) for t in (cos, sin))
+        for which, half in enumerate(x.chunk(2, dim=-1)):
+            places = position_ids[:, which].transpose(0, 1)
+            c, s = (F.embedding(places, table).unsqueeze(2) for table in (cos, sin))
             a, b = half.chunk(2, dim=-1)
             halves.append(half * c + torch.cat((-b, a), dim=-1) * s)
         return torch.cat(halves, dim=-1)

@@ -88,15 +88,15 @@ def dynamic_shapes(
 def role(tensor: torch.Tensor, axis: int) -> str:
     """What an axis of an input most likely is, for messages and for the order of trying.
 
-    Tokens are (batch, sequence), or several for a place (batch, size, sequence), vectors (batch,
-    sequence, features) or (batch, channels, length), pictures (batch, channels, height, width).
+    Tokens are (batch, sequence), vectors (batch, sequence, features) or (batch, channels, length),
+    pictures (batch, channels, height, width).
     """
     if axis == 0:
         return "batch"
     if tensor.dim() == 2 and not tensor.is_floating_point():
         return "sequence"
     if tensor.dim() == 3:
-        return "sequence" if tensor.is_floating_point() or axis == 2 else "size"
+        return "sequence"
     if tensor.dim() in (4, 5) and axis >= 2:
         return ("depth", "height", "width")[axis - tensor.dim()]
     return "size"

@@ -74,7 +74,9 @@ def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
     ``torch.export`` runs with ``strict=False``. Every size of the inputs stays symbolic where the
     model allows it: batch, sequence, height and width. What the model's Python asked of sizes on
     the way is kept as :attr:`Traced.guards`, and the graph refuses inputs that would have got
-    another answer. Works on ``meta`` models: no weights are needed.
+    another answer. Where it reads numbers out of inputs of whole numbers, other than the main one,
+    these are held at the example's, and the graph refuses others. Works on ``meta`` models: no
+    weights are needed.
 
     Args:
         model: any module, a transformers model, or a ``torch.fx.GraphModule``.

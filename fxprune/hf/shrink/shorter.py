@@ -19,7 +19,8 @@ Edits = dict[str, Any]
 
 _TRIES = 100
 _FIRST = re.compile(r"^first_|_first_|dense_replace|num_dense_layers")
-_COUNT = re.compile(r"layer|num_blocks|n_blocks")
+_COUNT = re.compile(r"layer|n_block|num_block|^depth$")
+_LISTS = re.compile(r"layer|block|index|indices")
 
 
 def shorter(
@@ -148,7 +149,7 @@ def _readings(name: str, value: Any, stack: Stack, every: bool = False) -> Itera
         every: also what the name says nothing of.
     """
     kept = list(stack.kept)
-    if isinstance(value, list | tuple) and (every or "layer" in name):
+    if isinstance(value, list | tuple) and (every or _LISTS.search(name)):
         kind = type(value)
         numbers = all(type(i) is int and 0 <= i < stack.size for i in value) and bool(value)
         # All layers by their numbers, or something else of each.

@@ -127,6 +127,16 @@ def test_blocks_beside_a_part_that_was_not_captured(of_any_size: Any, tmp_path: 
     assert_stock(small, inputs, plan, tmp_path / "m")
 
 
+def test_blocks_of_a_tower_that_are_counted_as_depth(tmp_path: Path) -> None:
+    model, inputs = pictures.of_any_size()
+    with pytest.warns(FxpruneWarning, match="the model reads the numbers in image_grid_thw"):
+        traced = fxprune.trace(model, kwargs=inputs)
+    plan = Plan.of(fxprune.discover(fxprune.bypass(traced, ["model.visual.blocks.0:block"])), {})
+    small: Any = fxprune.shrink(model, plan, traced=traced)
+    assert small.config.vision_config.depth == 1
+    assert_stock(small, inputs, plan, tmp_path / "m")
+
+
 def test_what_a_forward_pass_leaves() -> None:
     """It is no reason to refuse where outputs are compared, and is one where nothing is."""
     model, inputs = pictures.of_any_size()

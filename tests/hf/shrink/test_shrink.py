@@ -513,9 +513,7 @@ def test_a_class_of_ones_own() -> None:
     model: Any = copy.deepcopy(deep_traced("llama")[0])
     model.__class__ = Mine
     plan = plan_for(deep_traced("llama")[1], "model.layers.1:block")
-    with pytest.raises(
-        ShrinkError, match=r"how many layers model.layers has .*no model class 'Mine'"
-    ):
+    with pytest.raises(ShrinkError, match="transformers has no class Mine"):
         shrink(model, plan)
 
 
