@@ -181,22 +181,31 @@ def check_buffers(small: PreTrainedModel, tensors: Tensors, names: Names) -> Non
     Raises:
         ShrinkError: a buffer that is not saved has other values in the pruned model.
     """
+    unsaved: dict[str, list[str]] = {}
     for path, module in small.named_modules():
         own = {n: b for n, b in module.named_buffers(recurse=False) if n not in module.state_dict()}
         for name, blank in own.items():
             module._buffers[name] = torch.zeros_like(blank, device="cpu")
         if own:
+            unsaved[path] = list(own)
             _owner(small, path)._init_weights(module)
-        for name in own:
+    for path, own_names in unsaved.items():
+        for name in own_names:
             full = f"{path}.{name}" if path else name
-            buffer, tensor = module._buffers[name], tensors.get(names.original(full))
-            if buffer is None or tensor is None or tensor.is_meta:
-                continue
-            if buffer.shape != tensor.shape or not _alike(buffer, tensor):
-                raise ShrinkError(
-                    f"{full} is not saved, and {type(small).__name__} would compute other values "
-                    "for it than the pruned model has"
-                )
+            tensor, around = tensors.get(names.original(full)), path
+            while tensor is not None and not _computed(small.get_buffer(full), tensor):
+                if not around:
+                    raise ShrinkError(
+                        f"{full} is not saved, and {type(small).__name__} would compute other "
+                        "values for it than the pruned model has"
+                    )
+                # Some modules begin with what lies further inside.
+                around = around.rpartition(".")[0]
+                _owner(small, around)._init_weights(small.get_submodule(around))
+
+
+def _computed(buffer: torch.Tensor, tensor: torch.Tensor) -> bool:
+    return tensor.is_meta or (buffer.shape == tensor.shape and _alike(buffer, tensor))
 
 
 def _owner(model: PreTrainedModel, path: str) -> Any:

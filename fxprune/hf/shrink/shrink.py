@@ -113,7 +113,9 @@ def shrink(
     try:
         compared = _check_outputs(small, plan, graph_module, traced)
     except ShrinkError as failed:
-        raise (ShrinkError(f"{failed} ({unlike})") if unlike else failed) from failed.__cause__
+        if not unlike or failed.__cause__ is not None:  # it does not even run
+            raise
+        raise ShrinkError(f"{failed} ({unlike})") from None
     if unlike:
         _check_again(model, small, names, changed, "" if compared else unlike)
     if not share:

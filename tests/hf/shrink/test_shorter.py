@@ -13,7 +13,7 @@ from fxprune import bypass, shrink
 from fxprune.errors import ShrinkError
 from fxprune.hf.folder import checkpoint
 from fxprune.hf.shrink.builder import Builder
-from fxprune.hf.shrink.fill import differences, misfit, named_tensors
+from fxprune.hf.shrink.fill import check_buffers, differences, misfit, named_tensors
 from fxprune.hf.shrink.shorter import _periods, _readings
 from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.plan import Plan
@@ -33,9 +33,9 @@ WAYS = {
 }
 
 
-def without(model_type: str, block: str) -> tuple[Any, Any, Names]:
-    """A model without weights, and what is built for it without a block."""
-    with torch.device("meta"):
+def without(model_type: str, block: str, device: str = "meta") -> tuple[Any, Any, Names]:
+    """A model, and what is built for it without a block."""
+    with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(tiny(model_type))
     stacks = shortened(model, [block])
     names = Names(stacks)
@@ -82,6 +82,17 @@ def test_what_a_run_leaves_behind_is_no_difference() -> None:
         shrink(model, plan)
     small: Any = shrink(model, plan, traced=traced)
     assert len(small.bert.encoder.layer) == 1
+
+
+def test_buffers_that_an_outer_module_computes() -> None:
+    """Falcon H1 gives all layers the same vector, which no checkpoint holds."""
+    model, small, names = without("falcon_h1", "model.layers.0:block", "cpu")
+    check_buffers(small, named_tensors(model), names)
+    vector = model.model.layers[1].mamba.mup_vector
+    assert small.model.layers[0].mamba.mup_vector.equal(vector)
+    vector.mul_(1.5)
+    with pytest.raises(ShrinkError, match=r"mup_vector is not saved, and FalconH1ForCausalLM"):
+        check_buffers(small, named_tensors(model), names)
 
 
 def test_a_table_with_a_part_for_each_layer(tmp_path: Any) -> None:
