@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,7 +39,10 @@ def acceptable(model: PreTrainedModel) -> PreTrainedModel:
     refused = refusal(model)
     if not refused:
         return model
-    advice = "select with multiple_of=, or see fxprune.legality; the graph can be saved in any case"
+    advice = (
+        "select with multiple_of=, let another layer go, or see fxprune.legality; the graph can be "
+        "saved in any case"
+    )
     host = _HOSTS.get(type(model).__name__)
     if host is None or uneven(model.config):
         raise CheckpointError(
@@ -68,10 +72,18 @@ def refusal(model: PreTrainedModel) -> str:
             again = type(config).from_dict(config.to_dict())
     except Exception as error:  # each architecture has validators of its own
         return architecture.last_line(error)
-    before, after = config.to_dict(), again.to_dict()
+    return _changed(config.to_dict(), again.to_dict())
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The first entry that another value became, also of a nested config, in words."""
     for name, value in before.items():
-        if name in after and after[name] != value:
-            return f"{name} {value!r} becomes {after[name]!r}"
+        if name not in after or after[name] == value:
+            continue
+        nested = isinstance(value, dict) and isinstance(after[name], dict)
+        if nested and (inner := _changed(value, after[name])):
+            return f"{name}.{inner}"
+        return f"{name} {value!r} becomes {after[name]!r}"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fxprune.errors import ShrinkError
 from fxprune.hf.folder import checkpoint
 from fxprune.hf.shrink.builder import Builder
 from fxprune.hf.shrink.fill import check_buffers, differences, misfit, named_tensors
+from fxprune.hf.shrink.rehost import refusal
 from fxprune.hf.shrink.shorter import _periods, _readings
 from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.plan import Plan
@@ -109,6 +111,14 @@ def test_a_table_with_a_part_for_each_layer(tmp_path: Any) -> None:
     inputs = build.inputs(model)
     with torch.no_grad():
         assert again(**inputs).logits.equal(small(**inputs).logits)
+
+
+def test_what_a_config_changes_by_itself_is_named() -> None:
+    """Gemma 4 ends with full attention."""
+    _, small, _ = without("gemma4", "model.language_model.layers.3:block")
+    assert re.match(r"text_config\.layer_types .* becomes .*'full_attention'\]$", refusal(small))
+    _, small, _ = without("gemma4", "model.language_model.layers.1:block")
+    assert not refusal(small)
 
 
 @pytest.mark.parametrize(
