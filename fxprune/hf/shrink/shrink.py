@@ -64,7 +64,8 @@ def shrink(
     before any weight is touched; the attributes of every module (scales, windows); buffers that a
     checkpoint does not hold; and, where there are weights and a graph, the outputs, which must be
     those of the rewritten graph on the inputs of ``traced`` or such as the config gives. (A plan
-    that removes blocks alone needs no graph: its outputs are compared if one of the two is given.)
+    that removes blocks alone needs no graph: its outputs are compared if one of the two is given.
+    They have to be where a module knows its number, or holds a part for each layer.)
 
     Args:
         model: the model. Its weights are not needed if ``graph_module`` is given.
