@@ -38,7 +38,10 @@ def acceptable(model: PreTrainedModel) -> PreTrainedModel:
     refused = refusal(model)
     if not refused:
         return model
-    advice = "select with multiple_of=, or see fxprune.legality; the graph can be saved in any case"
+    advice = (
+        "select with multiple_of=, let another layer go, or see fxprune.legality; the graph can be "
+        "saved in any case"
+    )
     host = _HOSTS.get(type(model).__name__)
     if host is None or uneven(model.config):
         raise CheckpointError(

@@ -68,7 +68,8 @@ def shrink(
     before any weight is touched; the attributes of every module (scales, windows); buffers that a
     checkpoint does not hold; and, where there are weights and a graph, the outputs, which must be
     those of the rewritten graph on the inputs of ``traced`` or such as the config gives. (A plan
-    that removes blocks alone needs no graph: its outputs are compared if one of the two is given.)
+    that removes blocks alone needs no graph: its outputs are compared if one of the two is given.
+    They have to be where a module knows its number, or holds a part for each layer.)
 
     Args:
         model: the model. Its weights are not needed if ``graph_module`` is given.
@@ -155,7 +156,9 @@ def _settle(
     try:
         compared = _same_outputs(small, plan, graph_module, traced)
     except ShrinkError as failed:
-        raise (ShrinkError(f"{failed} ({unlike})") if unlike else failed) from failed.__cause__
+        if not unlike or failed.__cause__ is not None:  # it does not even run
+            raise
+        raise ShrinkError(f"{failed} ({unlike})") from None
     if unlike:
         _check_again(model, small, names, changed, "" if compared else unlike)
 

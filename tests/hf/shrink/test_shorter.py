@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from fxprune import bypass, shrink
 from fxprune.errors import ShrinkError
 from fxprune.hf.folder import checkpoint
 from fxprune.hf.shrink.builder import Builder
-from fxprune.hf.shrink.fill import differences, misfit, named_tensors
+from fxprune.hf.shrink.fill import check_buffers, differences, misfit, named_tensors
+from fxprune.hf.shrink.rehost import refusal
 from fxprune.hf.shrink.shorter import _periods, _readings
 from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.plan import Plan
@@ -33,9 +35,9 @@ WAYS = {
 }
 
 
-def without(model_type: str, block: str) -> tuple[Any, Any, Names]:
-    """A model without weights, and what is built for it without a block."""
-    with torch.device("meta"):
+def without(model_type: str, block: str, device: str = "meta") -> tuple[Any, Any, Names]:
+    """A model, and what is built for it without a block."""
+    with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(tiny(model_type))
     stacks = shortened(model, [block])
     names = Names(stacks)
@@ -84,6 +86,17 @@ def test_what_a_run_leaves_behind_is_no_difference() -> None:
     assert len(small.bert.encoder.layer) == 1
 
 
+def test_buffers_that_an_outer_module_computes() -> None:
+    """Falcon H1 gives all layers the same vector, which no checkpoint holds."""
+    model, small, names = without("falcon_h1", "model.layers.0:block", "cpu")
+    check_buffers(small, named_tensors(model), names)
+    vector = model.model.layers[1].mamba.mup_vector
+    assert small.model.layers[0].mamba.mup_vector.equal(vector)
+    vector.mul_(1.5)
+    with pytest.raises(ShrinkError, match=r"mup_vector is not saved, and FalconH1ForCausalLM"):
+        check_buffers(small, named_tensors(model), names)
+
+
 def test_a_table_with_a_part_for_each_layer(tmp_path: Any) -> None:
     """Gemma 4 embeds tokens for each layer, and reads the sizes of single layers itself."""
     model = build.build("gemma4_text")
@@ -98,6 +111,14 @@ def test_a_table_with_a_part_for_each_layer(tmp_path: Any) -> None:
     inputs = build.inputs(model)
     with torch.no_grad():
         assert again(**inputs).logits.equal(small(**inputs).logits)
+
+
+def test_what_a_config_changes_by_itself_is_named() -> None:
+    """Gemma 4 ends with full attention."""
+    _, small, _ = without("gemma4", "model.language_model.layers.3:block")
+    assert re.match(r"text_config\.layer_types .* becomes .*'full_attention'\]$", refusal(small))
+    _, small, _ = without("gemma4", "model.language_model.layers.1:block")
+    assert not refusal(small)
 
 
 @pytest.mark.parametrize(
