@@ -29,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # The models are tiny and the suite runs in several processes: more threads only get in the way.
     torch.set_num_threads(1)
+    # A trace makes objects by the million that all stay: looking through them takes a tenth of it.
+    gc.set_threshold(50_000, 20, 20)
     # The process that hands out the tests needs none of this, and importing it takes a while.
     if not config.getoption("numprocesses", None):
         from fxprune.trace import export

@@ -21,7 +21,10 @@ from tests.command_line import run_command
 from tests.hf import tiny
 from tests.inspect.page.reading import check_alone
 
-QUICK = ("--calibration-samples", "3", "--calibration-length", "16", "--eval-samples", "4")
+QUICK = (
+    *("--calibration-samples", "3", "--calibration-length", "16"),
+    *("--compensation-samples", "8", "--eval-samples", "4"),
+)
 
 
 @dataclass(frozen=True)

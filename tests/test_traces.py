@@ -6,6 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import FxpruneWarning
+from tests.hf import tiny
 from tests.models import ResidualConvNet
 from tests.traces import Memory
 from tests.zoo import BY_NAME
@@ -65,7 +67,9 @@ def results(module: Any, inputs: Any) -> list[torch.Tensor]:
     return [found if isinstance(found, torch.Tensor) else found.logits]
 
 
-@pytest.mark.parametrize("name", ["llama", "t5", "resnet", "perceptron"])
+@pytest.mark.parametrize(
+    "name", ["llama", pytest.param("t5", marks=pytest.mark.slow), "resnet", "perceptron"]
+)
 def test_a_copy_is_a_trace_of_the_other_model(memory: Any, name: str) -> None:
     entry = BY_NAME[name]
     first, second = entry.build(entry.backends[-1]), entry.build(entry.backends[-1])
@@ -153,6 +157,18 @@ def test_what_differs_is_traced(memory: Any, model: nn.Module, args: Any) -> Non
     traced(memory, Scaled().eval())
     with contextlib.suppress(fxprune.FxpruneError):  # a bias of four units for eight
         traced(memory, model, args)
+    assert memory.count == 2
+
+
+def test_where_a_model_comes_from_makes_no_difference(memory: Any, tmp_path: Path) -> None:
+    model, example = tiny.llama(), BY_NAME["llama"].example()
+    model.save_pretrained(tmp_path)
+    other: Any = type(model).from_pretrained(tmp_path).eval()
+    for each in (model, other):
+        traced(memory, each, *example)
+    assert memory.count == 1
+    other.config._attn_implementation = "eager"
+    traced(memory, other, *example)
     assert memory.count == 2
 
 

@@ -25,6 +25,14 @@ from fxprune.trace import Traced, export
 from fxprune.trace.given import check_values
 from fxprune.trace.sizes import Sizes, settle, stand_ins
 
+# Where models of transformers and their configs come from; a forward pass reads none of it.
+ORIGIN = {"name_or_path", "_is_hf_initialized", "_use_kernels", "_weight_conversions"}
+CONFIGS = {"PreTrainedConfig", "GenerationConfig"}
+ORIGIN_OF_CONFIGS = {
+    "architectures", "dtype", "model_type", "transformers_version",
+    "_commit_hash", "_from_model_config", "_name_or_path", "_original_object_hash",
+}  # fmt: skip
+
 
 class Unknown(Exception):  # noqa: N818
     """Two models like this one cannot be told apart."""
@@ -33,9 +41,8 @@ class Unknown(Exception):  # noqa: N818
 class _Structure(pickle.Pickler):
     """All of a model but the values of its parameters, and its tensors and modules in order."""
 
-    def __init__(self, file: io.BytesIO, place: str | None) -> None:
+    def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=5)
-        self.place = place or None  # where a model was loaded from makes no difference
         self.places: dict[int, int] = {}
         self.parts: list[Any] = []
 
@@ -45,11 +52,24 @@ class _Structure(pickle.Pickler):
         if isinstance(value, nn.Module):
             self._number(value)
             return None
+        if isinstance(value, str):  # by value: else it counts which ones are the same object
+            return -int.from_bytes(b"+" + value.encode(errors="surrogatepass"))
         if not isinstance(value, torch.Tensor):
-            return "place" if isinstance(value, str) and value == self.place else None
+            return None
         known = id(value) in self.places
         place = self._number(value)
         return place if known else (place, *_kind(value))
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            origin = ORIGIN
+        elif CONFIGS.isdisjoint(base.__name__ for base in type(value).__mro__):
+            return NotImplemented
+        else:
+            origin = ORIGIN_OF_CONFIGS
+        made, args, state, *rest = value.__reduce_ex__(5)
+        told = {name: each for name, each in sorted(state.items()) if name not in origin}
+        return made, args, told, *rest
 
     def _number(self, value: Any) -> int:
         if id(value) not in self.places:
@@ -80,7 +100,7 @@ def structure(model: nn.Module) -> tuple[str, list[Any]]:
         Unknown: this cannot be told.
     """
     file = io.BytesIO()
-    pickler = _Structure(file, getattr(model, "name_or_path", None))
+    pickler = _Structure(file)
     try:
         pickler.dump(model)
     except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:

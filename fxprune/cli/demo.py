@@ -20,6 +20,8 @@ PROMPT = "The moon is smaller than the earth, and"
 NEW_TOKENS = 24
 RECOVERY_STEPS = 30
 WINDOWS = 32  # for perplexity
+# Fewer crops than by default: a demonstration takes minutes, not many.
+CALIBRATION, COMPENSATION = 32, 64
 
 
 def demo(
@@ -61,11 +63,10 @@ def demo(
     from fxprune.hf.folder import checkpoint
     from fxprune.hf.open.models import fetch, load_model
 
-    # Fewer crops than by default: a demonstration takes minutes, not many.
     config = PruneConfig(
         pruning_ratio=ratio,
-        calibration_samples=32,
-        compensation_samples=64,
+        calibration_samples=CALIBRATION,
+        compensation_samples=COMPENSATION,
         calibration_lengths=(128,),
     )
     console = console or Console()

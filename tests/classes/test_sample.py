@@ -15,12 +15,13 @@ from tests.classes.build import types
 from tests.classes.config import EXPERTS, HEADS, HIDDEN, KV_HEADS, MOST_LAYERS, VOCABULARY, tiny
 from tests.classes.stages import facts_of
 
-SAMPLE = (
-    "llama", "mixtral", "gpt2", "opt", "falcon", "bert", "phi3", "gpt_neox", "starcoder2", "olmo2",
-)  # fmt: skip
+SAMPLE = ("llama", "mixtral", "gpt2", "falcon", "bert", "phi3")
+MORE = ("opt", "gpt_neox", "starcoder2", "olmo2")  # like one or another of these
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize(
+    "name", [*SAMPLE, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def test_no_stage_is_wrong(name: str) -> None:
     facts, stages, _ = facts_of(name)
     found = {stage.name: stage for stage in stages}

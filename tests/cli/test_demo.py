@@ -91,8 +91,21 @@ def test_continuation_is_what_generate_gives() -> None:
     assert continuation(model, tokenizer) == tokenizer.decode(whole[0, ids.shape[1] :])
 
 
+# A fraction of its text shows that all of it works; what all of it gives is shown by hand.
+FEW = {"WINDOWS": 8, "CALIBRATION": 8, "COMPENSATION": 16, "NEW_TOKENS": 8}
+
+
 @pytest.mark.real
-def test_the_real_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sizes", [FEW, pytest.param({}, marks=pytest.mark.slow)], ids=["few", "whole"]
+)
+def test_the_real_one(
+    sizes: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in sizes.items():
+        monkeypatch.setattr(importlib.import_module("fxprune.cli.demo"), name, size)
+    if sizes:
+        monkeypatch.setattr(importlib.import_module("fxprune.cli.workflow"), "LATENCY_AT", (1, 64))
     start = time.perf_counter()
     shown = _run(tmp_path / "out")
     assert time.perf_counter() - start < 600

@@ -52,6 +52,11 @@ def deep_model(path: Path) -> None:
     model(path, DEEP)
 
 
+def four_layers(path: Path) -> None:
+    """The same with two that may go between two that stay."""
+    model(path, 4)
+
+
 def plan(path: Path) -> None:
     """plan.json, for MODEL."""
     graph = fxprune.discover(fxprune.trace(LlamaForCausalLM.from_pretrained(path / "MODEL")))
@@ -104,6 +109,10 @@ def _tiny(**changes: object) -> Names:
     }
 
 
+def _four_layers() -> Names:
+    return _tiny(num_hidden_layers=4)
+
+
 def _deep() -> Names:
     return _tiny(num_hidden_layers=DEEP)
 
@@ -152,7 +161,7 @@ def _seeing() -> Names:
 NEEDS: dict[str, Needs] = {
     "README.md": Needs(files=(model, texts)),
     "docs/tour.md": Needs(_zoo, (model, pruned, texts), prints="model.layers.0.mlp:units mlp 40"),
-    "docs/configuration.md": Needs(_deep, (deep_model,), prints="neurons"),
+    "docs/configuration.md": Needs(_four_layers, (four_layers,), prints="neurons"),
     "docs/depth.md": Needs(_deep, (deep_model,)),
     "docs/importance.md": Needs(_experts),
     "docs/inspection.md": Needs(_pruned, (model,)),

@@ -65,7 +65,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "phi3" else ()) for n in KINDS]
+)
 def test_three_times(name: str) -> None:
     backend = zoo.BY_NAME[name].backends[-1]
     model, traced = zoo.built(name, backend), zoo.traced(name, backend)

@@ -65,9 +65,13 @@ def test_a_hook_on_a_leaf_of_the_original_stays_there() -> None:
     assert not calls
 
 
-@pytest.mark.parametrize("name", ["mlp.up_proj", "input_layernorm"])
 @pytest.mark.parametrize(
-    "times", [lambda x, n: n * x, lambda x, n: torch.add(x, x, alpha=n - 1)], ids=["mul", "alpha"]
+    ("name", "times"),
+    [
+        ("mlp.up_proj", lambda x, n: n * x),
+        ("input_layernorm", lambda x, n: torch.add(x, x, alpha=n - 1)),
+    ],
+    ids=["mul", "alpha"],
 )
 def test_what_a_hook_on_a_leaf_adds_stays_in_the_graph(name: str, times: Any) -> None:
     """Also where the same hook changes nothing in another layer."""

@@ -36,7 +36,8 @@ def read_config(path: Path) -> PreTrainedConfig:
         ModelError: the file is not JSON, names no architecture transformers knows, or has values
             that the architecture refuses.
     """
-    from transformers import CONFIG_MAPPING, PreTrainedConfig
+    from transformers import PreTrainedConfig
+    from transformers.models.auto import CONFIG_MAPPING
 
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

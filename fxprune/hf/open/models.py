@@ -185,7 +185,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     Raises:
         ModelError: it cannot be loaded.
     """
-    from transformers import AutoTokenizer
+    from transformers.models.auto import AutoTokenizer
 
     if not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*")):
         return None

