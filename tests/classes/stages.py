@@ -21,7 +21,7 @@ from tests.classes.attempt import Mismatch, NothingThere, Stage, attempt, messag
 from tests.classes.coverage import coverage
 from tests.classes.second import by_value
 
-STOCK_KINDS = ("mlp", "attention", "query", "state", "conv", "latent")
+STOCK_KINDS = ("mlp", "attention", "query", "expert", "state", "conv", "latent")
 PLANS = 2
 
 
