@@ -11,6 +11,7 @@ from typing import Any
 Result = Mapping[str, Any]
 ROOT = Path(__file__).parents[2]
 STOCK_KINDS = ("mlp", "attention", "query", "uneven")
+FURTHER_KINDS = ("expert", "state", "conv", "latent")
 COUNTS = (
     "traced",
     "width right",
@@ -21,6 +22,9 @@ COUNTS = (
     "heads stock",
     "depth stock",
     "everything works and stays stock",
+    "experts stock",
+    "states stock",
+    "ranks stock",
     "wrong",
     "raw tracebacks",
     "timeouts",
@@ -113,6 +117,8 @@ def facts(result: Result) -> dict[str, bool]:
     found["everything works and stays stock"] = (
         all(found[name] for name in needed) and queries and not wrong and not raw
     )
+    for name, kind in (("experts", "expert"), ("states", "state"), ("ranks", "latent")):
+        found[f"{name} stock"] = letter(result, kind) == "s"
     return {name: found[name] for name in COUNTS}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.classes.results import (
+    FURTHER_KINDS,
     ROOT,
     STOCK_KINDS,
     Result,
@@ -18,7 +19,9 @@ from tests.classes.results import (
 
 PAGE = ROOT / "docs" / "classes.md"
 LONGEST = 160
-COLUMNS = ("type", "class", "cov", "width", "all", "depth", "disk", "short", "what is missing")
+COLUMNS = (
+    "type", "class", "cov", "width", "all", "depth", "disk", "more", "short", "what is missing",
+)  # fmt: skip
 
 INTRODUCTION = """\
 # Causal language models
@@ -30,8 +33,8 @@ Every type of `MODEL_FOR_CAUSAL_LM_MAPPING` of transformers, as a random model o
 whose config is made small by rule (`tests/classes/config.py`), with biases and norms moved away
 from 0 and 1.
 
-* `cov` is the share of the layers' matrices, by entries, that lie in a group of MLP units, heads or
-  experts.
+* `cov` is the share of the layers' matrices, by entries, that lie in a group of MLP units, heads,
+  experts, states, short convolutions or ranks.
 * `width`: random plans over MLPs and heads, `all`: over every group, `depth`: without one block.
   `+` proven by `fxprune.verify`, `-` nothing of the sort there, `x` refused, `!` wrong or an error
   that is none of the library's.
@@ -39,12 +42,16 @@ from 0 and 1.
   plan, shrunk to the same class, saved and loaded. `short`: the same for the model without a block.
   `s` the stock class gives bit-equal logits, `~` equal but for rounding, `h` only `fxprune.load`
   takes it, `x` no config says it, `-` nothing of the sort there, `!` wrong or an error.
+* `more`: half of the experts, of the states (channels, heads or groups of Mamba, linear attention
+  and the like), of the channels of short convolutions, and of the ranks, likewise.
 
 What is missing is said in the words of the library. Numbers before a name are shares of the
 layers' matrices.
 
 """
-_NAMES = {f"{kind} stock": kind for kind in STOCK_KINDS} | {"depth stock": "short"}
+_NAMES = {f"{kind} stock": kind for kind in (*STOCK_KINDS, *FURTHER_KINDS)} | {
+    "depth stock": "short"
+}
 SIGNS = {"ok": "+", "none": "-", "refused": "x", "": "-"}
 
 
@@ -95,6 +102,7 @@ def _cells(row: Result) -> tuple[str, ...]:
             for name in ("width", "all", "depth")
         ),
         "".join(letter(row, kind) for kind in STOCK_KINDS) if reached else "",
+        "".join(letter(row, kind) for kind in FURTHER_KINDS) if reached else "",
         letter(row, "depth") if reached else "",
         gaps(row),
     )
@@ -105,7 +113,7 @@ def gaps(row: Result) -> str:
     said: dict[str, list[str]] = {}
     for each in row["stages"]:
         name, detail = _NAMES.get(each["name"], each["name"]), _short(each["detail"])
-        if each["verdict"] == "none" and (name in STOCK_KINDS or "by value" in name):
+        if each["verdict"] == "none" and (name in _NAMES.values() or "by value" in name):
             continue
         if each["verdict"] == "ok" and name != "trace":
             detail = detail.partition(": ")[2] if detail.startswith(("h:", "~:")) else ""

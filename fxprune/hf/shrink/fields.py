@@ -64,6 +64,12 @@ class Change:
     layer: tuple[str, int] | None
     part: Part = ()
 
+    def concerns(self, path: str) -> bool:
+        """Whether a module holds the units or is a part of what does; of a stream any may be."""
+        place = self.group.rpartition(":")[0]
+        inner, outer = sorted((f"{place}.", f"{path}."), key=len, reverse=True)
+        return self.layer is None or not path or inner.startswith(outer)
+
     def of(self, value: int) -> int | None:
         """What becomes of a number that counts the units, or so many for each; None if none."""
         return value // self.size * self.kept if value > 0 and value % self.size == 0 else None

@@ -139,14 +139,17 @@ def differences(
                     counts=True,
                 )
                 continue
+            counts = (there, value) in names.numbers(path)
             if type(value) is int and type(there) is int:
-                shapes = _shapes(before, module)
-                if (there, value) in shapes or value in _counts(there, changed):
+                mine = [change for change in changed if change.concerns(original)]
+                if (there, value) in _shapes(before, module) or value in _counts(there, mine):
                     continue
+                # Of units elsewhere, as a config that sizes two things by one entry would have it.
+                counts |= value in _counts(there, changed)
             yield Difference(
                 f"{original or type(model).__name__}.{name} is {_said(there)}, and "
                 f"as {path or 'that'} the config makes it {value!r}",
-                counts=(there, value) in names.numbers(path),
+                counts,
             )
 
 
