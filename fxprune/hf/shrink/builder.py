@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fxprune.hf.open import architecture
@@ -13,16 +12,13 @@ from fxprune.hf.shrink.fields import Change
 from fxprune.hf.shrink.fill import differences, misfit, misfits, named_tensors
 from fxprune.hf.shrink.layerwise import Layerwise
 from fxprune.hf.shrink.parts import even, inside, lists_of, overrides, part_of, uneven
-from fxprune.hf.shrink.probing import combined, probed
+from fxprune.hf.shrink.probing import ways
 from fxprune.hf.shrink.shorter import shorter
 from fxprune.hf.shrink.wanted import Wanted
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel
-
-
-_TRIES = 200  # entries can be combined in many ways
 
 
 class Builder(Wanted):
@@ -94,11 +90,11 @@ class Builder(Wanted):
                     if found.setdefault((path, name, change.size), change).kept != change.kept:
                         return
         changes = [*self.rest(), *found.values()]
-        known = (edits for edits, _ in fields.choices(config, changes))
-        tries = itertools.chain(
-            itertools.islice(known, _TRIES), itertools.islice(self._probed(config, changes), _TRIES)
-        )
-        for edits in tries:
+
+        def wanted(name: str) -> torch.Tensor | None:
+            return self.tensors.get(self.names.original(name))
+
+        for edits, _ in ways(self._made, wanted, config, changes):
             small = self._made(fields.edited(config, edits), errors)
             if small is None:
                 continue
@@ -108,14 +104,3 @@ class Builder(Wanted):
                 errors.append(wrong)
             else:
                 yield small
-
-    def _probed(
-        self, config: PreTrainedConfig, changes: Sequence[Change]
-    ) -> Iterator[fields.Edits]:
-        """Values of entries whose names say nothing; to find them takes a model for each."""
-        if changes:
-
-            def wanted(name: str) -> torch.Tensor | None:
-                return self.tensors.get(self.names.original(name))
-
-            yield from combined(probed(self._made, wanted, config, changes), changes)

@@ -64,6 +64,11 @@ class Change:
     layer: tuple[str, int] | None
     part: Part = ()
 
+    @property
+    def named(self) -> bool:
+        """Whether configs have usual names for what counts such units."""
+        return self.units in _ENTRIES
+
     def concerns(self, path: str) -> bool:
         """Whether a module holds the units or is a part of what does; of a stream any may be."""
         place = self.group.rpartition(":")[0]

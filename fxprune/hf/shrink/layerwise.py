@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from fxprune.hf.shrink import fields, layers_apart
 from fxprune.hf.shrink.fields import Change
 from fxprune.hf.shrink.fill import misfit
 from fxprune.hf.shrink.parts import Part, inside, lists_of, overrides, part_of, stacks_apart
-from fxprune.hf.shrink.probing import combined, probed
+from fxprune.hf.shrink.probing import ways
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -169,11 +168,7 @@ class Layerwise:
         def wanted(name: str) -> torch.Tensor | None:
             return self.whole.tensors.get(self.whole.names.original(inner + name))
 
-        def others() -> Iterator[tuple[fields.Edits, dict[str, tuple[str, ...]]]]:
-            for edits in combined(probed(make, wanted, alone, changed), changed):
-                yield edits, {}
-
-        for edits, names in itertools.chain(fields.choices(alone, changed, known), others()):
+        for edits, names in ways(make, wanted, alone, changed, known):
             layer = make(fields.edited(alone, edits), errors)
             if layer is None:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,46 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
 _MOST = 8  # entries that are combined in every way
+_TRIES = 200  # entries can be combined in many ways
+
+
+def ways(
+    make: Make,
+    wanted: Wanted,
+    config: PreTrainedConfig,
+    changed: Sequence[Change],
+    known: Mapping[str, tuple[str, ...]] | None = None,
+) -> Iterator[tuple[Edits, dict[str, tuple[str, ...]]]]:
+    """New values of entries that may express some changes, the more plausible ones first.
+
+    Args:
+        make: makes the model of a config, or a layer of it; appends to a list why there is none.
+        wanted: gives the tensor that is to be put in place of one of those.
+        config: without changes.
+        changed: the changes.
+        known: names of entries that have served before, by what the units are called.
+
+    Yields:
+        The new values, and the names of the entries by what the units are called, where names have
+        led to them. What comes after those takes a model for each entry.
+    """
+    yield from itertools.islice(fields.choices(config, changed, known), _TRIES)
+    named = [change for change in changed if change.named]
+    others = [change for change in changed if not change.named]
+    if named and others:
+
+        def wrong(edits: Edits) -> float:
+            made = make(fields.edited(config, edits), [])
+            return math.inf if made is None else _misfits(made, wanted)
+
+        # What is called by no name is settled first, as far as it goes alone.
+        found = combined(probed(make, wanted, config, others), others)
+        best = min(itertools.islice(found, _TRIES), key=wrong, default={})
+        for edits, names in itertools.islice(fields.choices(config, named), _TRIES):
+            yield best | edits, names
+    elif changed:
+        found = combined(probed(make, wanted, config, changed), changed)
+        yield from ((edits, {}) for edits in itertools.islice(found, _TRIES))
 
 
 def probed(
@@ -94,6 +135,11 @@ def _values(name: str, value: Any, changed: Sequence[Change]) -> list[Any]:
         together = int(together)
     found = [change.kept for change in mine if change.size == value]
     return [new for new in dict.fromkeys([*found, together]) if new != value]
+
+
+def _misfits(made: nn.Module, wanted: Wanted) -> int:
+    pairs = ((wanted(name), blank) for name, blank in named_tensors(made).items())
+    return sum(tensor is None or tensor.shape != blank.shape for tensor, blank in pairs)
 
 
 def _axes(
