@@ -25,7 +25,7 @@ def roles(links: Iterable[Link], tags: Mapping[Dim, Set[str]]) -> dict[Dim, Role
         ``stream``: the dims on which values of different origin are added, and that are inside
         no branch of another one. ``branch``: products lead from a stream to them and on into it,
         and not through heads. ``rank``: products lead from a stream to them and on to the units
-        of a head, of a state or of a convolution. Other dims have none.
+        of a head, of a state or of a convolution, or to scores. Other dims have none.
     """
     steps = [
         (set(dims.atoms(link.source_layout)), set(dims.atoms(link.target_layout)))
@@ -48,7 +48,14 @@ def roles(links: Iterable[Link], tags: Mapping[Dim, Set[str]]) -> dict[Dim, Role
     mixers = {dim for dim in inside if kind_of(tags.get(dim, set()), 2, "branch") in MIXERS}
     closed = streams | heads | mixers
     branch = set().union(*(_branch(steps, stream, closed) for stream in streams)) | mixers
-    ranks = _between(steps, streams | mixers, heads | mixers, closed) - branch
+    # What leads to positions or choices, which is frozen, is on such a way as well.
+    ends = {
+        dim
+        for _, targets in steps
+        for dim in targets
+        if dim.reason is not None and not dim.reason.startswith("graph output")
+    }
+    ranks = _between(steps, streams | mixers, heads | mixers | ends, closed) - branch
     found: dict[Dim, Role] = dict.fromkeys(ranks, "rank")
     return found | dict.fromkeys(branch, "branch") | dict.fromkeys(streams, "stream")
 

@@ -50,9 +50,12 @@ def _constant(expression: Any) -> int | None:
     names = sorted(expression.free_symbols, key=str)
     found: set[Any] = set()
     for first in _SAMPLES:
-        value = expression.xreplace(
-            {name: Integer(first + place) for place, name in enumerate(names)}
-        )
+        try:
+            value = expression.xreplace(
+                {name: Integer(first + place) for place, name in enumerate(names)}
+            )
+        except ZeroDivisionError:  # such a size is none
+            return None
         if not value.is_number or len(found | {value}) > 1:
             return None
         found.add(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ class Builder(Wanted):
 
     def _made(self, config: PreTrainedConfig, errors: list[str]) -> PreTrainedModel | None:
         """A model of a config to which the entries for single layers are added, by new numbers."""
+        config = copy.deepcopy(config)
         for part in uneven(self.model.config):
             paths = lists_of(self.model, part)
             own: dict[int | str, dict[str, Any]] = {

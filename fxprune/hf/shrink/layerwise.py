@@ -208,10 +208,14 @@ class Layerwise:
             small = again
         if several:
             paths = {path: list(part) for path, part in stacks.items() if part in several}
-            with torch.device("meta"):
-                # Modules inside keep the config without: reading a size from one with it is an
-                # error.
-                layers_apart.build_apart(small, fields.apart(base, several), paths)
+            try:
+                with torch.device("meta"):
+                    # Modules inside keep the config without: reading a size from one with it is an
+                    # error.
+                    layers_apart.build_apart(small, fields.apart(base, several), paths)
+            except Exception as error:  # whatever validators and constructors may raise
+                why = architecture.last_line(error)
+                raise ShrinkError(f"{_what(self.whole.changed)}: {why}") from error
         if wrong := misfit(small, self.whole.tensors, self.whole.names):
             raise ShrinkError(f"{_what(self.whole.changed)}: {wrong}")
         return small
