@@ -247,15 +247,16 @@ def test_the_stream_before_and_behind_a_branch(kind: str, inside: str) -> None:
 def test_the_stream_of_a_scaled_residual() -> None:
     """ChatGLM: the skip is a multiple of the normed stream, which enters each branch."""
     model, traced = zoo.built("chatglm_block", "eager"), zoo.traced("chatglm_block", "eager")
+    _, batch = zoo.BY_NAME["chatglm_block"].example()
     expected = {}
     for i in range(zoo.LAYERS):
-        _, before = by_hand.stream(model, DATA[0], f"layers.{i}.input_layernorm")
-        _, term = by_hand.stream(model, DATA[0], f"layers.{i}.attention")
+        _, before = by_hand.stream(model, batch, f"layers.{i}.input_layernorm")
+        _, term = by_hand.stream(model, batch, f"layers.{i}.attention")
         alpha = model.layers[i].alpha  # type: ignore[union-attr,index]
         expected[f"layers.{i}:attention"] = by_hand.influence(
             [(before, alpha * before + term)], [None]
         )
-    assert close(score_units(traced, BlockInfluence(), DATA[0], units="attention"), expected)
+    assert close(score_units(traced, BlockInfluence(), batch, units="attention"), expected)
 
 
 def test_the_stream_of_an_encoder_decoder_by_their_own_masks() -> None:
