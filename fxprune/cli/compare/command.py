@@ -11,6 +11,7 @@ from fxprune.cli.compare import results
 from fxprune.cli.compare.comparison import Comparison, run
 from fxprune.cli.compare.grids import grid
 from fxprune.errors import CalibrationError, CriterionError, SelectionError
+from fxprune.groups.kinds import DEFAULT_KINDS
 
 
 def compare(
@@ -28,7 +29,7 @@ def compare(
     length: str | None = None,
     ranking: str | None = None,
     normalise: str | None = None,
-    kinds: Sequence[str] = ("mlp,attention",),
+    kinds: Sequence[str] = (",".join(DEFAULT_KINDS),),
     aggregate: str | None = None,
     compensate: str = "auto",
     device: str = "cpu",
