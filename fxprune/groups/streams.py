@@ -48,14 +48,14 @@ def roles(links: Iterable[Link], tags: Mapping[Dim, Set[str]]) -> dict[Dim, Role
     mixers = {dim for dim in inside if kind_of(tags.get(dim, set()), 2, "branch") in MIXERS}
     closed = streams | heads | mixers
     branch = set().union(*(_branch(steps, stream, closed) for stream in streams)) | mixers
-    # What leads to positions or choices, which is frozen, is on such a way as well.
-    ends = {
+    # Scores by distance are looked up by position, which freezes them.
+    scores = {
         dim
         for _, targets in steps
         for dim in targets
-        if dim.reason is not None and not dim.reason.startswith("graph output")
+        if dim.reason is not None and dim.reason.startswith("looked up by index")
     }
-    ranks = _between(steps, streams | mixers, heads | mixers | ends, closed) - branch
+    ranks = _between(steps, streams | mixers, heads | mixers | scores, closed) - branch
     found: dict[Dim, Role] = dict.fromkeys(ranks, "rank")
     return found | dict.fromkeys(branch, "branch") | dict.fromkeys(streams, "stream")
 
