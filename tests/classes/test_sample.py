@@ -112,6 +112,6 @@ def test_a_file_of_results_is_counted_and_shown(tmp_path: Path) -> None:
         1, 0, 1, 1,
     )  # fmt: skip
     text = table.page({"one": found})
-    assert "| one | One | 0.50 | ! | - | - | sx-- | - | " in text
+    assert "| one | One | 0.50 | ! | - | - | sx-- | ---- | - | " in text
     assert "a head \\| follows" in text
     assert "width 1 WRONG: 0.5" in text
