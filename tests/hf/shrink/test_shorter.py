@@ -14,7 +14,7 @@ from fxprune import bypass, shrink
 from fxprune.errors import ShrinkError
 from fxprune.hf.folder import checkpoint
 from fxprune.hf.shrink.builder import Builder
-from fxprune.hf.shrink.fill import check_buffers, differences, misfit, named_tensors
+from fxprune.hf.shrink.fill import check_unsaved, differences, misfit, named_tensors
 from fxprune.hf.shrink.rehost import refusal
 from fxprune.hf.shrink.shorter import _periods, _readings
 from fxprune.hf.shrink.stacks import Names, shortened
@@ -89,12 +89,12 @@ def test_what_a_run_leaves_behind_is_no_difference() -> None:
 def test_buffers_that_an_outer_module_computes() -> None:
     """Falcon H1 gives all layers the same vector, which no checkpoint holds."""
     model, small, names = without("falcon_h1", "model.layers.0:block", "cpu")
-    check_buffers(small, named_tensors(model), names)
+    check_unsaved(small, named_tensors(model), names)
     vector = model.model.layers[1].mamba.mup_vector
     assert small.model.layers[0].mamba.mup_vector.equal(vector)
     vector.mul_(1.5)
     with pytest.raises(ShrinkError, match=r"mup_vector is not saved, and FalconH1ForCausalLM"):
-        check_buffers(small, named_tensors(model), names)
+        check_unsaved(small, named_tensors(model), names)
 
 
 def test_a_table_with_a_part_for_each_layer(tmp_path: Any) -> None:
