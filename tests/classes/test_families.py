@@ -71,8 +71,12 @@ def test_it_generates(model_type: str, kind: str, tmp_path: Path) -> None:
     opened_again(fxprune.shrink(model, plan, traced=traced), plan, small, inputs, tmp_path / "m")
 
 
+# Two have no experts; the gate of Llama 4 scales what enters its experts, and REAP refuses those.
+_WITHOUT = ("bamba", "falcon_h1", "llama4_text")
+
+
 @pytest.mark.parametrize("share", [0.25, 0.5])
-@pytest.mark.parametrize("model_type", [t for t in FAMILIES if t not in ("bamba", "falcon_h1")])
+@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in _WITHOUT])
 def test_experts_scored_by_reap_go(model_type: str, share: float, tmp_path: Path) -> None:
     model = build.build(model_type)
     inputs = build.inputs(model)
