@@ -252,6 +252,8 @@ def _exit_reason(
 
 
 def _used_elsewhere(node: fx.Node, users: Sequence[fx.Node]) -> str:
+    if not users:
+        return f"{node.name} writes into what enters it"
     user = users[-1]
     where = location(user)
     return f"its value {node.name} is also used by {user.name}{f' at {where}' if where else ''}"

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import fx
 
-from fxprune.trace.storage import Memory, mutates, targets
+from fxprune.trace.storage import Memory, mutates, sources, targets
 
 _SIZES = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool, torch.device)
 
@@ -23,10 +23,13 @@ class Flow:
     def __init__(self, graph: fx.Graph) -> None:
         self._sources: dict[fx.Node, list[fx.Node]] = {}
         self._users: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        self._memory: Memory | None = None
+        self._into: dict[fx.Node, list[fx.Node]] = {}
         writes = {node for node in graph.nodes if not node.users and mutates(node)}
         if not writes:
             return
         memory, before = Memory(graph), defaultdict[fx.Node, list[fx.Node]](list)
+        self._memory, self._into = memory, before
         for node in graph.nodes:
             found = [w for each in node.all_input_nodes for w in before[memory.root(each)]]
             for write in dict.fromkeys(found):
@@ -43,6 +46,22 @@ class Flow:
     def users(self, node: fx.Node) -> list[fx.Node]:
         """Who reads a node."""
         return [*node.users, *self._users.get(node, ())]
+
+    def settled(self, value: fx.Node) -> set[fx.Node]:
+        """The writes into the memory of a value, and the views that they go through.
+
+        Whoever reads the value afterwards reads what was written, so they belong to it.
+        """
+        found: set[fx.Node] = set()
+        if self._memory is not None:
+            for write in self._into.get(self._memory.root(value), ()):
+                pending = [] if write < value else [write]
+                while pending:
+                    node = pending.pop()
+                    found.add(node)
+                    views = (*targets(node), *sources(node))
+                    pending.extend(view for view in views if value < view and view not in found)
+        return found
 
     def ancestors(self, last: fx.Node) -> list[fx.Node]:
         """The node and everything it is computed from, in graph order."""
@@ -70,9 +89,9 @@ class Flow:
         """
         if any(user not in users for user in last.users):
             return set()
-        dead = {last}
+        dead, stays = {last}, {entry, *self.settled(entry)}
         for node in reversed(self.ancestors(last)[:-1]):
-            if node is entry or node.op == "placeholder":
+            if node in stays or node.op == "placeholder":
                 continue
             if (sizes and is_size(node)) or all(
                 user in dead or (sizes and is_size(user)) for user in self.users(node)
@@ -104,10 +123,11 @@ class Reach:
 
     def between(self, first: fx.Node, last: fx.Node) -> list[fx.Node]:
         """Every node on a path from ``first``, left out, to ``last``; in graph order."""
+        apart = {first, *self.flow.settled(first)}
         return [
             node
             for node in self.flow.ancestors(last)
-            if node is not first and self.descends(node, first)
+            if node not in apart and self.descends(node, first)
         ]
 
 

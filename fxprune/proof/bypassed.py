@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fxprune.branches.find import find_branches
+from fxprune.branches.reach import Flow
 from fxprune.proof.runs import Run
 from fxprune.trace.traced import Traced
 
@@ -32,6 +33,9 @@ class BypassedRun(Run):
         units = [find_branches(traced)[name] for name in names]
         self._off = {unit.exit: unit for unit in units}
         self._entered: dict[fx.Node, Any] = {u.entry: None for u in units if u.kind == "block"}
+        flow = Flow(traced.graph_module.graph)
+        # What enters a block is what was written into it until then.
+        self._entry_at = {n: e for e in self._entered for n in (e, *flow.settled(e))}
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; the value of one that leaves a removed unit is replaced."""
@@ -39,6 +43,7 @@ class BypassedRun(Run):
         unit = self._off.get(n)
         if unit is not None:
             value = self._entered[unit.entry] if unit.kind == "block" else torch.zeros_like(value)
-        if n in self._entered:
-            self._entered[n] = value.clone()  # the block may change it in place
+        entry = self._entry_at.get(n)
+        if entry is not None:  # the block may change it in place
+            self._entered[entry] = (value if n is entry else self.env[entry]).clone()
         return value
