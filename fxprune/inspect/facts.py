@@ -127,10 +127,11 @@ def half(facts: Mapping[str, Any]) -> str:
 
 def defaults(graph: DependencyGraph) -> list[str]:
     """What is pruned where nothing else is said, and what is not; no line where that is all."""
-    left = {kind: n for kind, n in by_kind(graph).items() if kind not in DEFAULT_KINDS}
+    counts = by_kind(graph)
+    left = {kind: n for kind, n in counts.items() if kind not in DEFAULT_KINDS}
     if not left:
         return []
-    taken = ", ".join(kind for kind in DEFAULT_KINDS if kind in by_kind(graph)) or "nothing"
+    taken = ", ".join(kind for kind in DEFAULT_KINDS if kind in counts) or "nothing"
     others = ", ".join(f"{count} {kind}" for kind, count in left.items())
     return [f"pruned by default: {taken}; only with kinds=: {others}"]
 

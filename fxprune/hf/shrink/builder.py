@@ -18,7 +18,6 @@ from fxprune.hf.shrink.shorter import shorter
 from fxprune.hf.shrink.wanted import Wanted
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -92,11 +91,7 @@ class Builder(Wanted):
                     if found.setdefault((path, name, change.size), change).kept != change.kept:
                         return
         changes = [*self.rest(), *found.values()]
-
-        def wanted(name: str) -> torch.Tensor | None:
-            return self.tensors.get(self.names.original(name))
-
-        for edits, _ in ways(self._made, wanted, config, changes):
+        for edits, _ in ways(self._made, self.tensor, config, changes):
             small = self._made(fields.edited(config, edits), errors)
             if small is None:
                 continue

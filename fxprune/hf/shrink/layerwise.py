@@ -166,7 +166,7 @@ class Layerwise:
             return made
 
         def wanted(name: str) -> torch.Tensor | None:
-            return self.whole.tensors.get(self.whole.names.original(inner + name))
+            return self.whole.tensor(inner + name)
 
         for edits, names in ways(make, wanted, alone, changed, known):
             layer = make(fields.edited(alone, edits), errors)

@@ -43,6 +43,10 @@ class Wanted:
         name = type(self.model.config).__name__
         return ShrinkError(f"no entry of {name} says how many layers {paths} has{why}")
 
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """What is to be put there, by a name in the smaller model; None if there is nothing."""
+        return self.tensors.get(self.names.original(name))
+
     def rest(self) -> list[Change]:
         """The changes that are not of one layer."""
         return [change for change in self.changed if change.layer is None]
