@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.errors import ServeError
+from fxprune.errors import PlanError, ServeError
 from fxprune.plan import Plan
 from fxprune.serve.engine import Pruned, engine
 from fxprune.serve.gguf import architectures, file
+from fxprune.serve.gguf.dense import cut
 from tests.serve import llama
 from tests.serve.models import KINDS, tokenizer, traced
 
@@ -211,3 +212,35 @@ def test_options_and_types_that_there_are_not(tmp_path: Path) -> None:
         write(of, plan, tmp_path / "m.gguf", widths="any")
     with pytest.raises(ServeError, match="cannot be read as GGUF"):
         write(of, plan, tmp_path / "m.gguf", like=Path(__file__))
+
+
+@pytest.mark.serve
+@pytest.mark.parametrize("kind", ["llama", "llama-biases", "qwen2", "qwen3-tied"])
+def test_a_dense_file_is_cut(kind: str, tmp_path: Path) -> None:
+    of = traced(kind)
+    write(of, Plan.of(fxprune.discover(of), {}), tmp_path / "dense.gguf", dtype="f32")
+    plan = random_plan(of, 2, None if kind == "qwen3-tied" else DEPTH["attention"])
+    cut(plan, tmp_path / "dense.gguf", tmp_path / "m.gguf")
+    small = write(of, plan, tmp_path / "direct.gguf", like=tmp_path / "dense.gguf")
+    one, other = (file.opened(tmp_path / f"{name}.gguf") for name in ("m", "direct"))
+    assert file.metadata(one) == file.metadata(other)
+    assert [t.name for t in one.tensors] == [t.name for t in other.tensors]
+    for each, same in zip(one.tensors, other.tensors, strict=True):
+        np.testing.assert_array_equal(each.data, same.data, err_msg=each.name)
+    assert llama.compare(small, tmp_path / "m.gguf", IDS, ignored=tokenizer().eos_token_id) < 5e-3
+
+
+def test_files_that_are_not_cut(tmp_path: Path) -> None:
+    of = traced("llama", intermediate_size=128)
+    graph = fxprune.discover(of)
+    write(of, Plan.of(graph, {}), tmp_path / "q.gguf", dtype="q8_0")
+    with pytest.raises(ServeError, match=r"blk\.0\.ffn_up\.weight is quantised \(Q8_0\)"):
+        cut(random_plan(of, 2), tmp_path / "q.gguf", tmp_path / "m.gguf")
+    write(of, Plan.of(graph, {}), tmp_path / "h.gguf", dtype="f16")
+    halves = next(g for g in graph.groups if g.kind == "head_dim")
+    plan = Plan.of(graph, {halves.name: tuple(range(halves.size // 2))})
+    with pytest.raises(ServeError, match=r"takes head_dim groups whole"):
+        cut(plan, tmp_path / "h.gguf", tmp_path / "m.gguf")
+    with pytest.raises(PlanError):
+        cut(random_plan(traced("llama"), 2), tmp_path / "h.gguf", tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
