@@ -85,16 +85,16 @@ def make_pool(
     reasons = {name: f"override {part:g}" for name, part in parts.items()}
     held = {}
     for group in chosen:
-        multiple = multiple_of if isinstance(multiple_of, int) else multiple_of.get(group.kind, 1)
-        multiples[group.name] = multiple = math.lcm(multiple, group.multiple)
+        given = _given(multiple_of, group.kind)
+        multiple, numbers = math.lcm(given or 1, group.multiple), None
         lost = gone.pop(group.name, ())
-        numbers = None
         if target is not None:
             free = levels_of(group, len(lost), min_kept, multiple)
-            multiple = math.lcm(multiple, target.multiple_of.get(group.kind, 1))
+            multiple = target.multiple(group, given)
             numbers = target.kept.get((group.kind, group.size))
             if levels_of(group, len(lost), min_kept, multiple, numbers)[-1] < free[-1]:
-                held[group.name] = f"{target.name}: {target.words(group)}"
+                held[group.name] = f"{target.name}: {target.words(group, multiple)}"
+        multiples[group.name] = multiple
         part = parts.get(group.name)
         if part == 0:
             candidates.append(settled(group, lost))
@@ -107,6 +107,13 @@ def make_pool(
         candidates.append(settled(graph[name], lost))
         reasons[name] = ""
     return Pool(candidates, multiples, min_kept, reasons, held)
+
+
+def _given(multiple_of: int | Mapping[str, int], kind: str) -> int | None:
+    """What was asked for; None for nothing."""
+    if isinstance(multiple_of, int):
+        return None if multiple_of == 1 else multiple_of
+    return multiple_of.get(kind)
 
 
 def _gone(plan: Plan) -> dict[str, Sequence[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ class Target:
         even: whether all groups of a kind and size keep equally many.
         multiple_of: by kind, what the number of units that stay is a multiple of, in a group that
             loses some.
+        prefers: likewise, where nothing else is asked for and the size of the group is one; it runs
+            others too.
         kept: by kind and size of a group, the numbers of units that may stay; of what is not
             listed any.
         depth: kinds of what may go whole, see :attr:`fxprune.Unit.kind`.
@@ -36,6 +39,7 @@ class Target:
     kinds: tuple[str, ...] = KINDS
     even: bool = False
     multiple_of: Mapping[str, int] = field(default_factory=dict)
+    prefers: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[tuple[str, int], Collection[int]] = field(default_factory=dict)
     depth: tuple[str, ...] = ("block",)
     biases: bool = False
@@ -69,8 +73,8 @@ class Target:
             kept = counts.get(find(group.dim), group.size)
             alike.setdefault((group.kind, group.size), {}).setdefault(kept, group.name)
             if not self.allows(group.kind, group.size, kept):
-                words = f"{self.name}: {self.words(group)}"
-                found.append(f"{group.name} keeps {kept} of {group.size} ({words})")
+                words = f"{self.name} takes {self.words(group)}"
+                found.append(f"{group.name} keeps {kept} of {group.size}: {words}")
         for (kind, size), names in alike.items() if self.even else ():
             if len(names) > 1:
                 shown = " and ".join(f"{name} keeps {kept}" for kept, name in names.items())
@@ -100,11 +104,11 @@ class Target:
         for group in (*graph.groups, *graph.frozen) if self.even else ():
             if group.name not in free:
                 why = protected.get(group.name, "frozen" if group.reason else "not chosen")
-                whole.setdefault((group.kind, group.size), f"whole as {group.name} ({why})")
+                whole.setdefault((group.kind, group.size), f"as whole as {group.name} ({why})")
         found, held = [], dict(protected)
         for group in chosen:
             if group.kind not in self.kinds:
-                held[group.name] = f"{self.name}: whole"
+                held[group.name] = f"{self.name}: {self.words(group)}"
             elif (group.kind, group.size) in whole:
                 held[group.name] = f"{self.name}: {whole[group.kind, group.size]}"
             else:
@@ -112,8 +116,8 @@ class Target:
         if not found:
             why = held[chosen[0].name].removeprefix(f"{self.name}: ")
             raise SelectionError(
-                f"nothing is left to prune for {self.name}, which takes units of "
-                f"{_either(self.kinds)}: {chosen[0].name} stays {why}"
+                f"nothing is left to prune for {self.name}, which takes {chosen[0].name} {why}; "
+                f"units may go of {_either(self.kinds)}"
             )
         return found, held
 
@@ -132,17 +136,37 @@ class Target:
                 f"{self.name} cannot leave out {missing[0]}: it can leave out {_either(self.depth)}"
             )
 
-    def words(self, group: Group) -> str:
-        """What numbers of units of a group may stay: ``multiple of 256``."""
-        multiple = self.multiple_of.get(group.kind, 1)
+    def multiple(self, group: Group, given: int | None) -> int:
+        """What the number of units that stay of a group is a multiple of.
+
+        Args:
+            group: the group.
+            given: what the user asked for, if that is anything.
+        """
+        least = self.multiple_of.get(group.kind, 1)
+        preferred = self.prefers.get(group.kind, 1)
+        if given is None:
+            given = preferred if group.size % preferred == 0 else 1
+        return math.lcm(given, least, group.multiple)
+
+    def words(self, group: Group, multiple: int = 1) -> str:
+        """What numbers of units of a group may stay, such as ``multiples of 256``.
+
+        Args:
+            group: the group.
+            multiple: what they are a multiple of, if not what the engine insists on.
+        """
+        multiple = max(multiple, self.multiple_of.get(group.kind, 1))
         numbers = self.kept.get((group.kind, group.size))
-        if group.kind not in self.kinds or (numbers is not None and {*numbers} <= {group.size}):
-            return "whole"
+        if group.kind not in self.kinds:
+            return f"{group.kind} groups whole"
         if numbers is None:
-            return f"multiple of {multiple}"
+            return f"multiples of {multiple}"
+        if {*numbers} <= {group.size}:
+            return "it whole"
         shown = [*map(str, sorted(numbers))]
         listed = _either(shown) if len(shown) < 9 else f"{', '.join(shown[:4])}, ... or {shown[-1]}"
-        return listed + (f", multiple of {multiple}" if multiple > 1 else "")
+        return listed + (f", multiples of {multiple}" if multiple > 1 else "")
 
 
 def _either(given: Collection[str]) -> str:

@@ -81,8 +81,8 @@ def test_kinds_that_it_takes_whole() -> None:
     target = Target("box", kinds=("mlp",))
     plan = select(GRAPH, random_scores(GRAPH), 0.1, target=target)
     assert {GRAPH[name].kind for name in plan.kept} == {"mlp"}
-    assert plan.limits["layers.0.attention:kv"] == "box: whole"
-    with pytest.raises(SelectionError, match=r"nothing is left to prune for box, .*units of mlp"):
+    assert plan.limits["layers.0.attention:kv"] == "box: attention groups whole"
+    with pytest.raises(SelectionError, match=r"left to prune for box, .*go of mlp"):
         select(GRAPH, random_scores(GRAPH), 0.1, ("attention",), target=target)
 
 
@@ -90,8 +90,22 @@ def test_multiples_are_the_least_common_ones() -> None:
     target = Target("box", multiple_of={"mlp": 4})
     plan = select(GRAPH, random_scores(GRAPH), 0.1, ("mlp",), target=target, multiple_of=3)
     assert {len(kept) for kept in plan.kept.values()} == {12}
-    assert set(plan.limits.values()) <= {"box: multiple of 4", "keeps all: scores"}
-    assert "box: multiple of 4" in plan.limits.values()
+    assert set(plan.limits.values()) <= {"box: multiples of 12", "keeps all: scores"}
+    assert "box: multiples of 12" in plan.limits.values()
+
+
+def test_what_it_prefers_gives_way_to_what_is_asked_for() -> None:
+    target = Target("box", prefers={"mlp": 7})
+    scores = random_scores(GRAPH)
+    plan = select(GRAPH, scores, 0.1, ("mlp",), target=target)
+    assert {len(kept) for kept in plan.kept.values()} <= {7, 14}
+    assert target.reasons(GRAPH, Plan.of(GRAPH, {"layers.0.mlp:units": range(5)})) == []
+    for multiple in (3, {"mlp": 3}):
+        plan = select(GRAPH, scores, 0.1, ("mlp",), target=target, multiple_of=multiple)
+        assert any(len(kept) % 7 for kept in plan.kept.values())
+    none = Target("box", prefers={"mlp": 8})  # its size is none
+    plan = select(GRAPH, scores, 0.1, ("mlp",), target=none)
+    assert plan.kept == select(GRAPH, scores, 0.1, ("mlp",)).kept
 
 
 def test_numbers_that_may_stay() -> None:
@@ -102,7 +116,7 @@ def test_numbers_that_may_stay() -> None:
     assert told == {"box: 2, 3 or 6"}
     whole = Target("box", kept={("attention", 6): ()})
     plan = select(GRAPH, random_scores(GRAPH), 0.1, target=whole)
-    assert plan.limits["layers.0.attention:kv"] == "box: whole"
+    assert plan.limits["layers.0.attention:kv"] == "box: it whole"
 
 
 def test_equal_numbers() -> None:
@@ -123,9 +137,9 @@ def test_what_is_protected_protects_all_that_must_be_equal() -> None:
     ignore = ["model.layers.1.mlp.up_proj"]
     plan = select(graph, random_scores(graph), 0.05, target=target, ignore=ignore)
     assert {graph[name].kind for name in plan.kept} == {"attention"}
-    why = f"box: whole as model.layers.1.mlp:units (ignore={ignore[0]})"
+    why = f"box: as whole as model.layers.1.mlp:units (ignore={ignore[0]})"
     assert plan.limits["model.layers.0.mlp:units"] == why
-    with pytest.raises(SelectionError, match=r"layers.1.* stays whole as layers.0.*keep_first=1"):
+    with pytest.raises(SelectionError, match=r"1.* as whole as layers.0.*keep_first=1"):
         select(GRAPH, random_scores(GRAPH), 0.1, target=target, keep_first=1)
     plan = select(GRAPH, random_scores(GRAPH), 0.1, target=target, overrides={"layers.1.*": 0.5})
     assert len(plan.kept) == 8
@@ -134,7 +148,7 @@ def test_what_is_protected_protects_all_that_must_be_equal() -> None:
 def test_an_earlier_plan_that_it_cannot_take() -> None:
     early = Plan.of(GRAPH, {"channel": range(5)})
     target = Target("box", kinds=("mlp",))
-    with pytest.raises(SelectionError, match=r"channel keeps 5 of 6 \(box: whole\)"):
+    with pytest.raises(SelectionError, match="channel keeps 5 of 6: box takes channel "):
         select(GRAPH, random_scores(GRAPH), 0.1, ("mlp",), target=target, start=early)
 
 
