@@ -130,9 +130,7 @@ class PruneResult:
                     raise
                 why = f" (not for transformers: {error})"
             else:
-                own = module_folder.describe(self._shrunk)["stack"] is not None
-                remote = ", trust_remote_code=True" if own else ""
-                return f"{opened} or from_pretrained({str(folder)!r}{remote})"
+                return module_folder.how_to_open(folder, self._shrunk)
         checkpoint.save(
             self.graph_module, folder, plan=self.plan, traced=self.traced, tokenizer=tokenizer
         )
