@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fxprune.axes.dims import find
+from fxprune.branches import find_branches
 from fxprune.errors import SelectionError, ServeError
 from fxprune.groups.kinds import KINDS
 
@@ -64,7 +65,7 @@ class Target:
         """
         found = [
             f"{self.name} cannot leave out {name}: it can leave out {_either(self.depth)}"
-            for name in plan.removed
+            for name in self._left_out(graph, plan)
             if name.rpartition(":")[2] not in self.depth
         ]
         counts = plan.kept_counts(graph)
@@ -82,6 +83,16 @@ class Target:
         if plan.biases and not self.biases:
             found.append(f"{self.name} has no place for the new bias {plan.biases[0]}")
         return found
+
+    def _left_out(self, graph: DependencyGraph, plan: Plan) -> list[str]:
+        """What a plan removes whole; a block all of whose branches go is a block that goes."""
+        removed = set(plan.removed)
+        if {name.rpartition(":")[2] for name in removed} <= set(self.depth):
+            return list(plan.removed)
+        for block in find_branches(graph.traced.original or graph.traced).of("block"):
+            if removed.issuperset(block.branches):
+                removed = removed.difference(block.branches) | {block.name}
+        return sorted(removed)
 
     def open(
         self, graph: DependencyGraph, chosen: Sequence[Group], protected: Mapping[str, str]
