@@ -19,6 +19,7 @@ from fxprune.importance.scores import Scores
 from fxprune.measure.latency_report import LatencyReport
 from fxprune.plan import Plan
 from fxprune.proof.oracle import VerifyReport
+from fxprune.select.surcharge import Surcharge
 from fxprune.trace import Traced
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class PruneResult:
         latency: how a budget of latency was met; None if there was none.
         config: how it was pruned.
         tokenizer: the one that was given.
+        surcharge: what the limits of the engine cost that the model is for; None if it is for none.
     """
 
     graph_module: fx.GraphModule
@@ -56,6 +58,7 @@ class PruneResult:
     latency: LatencyReport | None = None
     config: PruneConfig | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    surcharge: Surcharge | None = None
 
     @property
     def model(self) -> nn.Module:

@@ -25,6 +25,7 @@ def series(config: PruneConfig) -> str:
         parts.append("cost-aware" if config.cost_aware else "not cost-aware")
     if config.kinds != default.kinds:
         parts.append("+".join(config.kinds))
+    parts += [f"for {config.target}"] if config.target is not None else []
     if config.calibration_samples is not None:
         parts.append(f"{config.calibration_samples} samples")
     if config.calibration_lengths is not None:
