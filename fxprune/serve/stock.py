@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
     from fxprune.groups.group import Group
 
-# Kinds of which a transformers config holds the size, where it is the same in every layer.
+# Kinds of which any transformers config holds the size, where it is the same in every layer.
 _IN_CONFIG = ("mlp", "attention", "query", "head_dim", "channel")
 
 
@@ -59,13 +59,11 @@ class Stock(Remote):
             alike.setdefault((group.kind, group.size), []).append(group)
         kinds, kept = [], {}
         for (kind, size), groups in alike.items():
-            numbers = sizes(graph, config, groups)
-            if len(numbers) < size:
+            most = _largest(graph, config, groups)
+            if kind in _IN_CONFIG and len(numbers := sizes(graph, config, groups)) < size:
                 kept[kind, size] = frozenset(numbers)
-            if len(numbers) < 2:
-                continue
-            less = Plan.of(graph, {group.name: range(numbers[-2]) for group in groups})
-            if not self._untold(graph, less):
+            less = {group.name: range(most) for group in groups}
+            if most and not self._untold(graph, Plan.of(graph, less)):
                 kinds.append(kind)
         return Target(self.name, tuple(kinds), even=True, kept=kept)
 
@@ -100,6 +98,17 @@ def sizes(graph: DependencyGraph, config: Any, groups: Sequence[Group]) -> tuple
         if not any(_refused(config, n, hidden) for n in heads):
             found.append(kept)
     return (*found, size)
+
+
+def _largest(graph: DependencyGraph, config: Any, groups: Sequence[Group]) -> int:
+    """The largest number of units below all that these groups might keep; 0 for none."""
+    first = groups[0]
+    if first.kind in _IN_CONFIG:
+        return next(iter(sizes(graph, config, groups)[-2:-1]), 0)
+    # Some classes have an entry for the number of experts, or of states.
+    every = sum(g.kind == first.kind for g in (*graph.groups, *graph.frozen))
+    most = (first.size - 1) // first.multiple * first.multiple
+    return most if every == len(groups) and most >= first.least else 0
 
 
 def _refused(config: Any, heads: int, hidden: int) -> list[str]:
