@@ -172,7 +172,7 @@ NEEDS: dict[str, Needs] = {
     "docs/how-to/criterion.md": Needs(_traced),
     "docs/how-to/large-models.md": Needs(files=(model, scores)),
     "docs/how-to/many-devices.md": Needs(_tiny, (model,)),
-    "docs/how-to/non-uniform.md": Needs(_traced),
+    "docs/how-to/non-uniform.md": Needs(_traced, (model,)),
     "docs/how-to/pictures.md": Needs(_seeing, prints="from_pretrained"),
     "docs/how-to/remote-code.md": Needs(_remote, prints="['position_ids', 'attention_mask']"),
     "docs/tutorial.md": Needs(files=(model,), prints="7204 -> 3578"),

@@ -69,6 +69,13 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
     return {"holds": "module", "model": named, "stack": stacks or None}
 
 
+def how_to_open(folder: Path, model: PreTrainedModel) -> str:
+    """How to open what :func:`write_module` wrote, in words."""
+    remote = ", trust_remote_code=True" if describe(model)["stack"] is not None else ""
+    shown = repr(str(folder))
+    return f"open it with fxprune.load({shown}) or from_pretrained({shown}{remote})"
+
+
 def _reads(model: PreTrainedModel) -> bool:
     """Whether the class reads entries for single layers itself, as some do."""
     name = type(model).__name__
