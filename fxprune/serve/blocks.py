@@ -55,19 +55,21 @@ def blocks_of(pruned: Pruned, attends_first: bool) -> Blocks:
     if padded:
         layers[0] = _attending(decoder)
     names = [name for layer in layers for name in layer.tensors if name.endswith(".bias")]
-    biases = [any(name.startswith(part) for name in names) for part in (_ATTENTION, _MLP)]
+    attention_bias = any(name.startswith(_ATTENTION) for name in names)
+    mlp_bias = any(name.startswith(_MLP) for name in names)
     shapes = dict(_outer(decoder))
     # Buffers outside of layers, such as frequencies of rotary embeddings, are computed by engines.
     held = dict(pruned.model.named_parameters(remove_duplicate=False))
     tensors = {n: t for n, t in decoder.tensors.items() if n in shapes or n in held}
     for place, layer in enumerate(layers):
-        inside = dict(_inner(decoder, layer, *biases))
+        inside = dict(_inner(decoder, layer, attention_bias, mlp_bias))
         layers[place] = layer = _filled(layer, inside)
         before = f"model.layers.{place}."
         shapes |= {before + name: shape for name, shape in inside.items()}
         tensors |= {before + name: tensor for name, tensor in layer.tensors.items()}
     _check(tensors, shapes)
-    return Blocks(replace(decoder, layers=tuple(layers)), tensors, *biases, padded)
+    whole = replace(decoder, layers=tuple(layers))
+    return Blocks(whole, tensors, attention_bias, mlp_bias, padded)
 
 
 def _check_heads(decoder: Decoder) -> None:

@@ -5,7 +5,7 @@ This file needs nothing of fxprune: a copy of it lies beside the weights.
 
 from typing import Any
 
-from transformers import LlamaConfig
+from transformers.models.llama import LlamaConfig
 
 
 class Block(dict[str, Any]):
@@ -24,7 +24,7 @@ def _block(value: Any) -> Any:
     return Block({key: _block(part) for key, part in value.items()})
 
 
-class NemotronNasConfig(LlamaConfig):
+class NemotronNasConfig(LlamaConfig):  # type: ignore[misc]
     """Llama's, and ``block_configs`` with an entry for each layer."""
 
     model_type = "nemotron-nas"

@@ -17,12 +17,13 @@ from fxprune.serve.engine import Pruned
 from tests.hf import tiny
 from tests.llama import tiny_llama
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 1024,
     "num_attention_heads": 4,
     "num_hidden_layers": 3,
     "vocab_size": tiny.VOCABULARY,
+    "initializer_range": 0.2,  # so that logits are of the size of real ones
 }
 
 
@@ -68,11 +69,11 @@ def case(
 
     Args:
         model: of transformers.
-        kept: units that stay, by the name of their group.
+        kept: units that stay, by the name of their group; of groups that are gone nothing.
         removed: names of branches and blocks.
     """
     graph = fxprune.discover(bypass(fxprune.trace(model), tuple(removed)))
-    plan = Plan.of(graph, kept)
+    plan = Plan.of(graph, {name: units for name, units in kept.items() if name in graph})
     return Case(graph, plan, fxprune.rewrite(graph.traced, plan))
 
 

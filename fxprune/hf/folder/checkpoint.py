@@ -170,8 +170,8 @@ def facts_of(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not of fxprune")
     if facts.get("holds") == "engine":
         raise CheckpointError(
-            f"{path} was written for the engine {facts.get('engine')}, which runs it; fxprune reads "
-            "the folder that it was converted from"
+            f"{path} was written for the engine {facts.get('engine')}, which runs it; fxprune "
+            "reads the folder that it was converted from"
         )
     if facts.get("holds", "graph") == "graph":
         fields |= {"inputs": dict, "aliases": dict}

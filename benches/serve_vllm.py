@@ -1,0 +1,156 @@
+"""Whether vLLM computes what is left of a pruned model, in its own environment.
+
+``python -m benches.serve_vllm FOLDER`` prunes and writes models for vLLM, with what transformers
+computes; ``python benches/serve_vllm.py --read FOLDER`` runs them where vLLM is (fxprune need not
+be) and prints a line of JSON for each; the exit status tells whether all agree.
+``benches/serve_vllm.sh`` makes that environment and does both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+PROMPT = "The capital of France is"
+NEW, TOP, TOLERANCE = 16, 20, 0.05
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--read", action="store_true")
+    options = parser.parse_args()
+    if options.read:
+        found = [run(case, options.folder) for case in _cases(options.folder)]
+        return 0 if found and all(found) else 1
+    options.folder.mkdir(parents=True, exist_ok=True)
+    write(options.folder)
+    return 0
+
+
+def _cases(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "cases.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# In the environment of fxprune.
+
+
+def write(folder: Path) -> None:
+    """SmolLM2 with MLPs of their own widths, with and without two attention branches."""
+    import fxprune
+    from fxprune.hf.open.models import load_model
+    from fxprune.serve.engine import Pruned, engine
+
+    loaded = load_model("smollm2")
+    for name, depth in (
+        ("branches", fxprune.Depth(remove=2, unit="attention")),
+        ("widths", None),
+    ):
+        done = fxprune.prune(
+            loaded.model,
+            tokenizer=loaded.tokenizer,
+            pruning_ratio="10%",
+            kinds=("mlp",),
+            criterion="magnitude",
+            depth=depth,
+            depth_criterion="magnitude" if depth else None,
+            compensation=None,
+        )
+        small = _in_transformers(loaded.model, done.plan)
+        case = _expected(small, loaded.tokenizer)
+        config = loaded.model.config
+        pruned = Pruned(done.graph_module, config, done.plan, loaded.tokenizer)
+        engine("vllm").write(pruned, folder / name)
+        kept = {len(units) for units in done.plan.kept.values()}
+        case |= {"name": name, "widths": [min(kept), max(kept)], "removed": done.plan.removed}
+        _keep(folder, case)
+        if not done.plan.removed:
+            fxprune.save(small, folder / "remote", plan=done.plan, tokenizer=loaded.tokenizer)
+            _keep(folder, {**case, "name": "remote", "engine": {"model_impl": "transformers"}})
+
+
+def _in_transformers(model: Any, plan: Any) -> Any:
+    """The smaller model in its own class, where attention that was removed adds nothing."""
+    from dataclasses import replace
+
+    import torch
+
+    import fxprune
+
+    small = fxprune.shrink(model, replace(plan, removed=()))
+    with torch.no_grad():
+        for name in plan.removed:
+            small.get_submodule(name.partition(":")[0]).self_attn.o_proj.weight.zero_()
+    return small
+
+
+def _expected(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The tokens that a model goes on with, and the log-probabilities of the best at each."""
+    import torch
+
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    made = model.generate(
+        ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    steps = []
+    for logits in made.logits:
+        best = torch.log_softmax(logits[0].float(), dim=-1).topk(TOP)
+        steps.append(dict(zip(map(str, best.indices.tolist()), best.values.tolist(), strict=True)))
+    tokens = made.sequences[0, ids.shape[1] :].tolist()
+    text = tokenizer.decode(tokens)
+    return {"prompt": ids[0].tolist(), "tokens": tokens, "steps": steps, "text": text}
+
+
+def _keep(folder: Path, case: dict[str, Any]) -> None:
+    with (folder / "cases.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(case) + "\n")
+
+
+# In the environment of vLLM.
+
+
+def run(case: dict[str, Any], folder: Path) -> bool:
+    """Whether vLLM goes on with the same tokens, at near the same log-probabilities."""
+    import vllm
+
+    model = vllm.LLM(
+        str(folder / case["name"]),
+        trust_remote_code=True,
+        enforce_eager=True,
+        dtype="float32",
+        max_model_len=256,
+        max_logprobs=TOP,
+        **case.get("engine", {}),
+    )
+    options = vllm.SamplingParams(
+        temperature=0, max_tokens=len(case["tokens"]), ignore_eos=True, logprobs=TOP
+    )
+    (made,) = model.generate([{"prompt_token_ids": case["prompt"]}], options, use_tqdm=False)
+    tokens, steps = list(made.outputs[0].token_ids), made.outputs[0].logprobs
+    off = [
+        abs(there[int(token)].logprob - value)
+        for there, expected in zip(steps, case["steps"], strict=True)
+        for token, value in expected.items()
+        if int(token) in there
+    ]
+    right = tokens == case["tokens"] and max(off) < TOLERANCE
+    line = {
+        "name": case["name"],
+        "vllm": vllm.__version__,
+        "right": right,
+        "same tokens": tokens == case["tokens"],
+        "compared": len(off),
+        "furthest log-probability": round(max(off), 5),
+        "text": case["text"],
+    }
+    print(json.dumps(line), flush=True)
+    return right
+
+
+if __name__ == "__main__":
+    sys.exit(main())
