@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+TEXT = Path(__file__).parents[1] / "README.md"
 PROMPT = "The capital of France is"
 NEW, TOP, TOLERANCE = 16, 20, 0.05
 
@@ -53,9 +54,12 @@ def write(folder: Path) -> None:
         done = fxprune.prune(
             loaded.model,
             tokenizer=loaded.tokenizer,
+            calibration=str(TEXT),
+            calibration_samples=8,
+            calibration_lengths=(128,),
             pruning_ratio="10%",
             kinds=("mlp",),
-            criterion="magnitude",
+            criterion="wanda-sp",
             depth=depth,
             depth_criterion="magnitude" if depth else None,
             compensation=None,
