@@ -57,17 +57,16 @@ def blocks_of(pruned: Pruned, attends_first: bool) -> Blocks:
     names = [name for layer in layers for name in layer.tensors if name.endswith(".bias")]
     attention_bias = any(name.startswith(_ATTENTION) for name in names)
     mlp_bias = any(name.startswith(_MLP) for name in names)
-    shapes = dict(_outer(decoder))
+    outer = dict(_outer(decoder))
     # Buffers outside of layers, such as frequencies of rotary embeddings, are computed by engines.
     held = dict(pruned.model.named_parameters(remove_duplicate=False))
-    tensors = {n: t for n, t in decoder.tensors.items() if n in shapes or n in held}
+    tensors = {n: t for n, t in decoder.tensors.items() if n in outer or n in held}
+    _check(tensors, outer, "")
     for place, layer in enumerate(layers):
-        inside = dict(_inner(decoder, layer, attention_bias, mlp_bias))
-        layers[place] = layer = _filled(layer, inside)
-        before = f"model.layers.{place}."
-        shapes |= {before + name: shape for name, shape in inside.items()}
-        tensors |= {before + name: tensor for name, tensor in layer.tensors.items()}
-    _check(tensors, shapes)
+        shapes = dict(_inner(decoder, layer, attention_bias, mlp_bias))
+        layers[place] = layer = _filled(layer, shapes)
+        _check(layer.tensors, shapes, f"{layer.path}.")
+        tensors |= {f"model.layers.{place}.{name}": t for name, t in layer.tensors.items()}
     whole = replace(decoder, layers=tuple(layers))
     return Blocks(whole, tensors, attention_bias, mlp_bias, padded)
 
@@ -79,24 +78,25 @@ def _check_heads(decoder: Decoder) -> None:
     for layer in decoder.layers:
         if layer.heads not in (0, heads):
             raise ServeError(
-                f"layer {layer.number} has {layer.heads} query heads, and all {heads} must stay"
+                f"{layer.path} has {layer.heads} query heads, and all {heads} must stay"
             )
         if layer.heads and (not layer.kv_heads or heads % layer.kv_heads):
             raise ServeError(
-                f"layer {layer.number} has {layer.kv_heads} key/value heads, which do not divide "
+                f"{layer.path} has {layer.kv_heads} key/value heads, which do not divide "
                 f"{heads} query heads"
             )
 
 
-def _check(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> None:
+def _check(tensors: Mapping[str, Tensor], shapes: Mapping[str, Shape], before: str) -> None:
+    """Whether there are these tensors and no other; ``before`` stands before their names."""
     for name in tensors:
         if name not in shapes:
-            raise ServeError(f"it has {name}, which Llama has not")
+            raise ServeError(f"it has {before}{name}, which Llama has not")
     for name, shape in shapes.items():
         if name not in tensors:
-            raise ServeError(f"it has no {name}")
+            raise ServeError(f"it has no {before}{name}")
         if (found := tuple(tensors[name].shape)) != shape:
-            raise ServeError(f"{name} has shape {found}, and {shape} is needed")
+            raise ServeError(f"{before}{name} has shape {found}, and {shape} is needed")
 
 
 def _outer(decoder: Decoder) -> Iterator[tuple[str, Shape]]:

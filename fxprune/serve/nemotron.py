@@ -107,7 +107,7 @@ class NemotronNas(Engine):
         for layer in decoder.layers:
             if layer.width % self.multiple:
                 raise ServeError(
-                    f"the MLP of layer {layer.number} has {layer.width} units, no multiple of "
+                    f"the MLP of {layer.path} has {layer.width} units, no multiple of "
                     f"{self.multiple}; vllm takes any number"
                 )
 

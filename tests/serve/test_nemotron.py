@@ -207,7 +207,9 @@ def test_attention_must_stay_somewhere(tmp_path: Path) -> None:
 def test_sizes_of_the_model(tmp_path: Path) -> None:
     """Some are no multiple to begin with, and heads may have a size of their own."""
     odd = fxprune.discover(fxprune.trace(llama(intermediate_size=300)))
-    with pytest.raises(ServeError, match="layer 0 has 300 units, no multiple of 256; vllm takes"):
+    with pytest.raises(
+        ServeError, match=r"model.layers.0 has 300 units, no multiple of 256; vllm takes"
+    ):
         engine("nemotron-nas").target(odd)
     assert engine("vllm").target(odd).name == "vllm"
     small_heads = fxprune.discover(fxprune.trace(llama(head_dim=8)))
