@@ -41,40 +41,39 @@ def _cases(folder: Path) -> list[dict[str, Any]]:
 
 
 def write(folder: Path) -> None:
-    """SmolLM2 with MLPs of their own widths, with and without two attention branches."""
+    """SmolLM2 with MLPs of their own widths, without two attention branches, with own heads."""
     import fxprune
     from fxprune.hf.open.models import load_model
     from fxprune.serve.engine import Pruned, engine
 
     loaded = load_model("smollm2")
-    for name, depth in (
-        ("branches", fxprune.Depth(remove=2, unit="attention")),
-        ("widths", None),
+    model, tokenizer = loaded.model, loaded.tokenizer
+    scored = {"criterion": "wanda-sp", "pruning_ratio": "10%", "compensation": None}
+    text = {"calibration": str(TEXT), "calibration_samples": 8, "calibration_lengths": (128,)}
+    branches = {"depth": fxprune.Depth(remove=2, unit="attention"), "depth_criterion": "magnitude"}
+    for name, options in (
+        ("branches", {"kinds": ("mlp",), **branches}),
+        ("widths", {"kinds": ("mlp",)}),
+        ("heads", {}),
     ):
-        done = fxprune.prune(
-            loaded.model,
-            tokenizer=loaded.tokenizer,
-            calibration=str(TEXT),
-            calibration_samples=8,
-            calibration_lengths=(128,),
-            pruning_ratio="10%",
-            kinds=("mlp",),
-            criterion="wanda-sp",
-            depth=depth,
-            depth_criterion="magnitude" if depth else None,
-            compensation=None,
-        )
-        small = _in_transformers(loaded.model, done.plan)
-        case = _expected(small, loaded.tokenizer)
-        config = loaded.model.config
-        pruned = Pruned(done.graph_module, config, done.plan, loaded.tokenizer)
-        engine("vllm").write(pruned, folder / name)
-        kept = {len(units) for units in done.plan.kept.values()}
-        case |= {"name": name, "widths": [min(kept), max(kept)], "removed": done.plan.removed}
-        _keep(folder, case)
-        if not done.plan.removed:
-            fxprune.save(small, folder / "remote", plan=done.plan, tokenizer=loaded.tokenizer)
-            _keep(folder, {**case, "name": "remote", "engine": {"model_impl": "transformers"}})
+        done = fxprune.prune(model, tokenizer=tokenizer, **scored, **text, **options)
+        small = _in_transformers(model, done.plan)
+        case = {"name": name, "removed": done.plan.removed, **_sizes(done.plan)}
+        if name == "heads":  # for which vLLM takes the folder of transformers
+            fxprune.save(small, folder / name, plan=done.plan, tokenizer=tokenizer)
+            case["engine"] = {"model_impl": "transformers"}
+        else:
+            pruned = Pruned(done.graph_module, model.config, done.plan, tokenizer)
+            engine("vllm").write(pruned, folder / name)
+        _keep(folder, case | _expected(small, tokenizer))
+
+
+def _sizes(plan: Any) -> dict[str, list[int]]:
+    """What the groups of each kind keep at least and at most, of those that lose units."""
+    kept: dict[str, list[int]] = {}
+    for name, units in plan.kept.items():
+        kept.setdefault(name.rpartition(":")[2], []).append(len(units))
+    return {kind: [min(counts), max(counts)] for kind, counts in kept.items()}
 
 
 def _in_transformers(model: Any, plan: Any) -> Any:
@@ -156,6 +155,7 @@ def run(case: dict[str, Any], folder: Path) -> bool:
         "name": case["name"],
         "vllm": vllm.__version__,
         "right": right,
+        **{key: case[key] for key in ("removed", "units", "heads") if case.get(key)},
         "same tokens": tokens == case["tokens"],
         "compared": len(off),
         "furthest log-probability": round(max(off), 5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,17 @@ LENGTH, PROMPT = 12, 7
 LAYERS = 3
 
 
+def computed(model: Any, ids: torch.Tensor, prompt: int) -> tuple[Any, Any]:
+    """Logits at once, and of a prompt and single tokens after it, with a cache."""
+    every = mx.array(ids.numpy())
+    cache = model.make_cache()
+    steps = [every[:, :prompt], *(every[:, n : n + 1] for n in range(prompt, ids.shape[1]))]
+    apart = np.concatenate([np.array(model(step, cache=cache)) for step in steps], axis=1)
+    return np.array(model(every)), apart
+
+
 def furthest(found: Pruned, folder: Path, name: str = "mlx") -> float:
-    """Largest difference of logits to what mlx-lm computes, at once and with a cache."""
+    """Largest difference of logits to what mlx-lm computes."""
     from mlx_lm.utils import load_model
 
     engine(name).write(found, folder)
@@ -43,11 +53,7 @@ def furthest(found: Pruned, folder: Path, name: str = "mlx") -> float:
     ids = torch.randint(0, tiny.VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = found.model(ids).logits.numpy()
-    given_ids = mx.array(ids.numpy())
-    cache = model.make_cache()
-    steps = [given_ids[:, :PROMPT], *(given_ids[:, n : n + 1] for n in range(PROMPT, LENGTH))]
-    apart = np.concatenate([np.array(model(step, cache=cache)) for step in steps], axis=1)
-    return float(max(np.abs(expected - x).max() for x in (np.array(model(given_ids)), apart)))
+    return float(max(np.abs(expected - x).max() for x in computed(model, ids, PROMPT)))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +131,32 @@ def test_it_generates(tmp_path: Path) -> None:
         for _ in range(4):
             ids = torch.cat([ids, pruned.small(ids).logits[:, -1:].argmax(-1)], dim=1)
     assert text == tiny.tokenizer().decode(ids[0, 5:])
+
+
+@pytest.mark.real
+def test_the_real_model(tmp_path: Path) -> None:
+    """The 32 tokens of transformers, where attention that is gone is one of zeros."""
+    from fxprune.hf.open.models import load_model
+
+    loaded = load_model("smollm2")
+    smollm2: Any = loaded.model
+    kept = {f"model.layers.{n}.mlp:units": range(256 * (3 + n % 3)) for n in range(10, 20)}
+    made = case(smollm2, kept, ["model.layers.12:attention", "model.layers.22:attention"])
+    engine("mlx").write(Pruned(made.small, smollm2.config, made.plan), tmp_path / "out")
+    small: Any = fxprune.shrink(smollm2, replace(made.plan, removed=()))
+    with torch.no_grad():
+        for number in (12, 22):
+            small.model.layers[number].self_attn.o_proj.weight.zero_()
+        ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
+        whole = small.generate(ids, max_new_tokens=32, min_new_tokens=32, do_sample=False)
+        expected = small(whole).logits.log_softmax(-1)
+    mx.set_default_device(mx.cpu)
+    model, _ = mlx_lm.utils.load_model(tmp_path / "out")
+    best = expected.topk(20).indices
+    for logits in computed(model, whole, ids.shape[1]):
+        found = torch.from_numpy(logits).log_softmax(-1)
+        assert (found - expected).gather(-1, best).abs().max() < 0.02
+        assert torch.equal(found[:, ids.shape[1] - 1 : -1].argmax(-1), whole[:, ids.shape[1] :])
 
 
 def plans() -> st.SearchStrategy[tuple[list[int], list[str], list[str]]]:
