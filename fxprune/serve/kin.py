@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # Types whose layers are Llama's if their config asks for nothing else.
-_TYPES = ("llama", "mistral", "qwen2", "seed_oss")
+_TYPES = ("llama", "mistral", "qwen2", "seed_oss", "internlm3", "iquestcoder")
 _ROPES = ("default", "llama3")
 
 

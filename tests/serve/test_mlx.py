@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import (
+    InternLM3Config,
+    IQuestCoderConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
@@ -92,6 +95,8 @@ ROPE = {
         pytest.param(lambda: llama(attention_bias=True, mlp_bias=True), id="biases"),
         pytest.param(lambda: of((MistralConfig, MistralForCausalLM), sliding_window=None), id="m"),
         pytest.param(lambda: of((Qwen2Config, Qwen2ForCausalLM)), id="qwen2"),
+        pytest.param(lambda: of((InternLM3Config, LlamaForCausalLM), head_dim=16), id="internlm3"),
+        pytest.param(lambda: of((IQuestCoderConfig, LlamaForCausalLM), head_dim=16), id="iquest"),
         pytest.param(lambda: of((SeedOssConfig, SeedOssForCausalLM), head_dim=16), id="seed-oss"),
     ],
 )
