@@ -88,8 +88,6 @@ def _no_module(model: object) -> str:
     kind = type(model).__name__
     if isinstance(model, type) and issubclass(model, nn.Module):
         return f"{model.__name__} is a class: give a model of it, {model.__name__}(...)"
-    if isinstance(model, torch.export.ExportedProgram):
-        return "an ExportedProgram holds the module to prune: give program.module()"
     if isinstance(model, str):
         return f"{model!r} is a name: load the model first, for example by from_pretrained"
     return f"{kind} is not a torch.nn.Module: give the model itself"
