@@ -20,14 +20,25 @@ from fxprune import PruneConfig
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.passes import META, PruneProgram
 from fxprune.trace.export import captured
+from tests.ops.cases import CASES
+from tests.ops.single import Bundle, Case, bundles, drawn, plans, prove
 from tests.vision.families import BY_NAME as FAMILIES
 from tests.zoo import BY_NAME, OTHER, ZOO, built, traced
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
+
+# Decomposed, torch's own module fails: it views what its kernels lay out otherwise than it thinks.
+TORCH_VIEWS = {"batch-norm", "batch-norm-plain", "batch-norm-batch-statistics"}
 # torch's own function for the attention of CPUs lays its result out otherwise than the fused op,
 # and views of it fail: for gpt2 in its own decomposition, whatever the sizes.
 TORCH_FAILS = {("gpt2", "sdpa")}
 # Of each way to write attention out, and what decomposing changes most.
-FEW = {"llama", "falcon_grouped", "t5", "vit", "resnet"}
+FEW = {"llama", "falcon_grouped", "resnet"}
+# Decomposed, these write or look up by index, which freezes what the op itself does not.
+BY_INDEX = {"conv-unpool"}
+PROVEN = [case for case in CASES if case.name not in BY_INDEX | TORCH_VIEWS]
+NORMS = [case for case in PROVEN if "norm" in case.name]
+OTHERS = [case for case in PROVEN if case not in NORMS]
 
 
 def few(name: str, attention: str) -> Any:
@@ -98,7 +109,6 @@ def test_groups_and_oracle(name: str, attention: str) -> None:
     [
         pytest.param(name, marks=() if name in ("vgg_bn", "convnext") else pytest.mark.slow)
         for name in FAMILIES
-        if name not in ("swin", "swin_v2")
     ],
 )
 def test_vision(name: str) -> None:
@@ -108,6 +118,26 @@ def test_vision(name: str) -> None:
     program = decomposed(model, (pictures,), {})
     graph = fxprune.discover(fxprune.trace(program, pictures))
     assert sites(graph) == sites(fxprune.discover(fxprune.trace(model, pictures)))
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        *bundles(NORMS),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in bundles(OTHERS)),
+    ],
+    ids=lambda cases: cases[0].name,
+)
+def test_ops(cases: tuple[Case, ...]) -> None:
+    """The axes that each op alone has, and the original module as the reference."""
+    bundle = Bundle(cases).eval()
+    program = decomposed(bundle, bundle.example(), {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxprune.FxpruneWarning)  # some have fixed sizes
+        graph = fxprune.discover(fxprune.trace(program))
+    for case in cases:
+        assert {site: drawn(graph, case, site) for site in case.axes} == dict(case.axes), case.name
+    prove(graph, bundle, plans(graph, cases[0].least)[0])
 
 
 def test_a_language_model_as_a_program() -> None:

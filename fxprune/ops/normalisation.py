@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -135,9 +136,12 @@ def group_norm_groups(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
 
 @patches(aten.native_group_norm)
 def native_group_norm_sizes(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
-    """The numbers of channels and groups."""
+    """The numbers of channels, of places in each and of groups."""
     source: Any = old.args[0]
-    new.update_arg(4, resize.size(resize.axes(source)[1]))
+    _, channels, *places = resize.axes(source)
+    new.update_arg(4, resize.size(channels))
+    if any(map(resize.changed, places)):
+        new.update_arg(5, math.prod(map(resize.size, places)))
     new.update_arg(6, resize.size(resize.inferred.notes[old, "groups"]))
 
 
