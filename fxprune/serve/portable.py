@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CheckpointError, TraceError
 from fxprune.hf.folder.tensors import tensors_of
 from fxprune.trace import inputs, loss
-from fxprune.trace.export import captured
+from fxprune.trace.export import captured, trace
 from fxprune.trace.given import examples
+from fxprune.trace.guards import Guards
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Portable:
         program: the same as a program.
         args: the positional inputs it was captured with.
         kwargs: the keyword inputs.
+        guards: the inputs that it takes.
         lost: which sizes of the graph it does not take, in words ("" for none).
     """
 
@@ -35,6 +37,7 @@ class Portable:
     program: ExportedProgram
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    guards: Guards
     lost: str
 
 
@@ -72,7 +75,8 @@ def portable(
         args, given = inputs.from_placeholders(graph_module)
     plain = _plain(graph_module, flat)
     with captured(plain, args, given) as capture:
-        yield Portable(plain, capture.program, args, given, loss.lost(graph_module, capture))
+        lost = loss.lost(graph_module, capture)
+        yield Portable(plain, capture.program, args, given, capture.guards, lost)
 
 
 def _plain(graph_module: fx.GraphModule, flat: bool) -> fx.GraphModule:
@@ -90,7 +94,7 @@ def _plain(graph_module: fx.GraphModule, flat: bool) -> fx.GraphModule:
     (leaves,) = graph_module.graph.output_node().args
     assert isinstance(leaves, list | tuple)
     found = {
-        name: nodes[leaf]
+        name if name[:1].isalpha() else f"output.{name}".rstrip("."): nodes[leaf]
         for name, leaf in zip(_names(info.out_spec), leaves, strict=True)
         if isinstance(leaf, fx.Node)
     }
@@ -99,6 +103,11 @@ def _plain(graph_module: fx.GraphModule, flat: bool) -> fx.GraphModule:
     codegen.pytree_info = info._replace(out_spec=pytree.tree_structure(dict.fromkeys(found, 0)))
     graph.set_codegen(codegen)
     return fx.GraphModule(graph_module, graph, class_name=type(graph_module).__name__)
+
+
+def graph_of(model: nn.Module) -> fx.GraphModule:
+    """The graph of a model; one that is a graph is given back."""
+    return model if isinstance(model, fx.GraphModule) else trace(model).graph_module
 
 
 def _class_in(spec: pytree.TreeSpec) -> str:

@@ -6,15 +6,21 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
 
+from fxprune.branches.unit import KINDS
 from fxprune.errors import CheckpointError, FxpruneWarning, TraceError
 from fxprune.files import Patient, check_writable, replacing
-from fxprune.serve.portable import portable
+from fxprune.select.target import Target
+from fxprune.serve.engine import Engine, Pruned
+from fxprune.serve.portable import graph_of, portable
 from fxprune.trace import symbols
+
+if TYPE_CHECKING:
+    from fxprune.groups.dependency import DependencyGraph
 
 
 def export(
@@ -23,31 +29,7 @@ def export(
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a graph as a ``.pt2`` archive, by ``torch.export.save``.
-
-    ``torch.export.load(path).module()`` gives it back, with torch alone. It computes what the graph
-    does in evaluation mode, for other batch and sequence sizes too where the graph takes them.
-    Outputs of plain tuples, lists and dicts stay as they are. An output of a class, such as those
-    of transformers, becomes a dict of its tensors: ``{"logits": ...}``.
-
-    Args:
-        graph_module: what :func:`fxprune.rewrite` gave, trained since, perhaps.
-        path: the file to write. It appears whole or not at all, and replaces an older one.
-        args: example positional inputs as a tuple, or one tensor.
-        kwargs: example keyword inputs. If both are left out, zeros of the shapes are used that
-            the model was traced with.
-
-    Returns:
-        The file.
-
-    Raises:
-        TraceError: no inputs are given and none are recorded in the graph, they do not fit, or the
-            graph cannot be exported (the message says why).
-        CheckpointError: the weights are on ``meta``, or the file cannot be written.
-
-    Warns:
-        FxpruneWarning: a batch or sequence size could not be kept symbolic.
-    """
+    """Write a graph as a ``.pt2`` archive, see :func:`fxprune.export`."""
     path = Path(path)
     check_writable(path)
     with portable(graph_module, args, kwargs) as found:
@@ -62,5 +44,29 @@ def export(
         except Exception as error:  # whatever torch's serializer has no form for
             raise TraceError(f"{path}: torch.export cannot save this graph: {error}") from error
     if found.lost:
-        warnings.warn(f"{path}: {found.lost}", FxpruneWarning, stacklevel=2)
+        warnings.warn(f"{path}: {found.lost}", FxpruneWarning, stacklevel=3)
     return path
+
+
+class Torch(Engine):
+    """Writes ``.pt2`` archives."""
+
+    name = "torch"
+
+    def target(self, graph: DependencyGraph) -> Target:
+        """See :meth:`Engine.target`: a graph says everything."""
+        return Target(self.name, depth=KINDS, biases=True)
+
+    def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
+        """See :meth:`Engine.write`.
+
+        Args:
+            pruned: the model.
+            path: the file.
+            options: ``args`` and ``kwargs``, as for :func:`export`.
+        """
+        export(graph_of(pruned.model), path, **options)
+        return f"run it with torch.export.load({str(path)!r}).module()"
+
+
+ENGINE = Torch()
