@@ -12,7 +12,7 @@ from torch._export.verifier import Verifier
 from torch.export import Dim, ExportedProgram
 
 import fxprune
-from fxprune.errors import TraceError
+from fxprune.errors import InputError, TraceError
 
 X = torch.randn(5, 6)
 
@@ -89,3 +89,23 @@ def test_what_was_lowered_is_refused(program: ExportedProgram) -> None:
     program._verifiers = [Edge]
     with pytest.raises(TraceError, match=r"dialect EDGE.*prune what torch\.export gives"):
         fxprune.trace(program)
+
+
+class Squared(nn.Module):
+    """Asks for the square of a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x) if x.shape[0] * x.shape[0] > 8 else x.repeat(1, 2)
+        return self.last(hidden)
+
+
+def test_squares_of_sizes_are_asked_again() -> None:
+    with pytest.warns(fxprune.FxpruneWarning, match=r"\(args\[0\].shape\[0\] \*\* 2\) > 8"):
+        traced = fxprune.trace(Squared().eval(), X)
+    assert traced.graph_module(torch.randn(9, 6)).shape == (9, 4)
+    with pytest.raises(InputError, match=r"captured for sizes with .* > 8"):
+        traced.graph_module(torch.randn(2, 6))
