@@ -10,7 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from fxprune.errors import TraceError
+from fxprune.trace.arguments import argument
 from fxprune.trace.attributes import set_attribute
+from fxprune.trace.source import location
 
 _DIALECTS = ("TRAINING", "ATEN")  # what torch.export gives, and the same decomposed
 
@@ -26,7 +28,7 @@ def opened(
         kwargs: example keyword inputs.
 
     Raises:
-        TraceError: the program was lowered to ops that are not torch's own.
+        TraceError: the program was lowered to ops that are not torch's own, or has dropout.
     """
     if not isinstance(model, ExportedProgram):
         return model, args, kwargs
@@ -35,6 +37,12 @@ def opened(
             f"the program is in the dialect {model.dialect}, of which fxprune knows no op: prune "
             "what torch.export gives, and lower the result"
         )
+    for node in model.graph.nodes:
+        if argument(node, "train") is True and "dropout" in str(node.target):
+            raise TraceError(
+                f"the program drops at random at {location(node) or node.name}, as in training: "
+                "export it from model.eval()"
+            )
     if args in ((), None) and not kwargs and model.example_inputs is not None:
         args, kwargs = model.example_inputs
     module = model.module()

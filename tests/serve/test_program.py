@@ -152,6 +152,7 @@ def test_where_it_goes_next(pair: Pair) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own
 def test_compilers(pair: Pair, tmp_path: Any) -> None:
     """Generated C++ code: minutes on a slow machine."""
     _, small = pair

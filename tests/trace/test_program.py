@@ -109,3 +109,43 @@ def test_squares_of_sizes_are_asked_again() -> None:
     assert traced.graph_module(torch.randn(9, 6)).shape == (9, 4)
     with pytest.raises(InputError, match=r"captured for sizes with .* > 8"):
         traced.graph_module(torch.randn(2, 6))
+
+
+class InTraining(nn.Module):
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_programs_of_training_are_refused(decomposed: bool) -> None:
+    model = InTraining()
+    norms = torch.export.export(nn.Sequential(*model.layers[:2]).train(), (X,))
+    drops = torch.export.export(nn.Sequential(model.layers[0], nn.Dropout(0.5)).train(), (X,))
+    if decomposed:
+        norms, drops = norms.run_decompositions(), drops.run_decompositions()
+    with pytest.raises(TraceError, match=r"running statistics .*batchnorm.py.*model\.eval"):
+        fxprune.trace(norms)
+    with pytest.raises(TraceError, match=r"drops at random at .*model\.eval"):
+        fxprune.trace(drops)
+    fxprune.trace(torch.export.export(model.eval(), (X,)))
+
+
+def test_a_norm_that_is_always_in_training_is_refused() -> None:
+    class Always(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean, var = self.norm.running_mean, self.norm.running_var
+            return nn.functional.batch_norm(x, mean, var, training=True)
+
+    model = Always().eval()
+    with pytest.raises(TraceError, match="Always updates the running statistics"):
+        fxprune.trace(model, X)
+    assert not bool(model.norm.running_mean.count_nonzero())
