@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from fxprune.branches import bypass
 from fxprune.compensate.compensate import Method, compensate
@@ -45,13 +46,14 @@ from fxprune.select.target import Target
 from fxprune.serve.engine import engine
 from fxprune.stream.iterate import iterate
 from fxprune.trace import Traced, trace
+from fxprune.trace.program import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def prune(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -70,7 +72,7 @@ def prune(
     """Prune a model to a smaller one and prove it right.
 
     Args:
-        model: any module, transformers model or GraphModule, with its weights.
+        model: any module, transformers model, GraphModule or ``ExportedProgram``, with its weights.
         args: example positional inputs, or one tensor, see :func:`fxprune.trace`.
         kwargs: example keyword inputs.
         config: how to prune; the defaults if left out.
@@ -99,6 +101,7 @@ def prune(
     """
     config = PruneConfig.of(config, **options)
     check_loss(loss_fn)
+    model, args, kwargs = opened(model, args, kwargs)
     causal = is_causal_model(model)
     criterion = config.make_criterion(causal) if scores is None else None
     of_blocks = config.make_depth_criterion()
