@@ -42,7 +42,7 @@ class Routing:
 
 
 @dataclass(frozen=True, eq=False)
-class _Router:
+class Router:
     """Where the graph of one mixture of experts has what is to be seen.
 
     Attributes:
@@ -78,10 +78,10 @@ def observe_routing(
     traced = graph.traced
     if any(tensor.is_meta for tensor in traced.tensors.values()):
         raise CriterionError("routing is seen in the traced model, which has no weights")
-    routers = {group.name: _router(graph, group) for group in groups}
-    wanted = {n for each in routers.values() for n in (each.index, each.gates, each.terms)}
+    known = routers(graph, groups)
+    wanted = {n for each in known.values() for n in (each.index, each.gates, each.terms)}
     totals = {
-        name: [torch.zeros(r.layout.size).double() for _ in "ca"] for name, r in routers.items()
+        name: [torch.zeros(r.layout.size).double() for _ in "ca"] for name, r in known.items()
     }
     with evaluation(traced.graph_module), torch.no_grad():
         for batch in track(data, "watching routers", progress):
@@ -89,7 +89,7 @@ def observe_routing(
             seen = _Watch(traced.graph_module, wanted)
             seen.run(*values, enable_io_processing=False)
             hidden = masks(traced, values)
-            for name, router in routers.items():
+            for name, router in known.items():
                 index, gates, terms = (
                     seen.found[n].detach() for n in (router.index, router.gates, router.terms)
                 )
@@ -100,7 +100,16 @@ def observe_routing(
                 places, norms = index.reshape(-1).cpu(), norms.nan_to_num(0.0).reshape(-1).cpu()
                 totals[name][0].index_add_(0, places, torch.ones_like(norms))
                 totals[name][1].index_add_(0, places, norms)
-    return {name: Routing(routers[name].layout, *each) for name, each in totals.items()}
+    return {name: Routing(known[name].layout, *each) for name, each in totals.items()}
+
+
+def routers(graph: DependencyGraph, groups: Iterable[Group]) -> dict[str, Router]:
+    """The router of each group of experts, by its name.
+
+    Raises:
+        CriterionError: a group is not one of experts, or how they are run is not recognised.
+    """
+    return {group.name: _router(graph, group) for group in groups}
 
 
 class _Watch(fx.Interpreter):
@@ -118,7 +127,7 @@ class _Watch(fx.Interpreter):
         return value
 
 
-def _router(graph: DependencyGraph, group: Group) -> _Router:
+def _router(graph: DependencyGraph, group: Group) -> Router:
     dim, inferred = find(group.dim), graph.inferred
     weights = [s for s in group.sites if s.parameter and graph.traced.tensors[s.tensor].dim() == 3]
     for node in graph.traced.graph_module.graph.nodes:
@@ -129,7 +138,7 @@ def _router(graph: DependencyGraph, group: Group) -> _Router:
         if dim in atoms(layout) and same and node.meta["val"].dim() == 2:
             found = _terms(graph, node, weights[-1].tensor)
             if found is not None:
-                return _Router(layout, node, *found)
+                return Router(layout, node, *found)
     raise CriterionError(
         f"group {group.name!r} ({group.kind}) is not one of experts whose outputs can be seen one "
         "by one; score it with Taylor or Magnitude, or leave it out with kinds=..."

@@ -27,11 +27,14 @@ class Reader:
         site: the weight and its input axis.
         output_axis: the weight's output axis.
         modules: the modules whose first input is ``x`` of ``y = x W``; several if tied.
+        stacked: the products with the weight in the graph, where it is a stack of those of experts;
+            no module has their inputs.
     """
 
     site: Site
     output_axis: int
     modules: tuple[nn.Module, ...]
+    stacked: tuple[Consumer, ...] = ()
 
 
 def chosen_groups(
@@ -100,19 +103,20 @@ def readers(
     for group in groups:
         known = names.get(find(group.dim))
         sites = {(site.tensor, site.axis) for site in group.sites}
-        found: dict[tuple[str, int], Consumer] = {}
+        found: dict[tuple[str, int], list[Consumer]] = {}
         for consumer in consumers(graph, known) if known is not None else ():
             key = consumer.site.tensor, consumer.site.axis
             if key in sites:
-                found.setdefault(key, consumer)
+                found.setdefault(key, []).append(consumer)
         if not found:
+            others = _OF_EXPERTS if group.kind == "expert" else _OTHERS
             raise CriterionError(
                 f"{criterion!r} cannot score group {group.name!r} ({group.kind}): no product with "
-                f"a weight reads its units as input; {_OTHERS}"
+                f"a weight reads its units as input; {others}"
             )
         result[group.name] = tuple(
-            _reader(consumer, owners.get(consumer.site.tensor, []), group, criterion)
-            for consumer in found.values()
+            _reader(uses, owners.get(uses[0].site.tensor, []), group, criterion)
+            for uses in found.values()
         )
     if "moments" in criterion.needs:
         _check_refittable(criterion, groups, result)
@@ -144,11 +148,15 @@ _OTHERS = (
     "Random, Magnitude, Taylor and PeakToPeak(activations=False) can, "
     "or leave such groups out with kinds=..."
 )
+_OF_EXPERTS = f"REAP() and Frequency() score experts, {_OTHERS}"
 
 
 def _reader(
-    consumer: Consumer, owners: list[nn.Module], group: Group, criterion: Criterion
+    uses: list[Consumer], owners: list[nn.Module], group: Group, criterion: Criterion
 ) -> Reader:
+    consumer = uses[0]
+    if consumer.stack is not None:
+        return Reader(consumer.site, consumer.output_axis, (), tuple(uses))
     # A tied weight has further owners, such as an embedding.
     modules = tuple(module for module in owners if can_observe(module))
     if not modules:

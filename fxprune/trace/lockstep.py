@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx
@@ -25,15 +26,21 @@ class Lockstep:
         module: a traced or a rewritten graph, called under ``torch.no_grad`` or not, as is.
         inputs: of each batch, the values of the graph's placeholders, see :func:`flatten`.
         ends: the nodes that will be stopped at.
+        keep: further values that have to be alive at a stop.
     """
 
     def __init__(
-        self, module: fx.GraphModule, inputs: Sequence[Sequence[Any]], ends: Iterable[fx.Node]
+        self,
+        module: fx.GraphModule,
+        inputs: Sequence[Sequence[Any]],
+        ends: Iterable[fx.Node],
+        keep: Mapping[fx.Node, Sequence[fx.Node]] = MappingProxyType({}),
     ) -> None:
         self._interpreter = fx.Interpreter(module, garbage_collect_values=False)
         self._pending = needed(module.graph, ends)
         self._last: dict[fx.Node, list[fx.Node]] = {}
-        for source, user in {s: n for n in self._pending for s in n.all_input_nodes}.items():
+        last = {s: n for n in self._pending for s in (*n.all_input_nodes, *keep.get(n, ()))}
+        for source, user in last.items():
             self._last.setdefault(user, []).append(source)
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         used = {s for n in self._pending for s in n.all_input_nodes} | set(self._pending)

@@ -126,9 +126,19 @@ def test_other_units_are_refused() -> None:
         fxprune.prune(tiny_llama(), calibration=IDS, criterion="reap", kinds="mlp")
 
 
-def test_the_default_scores_experts_by_taylor_and_says_so() -> None:
-    with pytest.warns(fxprune.FxpruneWarning, match=r"scored by Taylor\(\): OBS.* cannot score"):
-        result = fxprune.prune(mixtral(), calibration=IDS, verify=False)
-    assert result.plan.criterion == repr(fxprune.Taylor())
+def test_the_default_scores_the_units_of_experts() -> None:
+    result = fxprune.prune(mixtral(), calibration=IDS, verify=False)
+    assert result.plan.criterion == repr(fxprune.OBS())
     assert any("experts" in name for name in result.plan.kept)
     assert {len(kept) % 8 for name, kept in result.plan.kept.items() if "experts" in name} == {0}
+
+
+def test_the_default_scores_experts_by_reap_and_says_so() -> None:
+    options: dict[str, Any] = {"ranking": "local", "budget": fxprune.Budget(units=0.4)}
+    with pytest.warns(fxprune.FxpruneWarning, match=r"scored by REAP\(\): OBS.* cannot score"):
+        result = fxprune.prune(mixtral(), calibration=IDS, kinds="expert", verify=False, **options)
+    assert result.plan.criterion == repr(fxprune.criteria.REAP())
+    both = {**options, "kinds": ("expert", "mlp")}
+    with pytest.warns(fxprune.FxpruneWarning, match=r"scored by Taylor\(\): OBS.* cannot score"):
+        result = fxprune.prune(mixtral(), calibration=IDS, verify=False, **both)
+    assert result.plan.criterion == repr(fxprune.Taylor())
