@@ -132,10 +132,12 @@ def compensate(
             own(each.holder, each.bias_name, traced.tensors.get(each.consumer.bias or ""))
     results: dict[fx.Node, Compensated] = {}
     with evaluation(traced.graph_module), evaluation(small), torch.no_grad(), revocable() as write:
+        stops = (ends([m.consumer.node for m in matches]), ends([m.node for m in matches]))
+        keep = {k: v for m in matches if m.stacked for k, v in m.stacked.reads.items()}
         refit = Refit(
             traced=traced,
-            dense=Lockstep(traced.graph_module, inputs, ends([m.consumer.node for m in matches])),
-            pruned=Lockstep(small, inputs, ends([m.node for m in matches])),
+            dense=Lockstep(traced.graph_module, inputs, stops[0], keep),
+            pruned=Lockstep(small, inputs, stops[1], keep),
             masks=[masks(traced, values) for values in inputs],
             target="dense" if method == "bias" else target,
             damping=damping,
@@ -219,6 +221,11 @@ def _check_propagated(found: tuple[Match | Compensated, ...]) -> None:
             raise CalibrationError(
                 f"target='propagated' needs every consumer, and {each.name} is left alone: "
                 f"{each.skipped}. Use target='dense'"
+            )
+        if each.stacked is not None:
+            raise CalibrationError(
+                f"target='propagated' cannot be used where tokens are sent to experts, as to those "
+                f"of {each.name}. Use target='dense'"
             )
         if each.kept_outputs is not None:
             raise CalibrationError(

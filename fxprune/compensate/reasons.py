@@ -17,8 +17,6 @@ aten = torch.ops.aten
 def reason_against(traced: Traced, consumer: Consumer) -> str | None:
     """Why the consumer cannot be compensated, as far as the original graph tells."""
     node = consumer.node
-    if consumer.stack is not None:
-        return "its weight is a stack of those of experts"
     if (count := uses(traced, consumer.site.tensor)) > 1:
         return f"its weight is used in {count} places, and a new value would change them all"
     if any(argument(node, scale) not in (None, 1) for scale in ("alpha", "beta")):
@@ -40,7 +38,7 @@ def reason_against(traced: Traced, consumer: Consumer) -> str | None:
 def computes_bias(consumer: Consumer) -> bool:
     """Whether the product adds something that is not a tensor of the model."""
     node = consumer.node
-    added = argument(node, "self" if packet(node) is aten.addmm else "bias")
+    added = argument(node, "self" if packet(node) in (aten.addmm, aten.baddbmm) else "bias")
     return added is not None and consumer.bias is None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import fx
@@ -13,7 +12,8 @@ from fxprune.axes import dims
 from fxprune.axes.dims import find
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.group import Group, Site
-from fxprune.groups.stacked import Origin, Stack, origin_of, stack_of
+from fxprune.groups.origin import Origin, origin_of
+from fxprune.groups.stacked import Stack, stack_of
 from fxprune.ops.op import find_op
 from fxprune.trace.arguments import argument
 from fxprune.trace.traced import Traced
@@ -120,12 +120,12 @@ def stack_in(traced: Traced, node: fx.Node) -> Stack | None:
 def origin_in(traced: Traced, stack: Stack) -> Origin | None:
     """Where its rows come from, None where that cannot be told."""
 
-    def rows(node: fx.Node) -> int:
+    def shape(node: fx.Node) -> tuple[int, ...]:
         value = node.meta["val"]
         value = value[0] if isinstance(value, tuple | list) else value
-        return prod(traced.sizes.value(size) for size in value.shape[:-1])
+        return tuple(map(traced.sizes.value, value.shape))
 
-    return origin_of(stack, lambda read: _is_parameter(traced, read), rows)
+    return origin_of(stack, lambda read: _is_parameter(traced, read), shape)
 
 
 def _is_parameter(traced: Traced, node: object) -> bool:

@@ -15,13 +15,12 @@ from torch import Tensor, fx, nn
 from fxprune.data.graph_inputs import Masks, masks, row_count
 from fxprune.errors import CriterionError
 from fxprune.groups.consumers import Consumer, origin_in
-from fxprune.groups.stacked import Origin, Stack
+from fxprune.groups.origin import Origin
+from fxprune.groups.stacked import Stack, Values, by_expert
 from fxprune.importance.curvature import MomentRecorder, Moments
 from fxprune.importance.statistics import Statistics, measure, merge
 from fxprune.trace.lockstep import flatten, input_names
 from fxprune.trace.traced import Traced
-
-Values = Mapping[fx.Node, Any]
 
 
 @dataclass(eq=False)
@@ -79,8 +78,8 @@ class ExpertRecorder(MomentRecorder):
 
     def reads(self, consumer: Consumer) -> tuple[fx.Node, ...]:
         """The whole numbers that tell which rows are whose."""
-        origin, by = self._origins[consumer.node], stack_at(consumer).by
-        return (*(() if by is None else (by,)), *(() if origin is None else origin.reads))
+        origin = self._origins[consumer.node]
+        return (*stack_at(consumer).reads, *(() if origin is None else origin.reads))
 
     @property
     def bases(self) -> dict[fx.Node, Origin]:
@@ -108,11 +107,11 @@ class ExpertRecorder(MomentRecorder):
         """
         stack = stack_at(consumer)
         rows = stack.rows(values[stack.source].detach())
-        experts = stack.experts(rows, None if stack.by is None else values[stack.by])
+        experts = stack.experts(rows, values)
         if (counts := self._counts(consumer, len(rows), values, hidden)) is not None:
-            experts = experts.where(counts.to(experts.device), self._size(stack))
+            experts = experts.where(counts.to(experts.device), stack.size)
         known = self.experts.setdefault(consumer.site.tensor, Experts())
-        places = by_expert(experts, self._size(stack))
+        places = by_expert(experts, stack.size)
         for expert, mine in enumerate(places):
             if not len(mine):
                 continue
@@ -136,7 +135,7 @@ class ExpertRecorder(MomentRecorder):
         if known.gradients is None:
             width = output.shape[stack.axis]
             known.gradients = output.new_zeros(width, width, dtype=torch.float32)
-            known.slopes = known.gradients.new_zeros(self._size(stack))
+            known.slopes = known.gradients.new_zeros(stack.size)
         known.tokens += tokens
         order = torch.cat(places)
         owners = torch.repeat_interleave(torch.tensor([len(each) for each in places])).to(order)
@@ -187,10 +186,6 @@ class ExpertRecorder(MomentRecorder):
     def _base_rows(self, origin: Origin) -> int:
         assert self.traced is not None
         return row_count(self.traced, origin.base.meta["val"].shape[:-1])
-
-    @staticmethod
-    def _size(stack: Stack) -> int:
-        return int(stack.weight.meta["val"].shape[0])
 
 
 class _Watched(nn.Module):
@@ -247,18 +242,6 @@ class _Run(fx.Interpreter):
                 count = self.recorder.tokens(consumer, self.rows, self.hidden)
                 value = self.recorder.differentiated(consumer, places, count, value)
         return value
-
-
-def by_expert(experts: Tensor, count: int) -> list[Tensor]:
-    """Places of the rows of each expert, in order.
-
-    Args:
-        experts: the expert of each row; ``count`` for a row that none has.
-        count: number of experts.
-    """
-    order = torch.argsort(experts, stable=True)
-    sizes = torch.bincount(experts, minlength=count + 1).tolist()
-    return list(torch.split(order, sizes))[:count]
 
 
 def stack_at(consumer: Consumer) -> Stack:

@@ -75,6 +75,14 @@ class Lockstep:
                 self._free(environment, node)
         self._pending = self._pending[place + through :]
 
+    def renew(self, nodes: Sequence[fx.Node]) -> None:
+        """Run nodes again with the weights as they are now; the last of them is alive."""
+        for environment in self._environments:
+            self._interpreter.env = dict(environment)
+            for node in nodes:
+                self._interpreter.env[node] = self._interpreter.run_node(node)
+            environment[nodes[-1]] = self._interpreter.env[nodes[-1]]
+
     @property
     def values(self) -> list[dict[fx.Node, Any]]:
         """Of each batch, the values that are alive, by node."""
