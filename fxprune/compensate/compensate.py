@@ -70,6 +70,10 @@ def compensate(
     weight of the last norm or, if others read that, of the head. A refitted model is else too sure
     of itself.
 
+    Of weights that are stacked over experts each matrix is refitted by itself, to what it gave in
+    the dense model to the tokens that are sent to it in both, as long as these are twice as many as
+    its inputs.
+
     Where the plan removes residual branches or blocks, the dense model is the original without
     those. A consumer whose weight is used in several places (tied or shared) is left alone, and a
     convolution in groups, three dimensions or transposed; the report says which and why.

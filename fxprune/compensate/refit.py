@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from fxprune.trace.traced import Traced
 
 Values = dict[fx.Node, Any]
 
-ENOUGH = 1  # tokens of an expert, for a refit of its matrix
+ENOUGH = 2  # tokens of an expert for each input: with fewer, a refit does more harm than good
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,8 @@ class Refit:
     def _experts(self, match: Match, stacked: Stacked) -> Compensated:
         """Refit the matrix of each expert to what it gave to the same tokens.
 
-        Tokens that are sent to it in one of the models alone do not count.
+        Tokens that are sent to it in one of the models alone do not count. An expert that few are
+        sent to is left alone.
         """
         meets = [
             pairs(self.traced, stacked, there, here, hidden)
@@ -92,7 +93,8 @@ class Refit:
         ]
         self._last.clear()
         new = match.weight.detach().clone()
-        total, after = Residuals(match.weight.shape[match.consumer.output_axis], new.device), 0.0
+        total = Residuals(match.weight.shape[match.consumer.output_axis], new.device)
+        after, rare = 0.0, 0
         for expert in range(len(stacked.kept)):
             matrix = stacked.stacks[1].matrix(new, expert)
             before = matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True)
@@ -106,7 +108,8 @@ class Refit:
                 residuals.add(lacking, target)
                 products.add(kept, lacking)
             total.join(residuals)
-            if residuals.rows < ENOUGH:
+            if residuals.rows < ENOUGH * before.shape[1]:
+                rare += 1
                 after += float(residuals.ee)
                 continue
             _check(match, residuals, products.xx.diagonal().sum())
@@ -118,7 +121,7 @@ class Refit:
         self.write(match.weight, new)
         if stacked.stacks[1].taken:  # out of the old weight, by now
             self.pruned.renew(stacked.stacks[1].taken)
-        return self._done(match, total, after)
+        return replace(self._done(match, total, after), rare=rare)
 
     def _products(self, match: Match, matrix: Tensor) -> Products:
         """Empty sums; those of the inputs are taken over where the last consumer read the same."""
