@@ -12,8 +12,8 @@ import fxprune
 from fxprune.errors import CalibrationError
 from fxprune.plan import Plan
 from tests.compensate.by_hand import relative, ridge
-from tests.importance.test_experts import IDS, mixtral
-from tests.importance.test_stacked import batched, llama4, qwen3
+from tests.importance.test_experts import IDS, llama4, mixtral
+from tests.importance.test_stacked import batched, qwen3
 
 HALF = tuple(range(1, 16, 2))
 DAMPING = 0.5

@@ -15,7 +15,7 @@ import fxprune
 from fxprune.errors import CriterionError
 from fxprune.importance.stacked import ExpertRecorder
 from fxprune.importance.statistics import measure
-from tests.importance.test_experts import IDS, SIZES, mixtral, qwen, shaken
+from tests.importance.test_experts import IDS, SIZES, llama4, mixtral, qwen, shaken
 from tests.importance.test_obs import DAMPING
 
 LAYER = "model.layers.1.mlp.experts"
@@ -32,16 +32,6 @@ def qwen3() -> Any:
 
 def batched() -> Any:
     return mixtral(experts_implementation="batched_mm")
-
-
-def llama4(**options: Any) -> Any:
-    """Every expert is given all tokens, times 0 where it was not chosen."""
-    torch.manual_seed(0)
-    config = transformers.Llama4TextConfig(
-        **SIZES | options, head_dim=6, intermediate_size=16, intermediate_size_mlp=16,
-        num_local_experts=5, moe_layers=[0, 1],
-    )  # fmt: skip
-    return shaken(transformers.Llama4ForCausalLM(config).eval())
 
 
 class Seen:
