@@ -124,19 +124,36 @@ def match(
         found |= {c.node: c for c in others}
     calls = readers(graph.traced, small)
     stacks = [s for node in small.graph.nodes if (s := stack_in(graph.traced, node)) is not None]
-    calls |= {str(stack.weight.target): stack.node for stack in stacks}
+    calls |= {_numbered(str(s.weight.target), s.expert): s.node for s in stacks}
     ordered = [found[node] for node in sorted(found, key=places.__getitem__)]
     return tuple(
         Compensated(named(each), skipped=f"ignore={ignore[each.site.tensor]}")
         if each.site.tensor in ignore
         else _match(graph, small, plan, resize, each, calls)
         for each in ordered
+        if not _gone(graph, resize, each)
     )
 
 
 def named(consumer: Consumer) -> str:
     """What a report calls a consumer."""
-    return consumer.site.tensor.removesuffix(".weight")
+    name = consumer.site.tensor.removesuffix(".weight")
+    return name if consumer.stack is None else _numbered(name, consumer.stack.expert)
+
+
+def _numbered(name: str, expert: int | None) -> str:
+    return name if expert is None else f"{name}[{expert}]"
+
+
+def _gone(graph: DependencyGraph, resize: Resizer, consumer: Consumer) -> bool:
+    """Whether it is of one expert, which went."""
+    expert = None if consumer.stack is None else consumer.stack.expert
+    return expert is not None and expert not in _kept_experts(graph, resize, consumer)
+
+
+def _kept_experts(graph: DependencyGraph, resize: Resizer, consumer: Consumer) -> list[int]:
+    kept: list[int] = resize.index(graph.layouts[consumer.site.tensor][0]).tolist()
+    return kept
 
 
 def _match(
@@ -150,7 +167,11 @@ def _match(
     weight_name, name = consumer.site.tensor, named(consumer)
     if reason := reason_against(graph.traced, consumer):
         return Compensated(name, skipped=reason)
-    node = calls.get(weight_name)
+    key = weight_name
+    if consumer.stack is not None and consumer.stack.expert is not None:
+        kept = _kept_experts(graph, resize, consumer)
+        key = _numbered(weight_name, kept.index(consumer.stack.expert))
+    node = calls.get(key)
     if node is None:
         raise RewriteError(
             f"{weight_name!r} is not used in the smaller model: it is not what the plan makes of "

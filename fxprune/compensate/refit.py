@@ -92,11 +92,11 @@ class Refit:
             )
         ]
         self._last.clear()
-        new = match.weight.detach().clone()
-        total = Residuals(match.weight.shape[match.consumer.output_axis], new.device)
+        small = stacked.stacks[1]
+        total = Residuals(match.weight.shape[match.consumer.output_axis], match.weight.device)
         after, rare = 0.0, 0
-        for expert in range(len(stacked.kept)):
-            matrix = stacked.stacks[1].matrix(new, expert)
+        for expert in range(small.size) if small.expert is None else (small.expert,):
+            matrix = small.matrix(match.weight.detach(), expert)
             before = matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True)
             residuals = Residuals(len(before), before.device)
             products = Products(before.shape[1], len(before), before.device, centred=False)
@@ -114,13 +114,13 @@ class Refit:
                 continue
             _check(match, residuals, products.xx.diagonal().sum())
             change = solve.least_squares(products, residuals, self.damping, centred=False)
-            matrix.copy_(before.double() + change)
+            self.write(matrix, before.double() + change)
             change = matrix.double() - before.double()
             after += solve.squares_after(products, residuals, change, None)
-        _check(match, total, total.e.sum())
-        self.write(match.weight, new)
-        if stacked.stacks[1].taken:  # out of the old weight, by now
-            self.pruned.renew(stacked.stacks[1].taken)
+        if small.expert is None:
+            _check(match, total, total.e.sum())
+        if small.taken:  # out of the old weight, by now
+            self.pruned.renew(small.taken)
         return replace(self._done(match, total, after), rare=rare)
 
     def _products(self, match: Match, matrix: Tensor) -> Products:

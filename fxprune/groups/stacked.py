@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.ops.choosing import GROUPED
-from fxprune.ops.op import packet
+from fxprune.ops.op import MatrixProduct, find_op, packet
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
@@ -39,6 +39,7 @@ class Stack:
         ends: see ``by``.
         taken: where the matrices are taken out of the stack, one for each row, the ops that do it,
             from the stack on.
+        expert: the one that all rows meet, where a product is of one alone.
     """
 
     node: fx.Node
@@ -50,10 +51,11 @@ class Stack:
     by: fx.Node | None = None
     ends: bool = False
     taken: tuple[fx.Node, ...] = ()
+    expert: int | None = None
 
     def rows(self, x: Tensor) -> Tensor:
         """The activation as a matrix (rows, inputs)."""
-        if self.by is None:
+        if self.by is None and self.expert is None:
             x = x.expand(self.size, *x.shape[-2:])
         x = x.movedim(self.axis, -1)
         return x.reshape(-1, x.shape[-1])
@@ -76,7 +78,8 @@ class Stack:
     def broadcasts(self) -> bool:
         """Whether the activation has no axis of its own for the experts, which all meet it."""
         shape = self.source.meta["val"].shape
-        return self.by is None and (len(shape) == 2 or shape[0] != self.size)
+        every = self.by is None and self.expert is None
+        return every and (len(shape) == 2 or shape[0] != self.size)
 
     @property
     def reads(self) -> tuple[fx.Node, ...]:
@@ -93,6 +96,8 @@ class Stack:
             x: the activation as :meth:`rows` gives it.
             values: of :attr:`reads`.
         """
+        if self.expert is not None:
+            return torch.full((len(x),), self.expert, device=x.device)
         if self.by is None:
             every = torch.arange(self.size, device=x.device).repeat_interleave(len(x) // self.size)
             return every.where((x != 0).any(1), self.size)
@@ -134,6 +139,9 @@ def stack_of(node: fx.Node, is_weight: Weight) -> Stack | None:
         if found is None or found[1] is not None or dimensions(x) != 2:
             return None
         return Stack(node, found[0], x, -1, *_axes(1, found[2]), by=ends, ends=True)
+    product = find_op(node.target).product
+    if product is not None and (one := _of_one(node, product, is_weight)) is not None:
+        return one
     if op not in _PRODUCTS:
         return None
     x, weight = node.args[-2:]
@@ -146,6 +154,22 @@ def stack_of(node: fx.Node, is_weight: Weight) -> Stack | None:
             taken = () if by is None else _path(operand)
             return Stack(node, stored, source, axis, *_axes(inner, turned), by=by, taken=taken)
     return None
+
+
+def _of_one(node: fx.Node, product: MatrixProduct, is_weight: Weight) -> Stack | None:
+    """The product with the matrix of one expert."""
+    source, matrix = argument(node, product.activation), argument(node, product.weight)
+    inner, turned = product.inner, False
+    while dimensions(matrix) == 2 and packet(matrix) in (aten.t, aten.transpose, aten.numpy_T):
+        matrix, turned = matrix.args[0], not turned
+    if dimensions(matrix) != 2 or packet(matrix) is not aten.select or dimensions(source) < 2:
+        return None
+    weight, axis, expert = matrix.args
+    if axis != 0 or not is_weight(weight) or dimensions(weight) != 3 or not isinstance(expert, int):
+        return None
+    inner = 1 - inner if turned else inner
+    size = weight.meta["val"].shape[0]
+    return Stack(node, weight, source, -1, 1 + inner, 2 - inner, expert=expert % size)
 
 
 def numbers_of(node: fx.Node) -> fx.Node | None:

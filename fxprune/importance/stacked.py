@@ -136,7 +136,9 @@ class ExpertRecorder(MomentRecorder):
             width = output.shape[stack.axis]
             known.gradients = output.new_zeros(width, width, dtype=torch.float32)
             known.slopes = known.gradients.new_zeros(stack.size)
-        known.tokens += tokens
+        one = min((c.expert for c in self._stacks(consumer) if c.expert is not None), default=None)
+        if stack.expert == one:  # of products with one expert each, one sees all tokens come past
+            known.tokens += tokens
         order = torch.cat(places)
         owners = torch.repeat_interleave(torch.tensor([len(each) for each in places])).to(order)
 
@@ -153,18 +155,14 @@ class ExpertRecorder(MomentRecorder):
         # A leaf must not be changed in place, and the graph may do that.
         return output.clone() if first else output
 
-    def tokens(self, consumer: Consumer, rows: Mapping[fx.Node, int], hidden: Masks) -> int:
-        """How many tokens come past a product; ``rows`` of each of :attr:`bases`.
+    def _stacks(self, consumer: Consumer) -> list[Stack]:
+        name = consumer.site.tensor
+        return [stack_at(each) for each in self.consumers if each.site.tensor == name]
 
-        Raises:
-            CriterionError: that cannot be told.
-        """
+    def tokens(self, consumer: Consumer, rows: Mapping[fx.Node, int], hidden: Masks) -> int:
+        """How many tokens come past a product; ``rows`` of each of :attr:`bases`."""
         origin = self._origins[consumer.node]
-        if origin is None:
-            raise CriterionError(
-                f"which token each row of {consumer.site.tensor!r} is of cannot be told, so a loss "
-                "per token cannot be estimated; take Taylor()"
-            )
+        assert origin is not None  # else moments are refused before
         mask = hidden.get(self._base_rows(origin))
         return rows[origin.base] if mask is None else int(mask.sum())
 

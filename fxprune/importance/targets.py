@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune.axes.dims import find
 from fxprune.errors import CriterionError
-from fxprune.groups.consumers import Consumer, consumers
+from fxprune.groups.consumers import Consumer, consumers, origin_in
 from fxprune.groups.group import Group, Site
 from fxprune.importance.activations import can_observe
 from fxprune.importance.criterion import Criterion
@@ -120,6 +120,7 @@ def readers(
         )
     if "moments" in criterion.needs:
         _check_refittable(criterion, groups, result)
+        _check_tokens(graph, criterion, groups, result)
     return result
 
 
@@ -142,6 +143,26 @@ def _check_refittable(
                 f"{criterion!r} cannot score group {group.name!r} ({group.kind}): {why}; leave "
                 "such groups out with kinds=..., or take Taylor()"
             )
+
+
+def _check_tokens(
+    graph: DependencyGraph,
+    criterion: Criterion,
+    groups: Iterable[Group],
+    readers: Mapping[str, tuple[Reader, ...]],
+) -> None:
+    """Refuse experts of which it cannot be told how many tokens come past: no loss is per token.
+
+    Raises:
+        CriterionError: there are some.
+    """
+    for group in groups:
+        for use in (use for reader in readers[group.name] for use in reader.stacked):
+            if use.stack is not None and origin_in(graph.traced, use.stack) is None:
+                raise CriterionError(
+                    f"{criterion!r} cannot score group {group.name!r} ({group.kind}): which token "
+                    f"each row of {use.site.tensor!r} is of cannot be told; {_OTHERS}"
+                )
 
 
 _OTHERS = (

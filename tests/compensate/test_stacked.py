@@ -13,7 +13,7 @@ from fxprune.errors import CalibrationError
 from fxprune.plan import Plan
 from tests.compensate.by_hand import relative, ridge
 from tests.importance.test_experts import IDS, llama4, mixtral
-from tests.importance.test_stacked import batched, qwen3
+from tests.importance.test_stacked import LABELS, ROWS, Mixture, batched, qwen3
 
 HALF = tuple(range(1, 16, 2))
 DAMPING = 0.5
@@ -195,6 +195,23 @@ def test_an_expert_with_few_tokens_is_left_alone() -> None:
         assert same == (expert in rare)
     assert report.consumers[0].rare == len(rare)
     assert f"{len(rare)} matrices of experts with too few tokens kept" in str(report)
+
+
+def test_a_loop_over_experts_is_the_same() -> None:
+    found = []
+    for loop in (False, True):
+        traced = fxprune.trace(Mixture(loop), (ROWS,))
+        graph = fxprune.discover(traced)
+        plan = Plan.of(graph, {g.name: (1, 2, 5, 6) for g in graph.groups if g.kind == "mlp"})
+        small = fxprune.rewrite(traced, plan)
+        report = fxprune.compensate(
+            traced, small, plan, [(ROWS, LABELS)], batch_size=50, temperature=False
+        )
+        assert not report.skipped
+        assert ("down[3]" in {line.name for line in report.consumers}) == loop
+        found.append(dict(small.named_parameters()))
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_what_is_not_done_is_said() -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 import fxprune
 from fxprune.errors import CriterionError
 from fxprune.importance.stacked import ExpertRecorder
 from fxprune.importance.statistics import measure
+from tests.classes import build
 from tests.importance.test_experts import IDS, SIZES, llama4, mixtral, qwen, shaken
 from tests.importance.test_obs import DAMPING
 
@@ -72,6 +73,56 @@ class Seen:
                 y = y.index_add(0, tokens, down)
             found.append(y)
         return torch.cat(found)
+
+
+class Mixture(nn.Module):
+    """A classifier with experts, which are run all at once or in a loop over all."""
+
+    def __init__(self, loop: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.loop = loop
+        self.router = nn.Linear(6, 4)
+        self.up = nn.Parameter(torch.randn(4, 8, 6))
+        self.down = nn.Parameter(torch.randn(4, 6, 8))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, chosen = self.router(x).softmax(-1).topk(2)
+        if not self.loop:
+            places = chosen.reshape(-1)
+            rows = x.repeat_interleave(2, 0).unsqueeze(1)
+            hidden = torch.bmm(rows, self.up[places].transpose(1, 2)).relu()
+            y = torch.bmm(hidden, self.down[places].transpose(1, 2)).view(-1, 2, 6)
+            return self.head(x + (y * gates.unsqueeze(-1)).sum(1))
+        mask = functional.one_hot(chosen, 4).permute(2, 1, 0)
+        added = torch.zeros_like(x)
+        for expert in range(4):
+            place, token = torch.where(mask[expert])
+            hidden = functional.linear(x[token], self.up[expert]).relu()
+            y = functional.linear(hidden, self.down[expert]) * gates[token, place, None]
+            added.index_add_(0, token, y)
+        return self.head(x + added)
+
+
+ROWS = torch.randn(120, 6, generator=torch.Generator().manual_seed(1))
+LABELS = torch.randint(0, 5, (120,), generator=torch.Generator().manual_seed(2))
+
+
+def test_a_loop_over_experts_is_the_same() -> None:
+    found = []
+    for loop in (False, True):
+        model = Mixture(loop)
+        graph = fxprune.discover(fxprune.trace(model, (ROWS,)))
+        (group,) = (group for group in graph.groups if group.kind == "mlp")
+        criteria = [fxprune.OBS(), fxprune.WandaSP(), fxprune.FLAP()]
+        options: dict[str, Any] = {"loss_fn": nn.CrossEntropyLoss(), "batch_size": 50}
+        scores = fxprune.estimate(
+            model, graph, criteria, [(ROWS, LABELS)], groups=[group], **options
+        )
+        found.append([each[group.name] for each in scores])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
 def by_hand(model: Any, name: str, ids: Tensor = IDS) -> tuple[dict[int, Tensor], dict[int, Any]]:
@@ -262,6 +313,17 @@ def test_a_model_that_was_not_the_traced_one() -> None:
         other.get_parameter(f"{LAYER}.down_proj").mul_(2)
     with pytest.raises(CriterionError, match=r"down_proj' are seen in the traced model, which has"):
         fxprune.estimate(other, graph, fxprune.WandaSP(), IDS, kinds=("mlp",))
+
+
+def test_what_cannot_be_told_is_refused_before_anything_runs() -> None:
+    """Rows that are split by data: their sizes are known as it runs, and their tokens are not."""
+    model = build.build("jetmoe")
+    inputs = build.inputs(model)
+    graph = fxprune.discover(fxprune.trace(model, kwargs=inputs))
+    with pytest.raises(CriterionError, match=r"which token each row of .* is of cannot be told"):
+        fxprune.estimate(model, graph, fxprune.OBS(), inputs["input_ids"], kinds=("mlp",))
+    found = fxprune.estimate(model, graph, fxprune.WandaSP(), inputs["input_ids"], kinds=("mlp",))
+    assert all((each > 0).all() for each in found.values())
 
 
 def test_a_loss_of_the_users_own() -> None:
