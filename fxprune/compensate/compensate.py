@@ -138,10 +138,11 @@ def compensate(
     with evaluation(traced.graph_module), evaluation(small), torch.no_grad(), revocable() as write:
         stops = (ends([m.consumer.node for m in matches]), ends([m.node for m in matches]))
         keep = {k: v for m in matches if m.stacked for k, v in m.stacked.reads.items()}
+        late = [node for m in matches if m.stacked for node in m.stacked.stacks[1].taken]
         refit = Refit(
             traced=traced,
             dense=Lockstep(traced.graph_module, inputs, stops[0], keep),
-            pruned=Lockstep(small, inputs, stops[1], keep),
+            pruned=Lockstep(small, inputs, stops[1], keep, late),
             masks=[masks(traced, values) for values in inputs],
             target="dense" if method == "bias" else target,
             damping=damping,

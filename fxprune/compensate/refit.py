@@ -119,8 +119,6 @@ class Refit:
             after += solve.squares_after(products, residuals, change, None)
         if small.expert is None:
             _check(match, total, total.e.sum())
-        if small.taken:  # out of the old weight, by now
-            self.pruned.renew(small.taken)
         return replace(self._done(match, total, after), rare=rare)
 
     def _products(self, match: Match, matrix: Tensor) -> Products:

@@ -37,8 +37,7 @@ class Stack:
         by: what says which matrix each row meets: the ends of each one's rows, which are sorted
             (``ends``), or the number of each row's own. None where the first axis of x does.
         ends: see ``by``.
-        taken: where the matrices are taken out of the stack, one for each row, the ops that do it,
-            from the stack on.
+        taken: where the matrices are taken out of the stack, one for each row, the ops that do it.
         expert: the one that all rows meet, where a product is of one alone.
     """
 
@@ -204,7 +203,7 @@ def _weight(node: object, is_weight: Weight) -> tuple[fx.Node, fx.Node | None, b
 
 
 def _path(node: Any) -> tuple[fx.Node, ...]:
-    return (*(_path(node.args[0]) if node.args else ()), node)
+    return (*_path(node.args[0]), node) if node.op == "call_function" else ()
 
 
 def _swaps(node: fx.Node) -> bool:

@@ -76,7 +76,8 @@ def removal_costs(blocks: Sequence[Block], columns: Tensor, rounds: int) -> Tens
             highest = max(highest * (1 + 1e-6), 0.5 * float(each[place]))
             costs[alive[place]] = highest
         gone = columns[alive[lowest]].flatten()
-        blocks = [Block(*_without(block.inverse, block.product, gone)) for block in blocks]
+        for number, block in enumerate(blocks):  # one after the other, for memory
+            blocks[number] = Block(*_without(block.inverse, block.product, gone))
         stays = torch.ones(len(alive), dtype=torch.bool)
         stays[lowest] = False
         alive = alive[stays]

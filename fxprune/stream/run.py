@@ -55,12 +55,13 @@ class Run:
         ends = [stop.consumer.node for stop in stops]
         stacked = tuple(stop.consumer for stop in stops if stop.consumer.stack is not None)
         self.experts = ExpertRecorder(traced=traced, consumers=stacked)
+        late = [node for c in stacked if c.stack is not None for node in c.stack.taken]
         keep = {consumer.node: self.experts.reads(consumer) for consumer in stacked}
-        self.ahead = self.behind = Lockstep(traced.graph_module, inputs, ends, keep)
+        self.ahead = self.behind = Lockstep(traced.graph_module, inputs, ends, keep, late)
         self.shared = {id(tensor): tensor for tensor in traced.tensors.values()}
         self.mutates = any(mutates(node) for node in traced.graph_module.graph.nodes)
         if len(stages) < len(stops):
-            self.behind = Lockstep(traced.graph_module, self._apart(inputs), ends, keep)
+            self.behind = Lockstep(traced.graph_module, self._apart(inputs), ends, keep, late)
         readers = {
             group.name: (Reader(stop.consumer.site, stop.consumer.output_axis, ()),)
             for stop in stops
