@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fxprune.axes.dims import find
+from fxprune.branches import find_branches
 from fxprune.groups.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Target:
     kinds: tuple[str, ...] = KINDS
     even: bool = False
     multiple_of: Mapping[str, int] = field(default_factory=dict)
+    prefers: Mapping[str, int] = field(default_factory=dict)
     kept: Mapping[tuple[str, int], Collection[int]] = field(default_factory=dict)
     depth: tuple[str, ...] = ("block",)
     biases: bool = False
@@ -59,7 +61,7 @@ class Target:
         """
         found = [
             f"{self.name} cannot leave out {name}: it can leave out {_either(self.depth)}"
-            for name in plan.removed
+            for name in self._left_out(graph, plan)
             if name.rpartition(":")[2] not in self.depth
         ]
         counts = plan.kept_counts(graph)
@@ -76,6 +78,16 @@ class Target:
         if plan.biases and not self.biases:
             found.append(f"{self.name} has no place for the new bias {plan.biases[0]}")
         return found
+
+    def _left_out(self, graph: DependencyGraph, plan: Plan) -> list[str]:
+        """What a plan removes whole; a block all of whose branches go is a block that goes."""
+        removed = set(plan.removed)
+        if {name.rpartition(":")[2] for name in removed} <= set(self.depth):
+            return list(plan.removed)
+        for block in find_branches(graph.traced.original or graph.traced).of("block"):
+            if removed.issuperset(block.branches):
+                removed = removed.difference(block.branches) | {block.name}
+        return sorted(removed)
 
     def _limit(self, group: Group) -> str:
         if group.kind not in self.kinds:

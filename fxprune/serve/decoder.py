@@ -25,6 +25,7 @@ class Layer:
 
     Attributes:
         number: in the pruned model.
+        path: in the model that was read, whose layers may have other numbers.
         heads: query heads; 0 without attention.
         kv_heads: key/value heads; 0 without attention.
         width: units of the MLP; 0 without one.
@@ -32,6 +33,7 @@ class Layer:
     """
 
     number: int
+    path: str
     heads: int
     kv_heads: int
     width: int
@@ -94,13 +96,14 @@ def decoder_of(pruned: Pruned) -> Decoder:
         )
     if config.tie_word_embeddings:
         outer.pop("lm_head.weight", None)
-    layers = [_layer(place, inner[n], head_dim) for place, n in enumerate(sorted(inner))]
+    layers = [_layer(place, n, inner[n], head_dim) for place, n in enumerate(sorted(inner))]
     return Decoder(config, embedding.shape[1], head_dim, tuple(layers), outer)
 
 
-def _layer(number: int, tensors: Mapping[str, Tensor], head_dim: int) -> Layer:
+def _layer(number: int, original: int, tensors: Mapping[str, Tensor], head_dim: int) -> Layer:
     def rows(name: str) -> int:
         return tensors[name].shape[0] if name in tensors else 0
 
     heads, kv_heads = (rows(f"self_attn.{x}_proj.weight") // head_dim for x in "qk")
-    return Layer(number, heads, kv_heads, rows("mlp.up_proj.weight"), tensors)
+    width = rows("mlp.up_proj.weight")
+    return Layer(number, f"model.layers.{original}", heads, kv_heads, width, tensors)
