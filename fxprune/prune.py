@@ -26,6 +26,7 @@ from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.open.architecture import is_causal_model
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.estimate import check_scorable
+from fxprune.importance.experts import REAP
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
 from fxprune.measure.latency import measure_latency
@@ -187,15 +188,20 @@ def prune(
 def _able(
     model: nn.Module, graph: DependencyGraph, config: PruneConfig, criterion: Criterion
 ) -> Criterion:
-    """The default criterion, or Taylor where it cannot score all units: those of experts, say."""
+    """The default criterion, or REAP of experts alone, or Taylor, where it cannot score them."""
     if config.criterion is not None:
         return criterion
     groups, _ = choose_groups(graph, config.kinds, names=config.groups)
-    try:
-        check_scorable(model, graph, criterion, groups)
-    except CriterionError as error:
-        warnings.warn(f"scored by Taylor(): {error}", FxpruneWarning, stacklevel=3)
-        return Taylor()
+    others: list[Criterion] = [Taylor()]
+    if all(group.kind == "expert" for group in groups):
+        others.insert(0, REAP())
+    for other in others:
+        try:
+            check_scorable(model, graph, criterion, groups)
+        except CriterionError as error:
+            named = type(other).__name__
+            warnings.warn(f"scored by {named}(): {error}", FxpruneWarning, stacklevel=3)
+            criterion = other
     return criterion
 
 
