@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneWarning, TraceError
-from fxprune.trace import dropout, dynamic, held, inputs, refusals, symbols
+from fxprune.trace import dropout, dynamic, held, hits, inputs, refusals, symbols, unhit
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.clean import clean
 from fxprune.trace.dynamic import Axes
@@ -56,6 +56,7 @@ class Captured:
         originals: of a model on ``meta``, the original tensors by the ``id`` of their stand-ins.
         fixed: axes that could have been symbols but for a question, by leaf and axis.
         refused: why not all sizes could be symbols at once, in torch's words ("" if they could).
+        lists: of rows in loops over what the data hits, None if there are no such loops.
     """
 
     program: ExportedProgram
@@ -66,6 +67,7 @@ class Captured:
     originals: Tensors = field(default_factory=dict)
     fixed: Mapping[tuple[int, int], Asked] = field(default_factory=dict)
     refused: str = ""
+    lists: Mapping[str, int] | None = None
 
 
 def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Traced:
@@ -122,6 +124,10 @@ def _traced(
         said = lost(model, replace(capture, guards=guards))
     if widen and not capture.originals and not guards.take(pytree.tree_leaves((args, given))):
         return _traced(model, args, given, widen=False)  # it hangs on the example's batch of one
+    for half in (0, 1) if capture.lists is not None else ():
+        with hits.left_out(half), captured(model, args, given, widen=widen) as part:
+            graph = clean(_unlifted(model, part.program), model)[0].graph
+        unhit.check(model, graph_module.graph, capture.lists or {}, half, graph)
     for name, tensor in tensors.items():
         if id(tensor) in capture.originals:
             tensors[name] = capture.originals[id(tensor)]
@@ -247,20 +253,24 @@ def _exported(
     with preserved(model), symbols.recording(), dynamic.unmarked(leaves):
         dynamic.name_inputs(model, kwargs)
         shapes = dynamic.dynamic_shapes(model, args, kwargs, symbolic)
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with hits.everywhere() as loops:
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         tie(program.graph)
-    return Captured(program, *symbols.read(program, args, kwargs), args, kwargs)
+    said = symbols.read(program, args, kwargs)
+    return Captured(program, *said, args, kwargs, lists=loops.lists)
 
 
 def _exported_static(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
     try:
         with preserved(model), symbols.recording(), _transformers_patches(model):
             dynamic.name_inputs(model, kwargs)
-            program = torch.export.export(model, args, kwargs, strict=False)
+            with hits.everywhere() as loops:
+                program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         hint = mend(model, dict(inputs.named(args, kwargs)), error)
         raise TraceError(_explain(model, error) + hint) from error
-    return Captured(program, *symbols.read(program, args, kwargs), args, kwargs)
+    said = symbols.read(program, args, kwargs)
+    return Captured(program, *said, args, kwargs, lists=loops.lists)
 
 
 def _unlifted(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
@@ -293,7 +303,8 @@ def _first_line(error: BaseException) -> str:
 
 def _explain(model: nn.Module, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename.replace("\\", "/")]
+    passed = ("/torch/", "/fxprune/trace/hits.py")
+    own = [f for f in frames if not any(x in f.filename.replace("\\", "/") for x in passed)]
     where = own[-1] if own and own[-1].filename != __file__ else None
     place = f" at {where.filename}:{where.lineno}: `{where.line}`" if where else ""
     said = (
