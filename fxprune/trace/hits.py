@@ -37,7 +37,8 @@ _SUMS = {aten.sum, aten.any}
 _TURNED = {aten.permute, aten.transpose, aten.t}
 _RANKED = {aten.topk, aten.sort, aten.max, aten.argsort, aten.argmax}
 _PARTS = {aten.select, aten.slice}
-_ORIGINS = _RESHAPED | _CAST | _NOT_ZERO | _TURNED | _PARTS | {aten.one_hot}
+AS_EMPTY = _RESHAPED | _CAST | _NOT_ZERO | _TURNED
+_ORIGINS = AS_EMPTY | _PARTS | {aten.one_hot}
 
 _LEFT_OUT: ContextVar[int | None] = ContextVar("left_out", default=None)
 
@@ -114,7 +115,7 @@ class Loops(TorchFunctionMode):
         """All places that could be among the hits; None if they are none."""
         if not _counted_by_data(hits) or (made := _node(hits)) is None:
             return None
-        mask = _mask_behind(_through(made, _RESHAPED))
+        mask = _mask_behind(through(made, _RESHAPED))
         if mask is None or any(size != 1 for size in hits.shape[1:]):
             return None
         self._masks[mask.node, mask.axis] = mask
@@ -133,8 +134,8 @@ class Loops(TorchFunctionMode):
         """
         if not _counted_by_data(rows) or (made := _node(rows)) is None:
             return
-        source = _list_of(made)
-        part = _through(source, _RESHAPED | _CAST | _NOT_ZERO | _TURNED)
+        source = list_of(made)
+        part = through(source, AS_EMPTY)
         if packet(part) not in _PARTS:
             return
         whole = part.args[0]
@@ -150,7 +151,7 @@ class Loops(TorchFunctionMode):
 
 def origins(node: Any) -> Iterator[fx.Node]:
     """What the rows of a list were found in, the mask and what that was made of included."""
-    node = _list_of(node)
+    node = list_of(node)
     while isinstance(node, fx.Node):
         yield node
         follows = packet(node) in _ORIGINS or node.target is operator.getitem
@@ -185,14 +186,14 @@ def _node(value: torch.Tensor) -> fx.Node | None:
     return None if found is None else found.proxy.node
 
 
-def _through(node: Any, ops: set[Any]) -> Any:
+def through(node: Any, ops: set[Any]) -> Any:
     """The node that these ops lead back to, comparisons being with 0."""
     while packet(node) in ops and (packet(node) not in _NOT_ZERO or node.args[1] == 0):
         node = node.args[0]
     return node
 
 
-def _list_of(node: Any) -> Any:
+def list_of(node: Any) -> Any:
     """What the places are listed of that are not zero; None if the node is no such list."""
     if node is not None and node.target is operator.getitem:
         node = node.args[0]
@@ -201,7 +202,7 @@ def _list_of(node: Any) -> Any:
 
 def _mask_behind(node: Any) -> Mask | None:
     """The mask whose places are listed that are not zero all over the other axes."""
-    source = _list_of(node)
+    source = list_of(node)
     if source is None or source.meta["val"].dim() != 1:
         return None
     axis = 0
@@ -214,7 +215,7 @@ def _mask_behind(node: Any) -> Mask | None:
             gone = axes_of(listed, rank)
             axis = [place for place in range(rank) if place not in gone][axis]
     size = source.meta["val"].shape[axis]
-    counts, place = _turned_back(source, axis)
+    counts, place = turned_back(source, axis)
     whole = source.meta["val"].dtype == torch.bool
     if not isinstance(size, int) or not (whole or packet(counts) is aten.one_hot):
         return None
@@ -223,7 +224,7 @@ def _mask_behind(node: Any) -> Mask | None:
     return Mask(source, axis, size)
 
 
-def _turned_back(node: Any, axis: int) -> tuple[Any, int]:
+def turned_back(node: Any, axis: int) -> tuple[Any, int]:
     """What a value was before its axes changed places, and where one of them was."""
     while packet(node) in _TURNED | _CAST:
         order = list(range(node.args[0].meta["val"].dim()))
@@ -240,7 +241,7 @@ def _turned_back(node: Any, axis: int) -> tuple[Any, int]:
 
 def _below(node: Any, size: int) -> int:
     """A number that whole numbers are less than: of positions on an axis, its size."""
-    node = _through(node, _RESHAPED | _CAST)
+    node = through(node, _RESHAPED | _CAST)
     if getattr(node, "target", None) is operator.getitem and node.args[1] == 1:
         node = node.args[0]
     if packet(node) not in _RANKED or argument(node, "dim") is None:

@@ -17,7 +17,7 @@ from fxprune.trace.storage import Memory
 
 aten = torch.ops.aten
 # Their first argument as it is, but for the rows that are written.
-_WRITES = {
+WRITES = {
     aten.index_add, aten.index_add_, aten.index_copy, aten.index_copy_, aten.index_put,
     aten.index_put_, aten.scatter, aten.scatter_, aten.scatter_add, aten.scatter_add_,
 }  # fmt: skip
@@ -42,7 +42,7 @@ def check(
         TraceError: they differ; the message names the line.
     """
     symbols = {name for name, place in lists.items() if place % 2 == half}
-    if differs := _overwritten(whole, lists) or _difference(emptied(whole, symbols), part):
+    if differs := overwritten(whole, lists) or _difference(emptied(whole, symbols), part):
         raise TraceError(
             f"{type(model).__name__} loops over what the data hits, and that does more than to "
             f"write the rows of each hit (at {differs}): a graph does the same for all data. Write "
@@ -80,7 +80,7 @@ def left_of(node: fx.Node, symbols: Collection[str]) -> list[fx.Node] | None:
         The values that are left, one for an op that changes nothing; None if it stays as it is.
     """
     given: Any = node.args
-    if packet(node) in _WRITES:
+    if packet(node) in WRITES:
         rest = (*given[1:], *node.kwargs.values())
         operands = [each for each in pytree.tree_leaves(rest) if isinstance(each, fx.Node)]
         return given[:1] if any(_empty(each, symbols) for each in operands) else None
@@ -91,7 +91,7 @@ def left_of(node: fx.Node, symbols: Collection[str]) -> list[fx.Node] | None:
     return None
 
 
-def _overwritten(graph: fx.Graph, lists: Collection[str]) -> str | None:
+def overwritten(graph: fx.Graph, lists: Collection[str]) -> str | None:
     """Where a list is made of a mask that is written into: it may have been another before."""
     memory = Memory(graph)
     for node in graph.nodes:
