@@ -176,13 +176,16 @@ def captured(
 def _with_numbers(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, ones: bool
 ) -> Captured:
-    """With inputs held at their values, where the model reads numbers out of them."""
+    """With inputs held at their values, where the model reads numbers out of them.
+
+    So is what it makes of sizes alone, such as a mask of padding to a multiple of 8.
+    """
     try:
         return _captured(model, args, kwargs, ones=ones)
     except TraceError as error:
         leaves = pytree.tree_leaves((args, kwargs))
         places = held.candidates(model, kwargs, leaves)
-        if not places or not refusals.reads_numbers(error.__cause__):
+        if not refusals.reads_numbers(error.__cause__):
             raise
         refused, read = error, set[int]()
     try:
