@@ -42,7 +42,8 @@ def by_tensor(self: Loop, x: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     for e in hit(mask):
         e = e[0]
         place, row = torch.where(mask[e])
-        out.index_add_(0, row, self.expert(x[row], e) * weights[row, place, None])
+        values = F.dropout(self.expert(x[row], e), 0.1, self.training)
+        out.index_add_(0, row, values * weights[row, place, None])
     return out
 
 

@@ -114,6 +114,8 @@ def _traced(
     model: nn.Module, args: tuple[Any, ...], given: dict[str, Any], *, widen: bool
 ) -> Traced:
     with captured(model, args, given, widen=widen) as capture:
+        if capture.lists is not None:
+            _check_loops(model, capture, ones=widen)
         exported = _unlifted(model, capture.program)
         unmarked = dropout.mark(exported, model, capture.args, capture.kwargs)
         graph_module, tensors, aliases = clean(exported, model)
@@ -124,10 +126,6 @@ def _traced(
         said = lost(model, replace(capture, guards=guards))
     if widen and not capture.originals and not guards.take(pytree.tree_leaves((args, given))):
         return _traced(model, args, given, widen=False)  # it hangs on the example's batch of one
-    for half in (0, 1) if capture.lists is not None else ():
-        with hits.left_out(half), captured(model, args, given, widen=widen) as part:
-            graph = clean(_unlifted(model, part.program), model)[0].graph
-        unhit.check(model, graph_module.graph, capture.lists or {}, half, graph)
     for name, tensor in tensors.items():
         if id(tensor) in capture.originals:
             tensors[name] = capture.originals[id(tensor)]
@@ -138,6 +136,15 @@ def _traced(
     sizes = Sizes(stand_ins(guards)[0])
     settle(graph_module.graph, sizes)
     return Traced(graph_module, model, args, given, tensors, aliases, sizes, guards)
+
+
+def _check_loops(model: nn.Module, whole: Captured, *, ones: bool) -> None:
+    """Refuse loops over what the data hits that do anything for what it does not."""
+    graph = clean(_unlifted(model, whole.program), model)[0].graph
+    for half in (0, 1):
+        with hits.left_out(half), captured(model, whole.args, whole.kwargs, widen=ones) as part:
+            without = clean(_unlifted(model, part.program), model)[0].graph
+        unhit.check(model, graph, whole.lists or {}, half, without)
 
 
 @contextlib.contextmanager

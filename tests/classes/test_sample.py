@@ -16,7 +16,8 @@ from tests.classes.config import EXPERTS, HEADS, HIDDEN, KV_HEADS, MOST_LAYERS, 
 from tests.classes.stages import facts_of
 
 SAMPLE = ("llama", "mixtral", "gpt2", "falcon", "bert", "phi3")
-MORE = ("opt", "gpt_neox", "starcoder2", "olmo2")  # like one or another of these
+# Like one or another of these; and those that loop over the experts that are hit.
+MORE = ("opt", "gpt_neox", "starcoder2", "olmo2", "dbrx", "longcat_flash")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,19 @@ def test_classes_that_nothing_points_to() -> None:
         assert torch.equal(graph(inputs(3)), model(inputs(3)))
 
 
+def test_on_meta_and_of_one_row() -> None:
+    with torch.device("meta"):
+        blank = built(by_number)
+    model = built(by_number)
+    for example in (inputs(9), inputs(1)):
+        graph = fxprune.trace(blank, (example.to("meta"),)).graph_module
+        names = [node.target for node in graph.graph.nodes]
+        found = fxprune.trace(model, (example,)).graph_module
+        assert names == [node.target for node in found.graph.nodes]
+        with torch.no_grad():
+            assert torch.equal(found(example), model(example))
+
+
 def counted(self: Loop, x: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
     out, count = torch.zeros_like(x), 0
     for (e,) in hit(mask).tolist():
