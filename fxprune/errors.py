@@ -65,6 +65,10 @@ class ShrinkError(FxpruneError):
     """A config cannot say what is left of a transformers model."""
 
 
+class ServeError(FxpruneError):
+    """An engine cannot run a model, or cannot say what a plan leaves of it."""
+
+
 class ModelError(FxpruneError):
     """A model cannot be found, built or fetched."""
 

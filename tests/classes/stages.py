@@ -20,6 +20,7 @@ from fxprune.plan import Plan
 from tests.classes import build, stock
 from tests.classes.attempt import Mismatch, NothingThere, Stage, attempt, message
 from tests.classes.coverage import coverage
+from tests.classes.lines import forbidding
 from tests.classes.second import by_value
 
 STOCK_KINDS = ("mlp", "attention", "query", "expert", "state", "conv", "latent")
@@ -33,7 +34,7 @@ class Trial:
     Attributes:
         model_type: of the model.
         facts: what was found besides verdicts: ``class``, ``layers``, ``kinds``, ``frozen``,
-            ``cov``, ``uncovered``.
+            ``cov``, ``uncovered``, ``forbids``.
     """
 
     model_type: str
@@ -206,6 +207,9 @@ class Trial:
         said = []
         for kind in STOCK_KINDS:
             stage = self.back(f"{kind} stock", lambda k=kind: stock.even(self.graph, scores, k))
+            if stage.verdict == "refused" and kind in ("attention", "query"):
+                lines = self.facts.setdefault("forbids", [])
+                lines.append(forbidding(self.model, stage.detail) or stage.detail)
             yield stage
             if stage.verdict == "ok" and kind in ("mlp", "attention"):
                 said.append(kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tests.classes.results import (
@@ -49,6 +49,15 @@ What is missing is said in the words of the library. Numbers before a name are s
 layers' matrices.
 
 """
+HEADS = ("type", "line")
+FORBIDDEN = """\
+## Heads that no config says
+
+The statement of the modelling file that stands against another number of heads: mostly the size of
+a head is computed from how many there are, so that with fewer heads each would be larger. The
+rewritten graph has no such bound.
+
+"""
 _NAMES = {f"{kind} stock": kind for kind in (*STOCK_KINDS, *FURTHER_KINDS)} | {
     "depth stock": "short"
 }
@@ -67,7 +76,9 @@ def write(path: Path) -> None:
 def page(results: Mapping[str, Result]) -> str:
     """The whole page."""
     rows = [results[name] for name in sorted(results)]
-    return f"{INTRODUCTION}{_summary(rows)}\n{_table(map(_cells, rows))}"
+    gaps = _table(COLUMNS, map(_cells, rows))
+    heads = _table(HEADS, _forbidden(rows))
+    return f"{INTRODUCTION}{_summary(rows)}\n{gaps}\n{FORBIDDEN}{heads}"
 
 
 def _summary(rows: list[Result]) -> str:
@@ -86,8 +97,15 @@ def _summary(rows: list[Result]) -> str:
     )
 
 
-def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    cells = [COLUMNS, ("---",) * len(COLUMNS), *rows]
+def _forbidden(rows: Iterable[Result]) -> Iterator[tuple[str, str]]:
+    """Types whose heads no config says, and the lines that stand against it."""
+    for row in rows:
+        if lines := row.get("forbids"):
+            yield row["type"], ". ".join(map(_short, dict.fromkeys(lines)))
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    cells = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 

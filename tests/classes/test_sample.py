@@ -16,6 +16,12 @@ from tests.classes.config import EXPERTS, HEADS, HIDDEN, KV_HEADS, MOST_LAYERS, 
 from tests.classes.stages import facts_of
 
 SAMPLE = ("llama", "mixtral", "gpt2", "falcon", "bert", "phi3")
+# What stands against fewer heads, where something does.
+FORBIDS = {
+    "gpt2": "self.head_dim = self.embed_dim // self.num_heads",
+    "bert": "self.attention_head_size = int(config.hidden_size / config.num_attention_heads)",
+    "falcon": "self.head_dim = self.hidden_size // self.num_heads",
+}
 # Like one or another of these; and those that loop over the experts that are hit.
 MORE = ("opt", "gpt_neox", "starcoder2", "olmo2", "dbrx", "longcat_flash")
 
@@ -30,6 +36,9 @@ def test_no_stage_is_wrong(name: str) -> None:
     for stage in ("build", "trace", "discover", "coverage", "width 0", "all 0", "depth"):
         assert found[stage].verdict == "ok", str(found[stage])
     assert facts["class"] == types()[name]
+    if name in SAMPLE:
+        lines = [line.partition(": ")[2] for line in facts.get("forbids", [])]
+        assert lines == ([FORBIDS[name]] if name in FORBIDS else [])
     assert "move by 0%" not in found["all 0"].detail, "the proof sees nothing"
     row = {"type": name, **facts, "stages": [stage.as_dict() for stage in stages]}
     assert results.facts(row)["a removable block right"]
@@ -101,6 +110,7 @@ def test_a_file_of_results_is_counted_and_shown(tmp_path: Path) -> None:
     ]
     row = {
         "type": "one", "class": "One", "cov": 0.5, "uncovered": ["0.50 mixer: only channel"],
+        "forbids": ["modeling_one.py:7: size = width // heads"],
         "state": "0", "torch": torch.__version__, "transformers": "5", "date": "2026-01-01",
         "stages": [stage.as_dict() for stage in stages],
     }  # fmt: skip
@@ -116,3 +126,4 @@ def test_a_file_of_results_is_counted_and_shown(tmp_path: Path) -> None:
     assert "| one | One | 0.50 | ! | - | - | sx-- | ---- | - | " in text
     assert "a head \\| follows" in text
     assert "width 1 WRONG: 0.5" in text
+    assert "| one | modeling\\_one.py:7: size = width // heads |" in text

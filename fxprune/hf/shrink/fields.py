@@ -79,15 +79,24 @@ class Change:
         inner, outer = sorted((f"{place}.", f"{path}."), key=len, reverse=True)
         return self.layer is None or not path or inner.startswith(outer)
 
-    def of(self, value: int) -> int | None:
-        """What becomes of a number that counts the units, or so many for each; None if none."""
-        return value // self.size * self.kept if value > 0 and value % self.size == 0 else None
+    def of(self, value: Any) -> Any:
+        """What becomes of a number that counts the units, or so many for each; None if none.
 
-    def scaled(self, value: float) -> int | float | None:
+        Of a list, one for each layer, every number is taken likewise.
+        """
+        if isinstance(value, list):
+            new = [self.of(number) for number in value]
+            return new if new and None not in new else None
+        counts = type(value) is int and value > 0 and value % self.size == 0
+        return value // self.size * self.kept if counts else None
+
+    def scaled(self, value: Any) -> Any:
         """Likewise; a small number may be a factor, such as that of the hidden size."""
-        if isinstance(value, int) and (new := self.of(value)) is not None:
+        if (new := self.of(value)) is not None:
             return new
-        return value * self.kept / self.size if 0 < value <= _LARGEST_FACTOR else None
+        if type(value) in (int, float) and 0 < value <= _LARGEST_FACTOR:
+            return value * self.kept / self.size
+        return None
 
 
 def changes(plan: Plan, model: PreTrainedModel) -> list[Change]:
@@ -208,8 +217,8 @@ def _names(
         for name, value in values.items()
         if part_of_name(name) in own
         and pattern.search(_last(name))
-        and "layer" not in _last(name)
-        and (value is None or (type(value) is int and change.of(value) is not None))
+        and ("layer" not in _last(name) or isinstance(value, list))
+        and (value is None or change.of(value) is not None)
         # How many groups of experts there are does not say how many there are in a group.
         and (not _last(name).endswith("n_group") or value == change.size)
     ]

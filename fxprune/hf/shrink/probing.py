@@ -92,7 +92,7 @@ def probed(
     sure, perhaps = {}, {}
     for change in fields.distinct(changed):
         for name, value in fields.entries(config, change.part).items():
-            new = change.scaled(value) if type(value) in (int, float) else None
+            new = change.scaled(value)
             if new is None or name in sure or name in perhaps:
                 continue
             errors: list[str] = []
@@ -134,7 +134,9 @@ def _values(name: str, value: Any, changed: Sequence[Change]) -> list[Any]:
     if isinstance(value, int) and together == int(together):
         together = int(together)
     found = [change.kept for change in mine if change.size == value]
-    return [new for new in dict.fromkeys([*found, together]) if new != value]
+    if together not in found:
+        found.append(together)
+    return [new for new in found if new != value]
 
 
 def _misfits(made: nn.Module, wanted: Wanted) -> int:

@@ -20,6 +20,8 @@ ENTRIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mamba2": ("state", "#2", {"num_heads": 4, "expand": 1, "n_groups": 2}),
     # Shapes would allow other sizes of the heads of Mamba as well, which is not what runs.
     "bamba": ("attention", "", {"num_attention_heads": 2, "mamba_d_head": 16}),
+    # A list has a number for each layer.
+    "laguna": ("attention", "", {"num_attention_heads_per_layer": [2] * 4}),
     # The model gives its layers numbers that no file has.
     "falcon_h1": ("mlp", "", {"intermediate_size": 48}),
 }
@@ -48,8 +50,9 @@ def test_a_stock_checkpoint_of_what_stays(model_type: str, tmp_path: Path) -> No
 def test_numbers_for_several_groups() -> None:
     groups = Change("m.0.mixer:states", "states", 2, 1, ("m", 0))
     heads = Change("m.0.mixer:states#2", "states", 4, 2, ("m", 0))
-    entries = {"n_groups": 2, "num_heads": 8, "expand": 2, "conv": 3}
+    entries = {"n_groups": 2, "num_heads": 8, "expand": 2, "conv": 3, "heads": [8, 8]}
     found = list(probing.combined(entries, [groups, heads]))
     assert {"n_groups": 1, "num_heads": 2, "expand": 0.5} in found
     assert {"n_groups": 1, "num_heads": 2, "expand": 1} in found
+    assert {"num_heads": 2, "heads": [2, 2]} in found
     assert not [edits for edits in found if edits.get("conv") not in (None, 3 / 4)]

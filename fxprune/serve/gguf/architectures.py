@@ -1,0 +1,102 @@
+"""What architectures of GGUF can say, and which one a pruned decoder is written as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+from gguf import MODEL_ARCH
+
+from fxprune.errors import ServeError
+
+_BRANCHES = ("block", "attention", "mlp")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture of llama.cpp.
+
+    Attributes:
+        code: its number in GGUF.
+        pairs: whether rotary embeddings turn neighbours in a head, where transformers turns halves:
+            rows of queries and keys are in that order.
+        fused: whether queries, keys and values are one tensor.
+        depth: what may go whole.
+        uneven: whether each layer has sizes of its own.
+        square: whether all heads together are as wide as the stream.
+    """
+
+    code: MODEL_ARCH
+    pairs: bool = False
+    fused: bool = False
+    depth: tuple[str, ...] = ("block",)
+    uneven: bool = False
+    square: bool = False
+
+    @property
+    def name(self) -> str:
+        """What a file calls it."""
+        return gguf.MODEL_ARCH_NAMES[self.code]
+
+
+LLAMA = Architecture(MODEL_ARCH.LLAMA, pairs=True)
+QWEN2 = Architecture(MODEL_ARCH.QWEN2, square=True)
+QWEN3 = Architecture(MODEL_ARCH.QWEN3)
+DECI = Architecture(MODEL_ARCH.DECI, pairs=True, depth=_BRANCHES, uneven=True)
+OPENELM = Architecture(MODEL_ARCH.OPENELM, fused=True, uneven=True)
+
+# Type of a transformers config -> what it is itself.
+_OWN = {"llama": LLAMA, "mistral": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
+
+
+def own(config: Any) -> Architecture:
+    """What an unpruned model is written as.
+
+    Raises:
+        ServeError: llama.cpp would compute something else than the model, or nothing. Says why.
+    """
+    found = _OWN.get(config.model_type)
+    if found is None:
+        raise ServeError(
+            f"llama.cpp: {config.model_type} is not written as GGUF; choose from {', '.join(_OWN)}"
+        )
+    for name, why in _unlike(config):
+        raise ServeError(f"llama.cpp: {name} of the config, {why}")
+    return found
+
+
+def uneven(config: Any) -> Architecture | None:
+    """What a model is written as whose layers have sizes of their own; None if nothing takes it.
+
+    ``deci`` was made for pruned Llamas, ``openelm`` for tied models with norms of queries and keys.
+    """
+    if config.model_type != "qwen3":
+        return DECI
+    return OPENELM if config.tie_word_embeddings else None
+
+
+def rope(config: Any) -> dict[str, Any]:
+    """The parameters of rotary embeddings."""
+    found = getattr(config, "rope_parameters", None) or {}
+    return {"rope_type": "default", "rope_theta": 10000.0, **found}
+
+
+def _unlike(config: Any) -> list[tuple[str, str]]:
+    """What of a config those architectures do not compute."""
+    parameters = rope(config)
+    found = []
+    if config.hidden_act not in ("silu", "swish"):
+        found.append((f"hidden_act={config.hidden_act!r}", "and only SiLU is known there"))
+    if parameters["rope_type"] not in ("default", "linear", "llama3"):
+        found.append((f"rope_type={parameters['rope_type']!r}", "which is not written"))
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        found.append(("partial_rotary_factor", "where whole heads turn there"))
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True):
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+        if kinds != {"full_attention"} and window < config.max_position_embeddings:
+            found.append((f"sliding_window={window}", "which is not written"))
+    if getattr(config, "mlp_bias", False):
+        found.append(("mlp_bias", "for which there is no place"))
+    return found

@@ -1,0 +1,169 @@
+"""GGUF files of dense models: what is taken from them, and how a plan cuts one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Kind
+from numpy.typing import NDArray
+
+from fxprune.errors import ModelError, ServeError
+from fxprune.files import check_writable
+from fxprune.hf.open import architecture
+from fxprune.hf.open.quiet import quiet
+from fxprune.plan import Plan
+from fxprune.rewrite.planned import planned
+from fxprune.rewrite.rewrite import rewrite
+from fxprune.serve.decoder import decoder_of
+from fxprune.serve.engine import Pruned, engine
+from fxprune.serve.gguf import architectures, file
+from fxprune.serve.gguf.architectures import Architecture
+from fxprune.serve.gguf.file import Entry, Metadata
+from fxprune.serve.gguf.written import Written, form_of
+from fxprune.trace import trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_WHOLE = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.BF16: np.uint16}
+
+
+def cut(
+    plan: Plan | str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    progress: bool = False,
+) -> Path:
+    """Prune a GGUF file by a plan, one tensor in memory at a time.
+
+    The plan may have been made on the transformers model that the file was made of. Values are
+    those of the file, in its types: nothing is compensated.
+
+    Args:
+        plan: the plan, or its file.
+        source: a GGUF of the dense model in F32, F16 or BF16.
+        target: the file to write. It appears whole or not at all.
+        progress: show a progress bar.
+
+    Returns:
+        The target.
+
+    Raises:
+        ServeError: the file is quantised or of an architecture that is not known, or llama.cpp
+            cannot say what the plan leaves.
+        PlanError: the plan is damaged or for another model.
+        CheckpointError: the file cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    if not isinstance(plan, Plan):
+        plan = Plan.load(plan)
+    check_writable(target)
+    reader = file.opened(source)
+    there = {each.name: each for each in reader.tensors}
+    blank = _model(source, file.metadata(reader), there)
+    own = architectures.own(blank.config)
+    entries = metadata_of(source, own, blank.config)
+    plan.check_model(blank)
+    traced = trace(blank)
+    graph, resize = planned(traced, plan)
+    if reasons := engine("llama.cpp").check(plan, graph):
+        raise ServeError("; ".join(reasons))
+    decoder = decoder_of(Pruned(rewrite(traced, plan), blank.config, plan))
+    form = form_of(decoder, own)
+    if own.pairs and not form.pairs:  # none of the table
+        raise ServeError(f"{source}: {form.name} turns other rows than {own.name}")
+    names = gguf.get_tensor_name_map(own.code, blank.config.num_hidden_layers)
+
+    def found(name: str) -> gguf.ReaderTensor:
+        path, _, end = name.rpartition(".")
+        tensor = there.get(f"{names.get_name(path)}.{end}")
+        if tensor is None:
+            raise ServeError(f"{source} has no {name}, which the plan's model has")
+        if tensor.tensor_type not in _WHOLE and tensor.data.ndim > 1:
+            raise ServeError(
+                f"{source}: {tensor.name} is quantised ({tensor.tensor_type.name}), and only F32, "
+                "F16 and BF16 are cut; take such a file and quantise afterwards, or prune the "
+                "transformers model and give this file as --like to fxprune convert"
+            )
+        return tensor
+
+    def values(name: str) -> NDArray[Any]:
+        tensor = found(name)
+        dense = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        layouts = graph.layouts.get(traced.canonical(name))
+        whole = torch.from_numpy(np.array(dense, dtype=np.float32))
+        if layouts is None:
+            return whole.numpy()
+        if tuple(layout.size for layout in layouts) != tuple(whole.shape):
+            raise ServeError(f"{source}: {tensor.name} has shape {tuple(whole.shape)}")
+        return resize.slice(whole, layouts).numpy()
+
+    kind = found("model.layers.0.mlp.up_proj.weight").tensor_type
+    written = Written(decoder, form, kind, values, paired=own.pairs)
+    tensors = dict(written.tensors())
+    entries = file.renamed(entries, own.name, form.name) | written.metadata()
+    file.write(target, form.name, entries, tensors, kind, progress)
+    return target
+
+
+def _model(source: Path, entries: Metadata, there: Collection[str]) -> PreTrainedModel:
+    """The architecture of a file's model, without weights.
+
+    Raises:
+        ServeError: transformers does not know it.
+    """
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+        # What transformers leaves at its default.
+        size = entries.get(f"{entries['general.architecture'].value}.attention.key_length")
+        if size is not None:
+            config.head_dim = size.value
+        if hasattr(config, "attention_bias"):
+            config.attention_bias = "blk.0.attn_q.bias" in there
+        return architecture.build(config)
+    except (ValueError, KeyError, OSError, NotImplementedError, ModelError) as error:
+        raise ServeError(f"{source}: transformers makes no model of it: {error}") from error
+
+
+def metadata_of(like: str | os.PathLike[str], own: Architecture, config: Any) -> Metadata:
+    """The metadata of a dense model's file, but for what says its size.
+
+    Args:
+        like: the file.
+        own: the architecture that it must have.
+        config: of the dense model, whose numbers it must have.
+
+    Raises:
+        ServeError: it is of another model.
+    """
+    entries = file.metadata(file.opened(like))
+    found = entries.get("general.architecture", Entry(None, gguf.GGUFValueType.STRING)).value
+    if found != own.name:
+        raise ServeError(f"{like} is of the architecture {found}, and the model is {own.name}")
+    expected = {
+        "block_count": config.num_hidden_layers,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "rope.freq_base": architectures.rope(config)["rope_theta"],
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+    }
+    for key, value in expected.items():
+        there = entries.get(f"{own.name}.{key}")
+        if there is not None and not np.isclose(there.value, value, rtol=1e-5):
+            raise ServeError(f"{like} is of another model: {key} is {there.value}, here {value}")
+    tokens = entries.get("tokenizer.ggml.tokens")
+    if tokens is not None and len(tokens.value) > config.vocab_size:
+        raise ServeError(f"{like} has {len(tokens.value)} tokens, the model {config.vocab_size}")
+    return {key: each for key, each in entries.items() if key != "general.size_label"}

@@ -1,0 +1,117 @@
+"""The tokenizer of a model as metadata of GGUF, where its rule of splitting text is a known one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gguf
+from gguf import GGUFValueType as Type
+
+from fxprune.errors import ServeError
+from fxprune.serve.engine import Pruned
+from fxprune.serve.gguf.file import Entry, Metadata
+
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# How text is split before merges -> what llama.cpp calls that.
+_SPLITTERS: dict[tuple[tuple[str, Any], ...], str] = {
+    (("ByteLevel", True),): "gpt-2",
+    (("Digits", True), ("ByteLevel", True)): "smollm",
+    (("Split", f"{_LETTERS}\\p{{N}}{{1,3}}{_REST}"), ("ByteLevel", False)): "llama-bpe",
+    (("Split", f"{_LETTERS}\\p{{N}}{_REST}"), ("ByteLevel", False)): "qwen2",
+}
+
+
+def of(pruned: Pruned) -> Metadata:
+    """The tokenizer, for a file that is made without one of the dense model.
+
+    Args:
+        pruned: the model with its tokenizer.
+
+    Raises:
+        ServeError: there is none, or llama.cpp may split text in another way. Says how to get a
+            file of the dense model.
+    """
+    tokenizer: Any = pruned.tokenizer
+    if tokenizer is None:
+        raise ServeError(f"the model has no tokenizer, which a GGUF holds; {_ADVICE}")
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        file = Path(folder, "tokenizer.json")
+        if not file.is_file():
+            raise ServeError(f"{type(tokenizer).__name__} has no tokenizer.json; {_ADVICE}")
+        read = json.loads(file.read_text(encoding="utf-8"))
+        special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=pruned.config.vocab_size)
+    splitter = _splitter(read)
+    tokens, kinds = _tokens(read, pruned.config.vocab_size)
+    name = getattr(pruned.config, "name_or_path", "") or pruned.config.model_type
+    found: Metadata = {
+        "general.type": _text("model"),
+        "general.name": _text(Path(name).name),
+        "tokenizer.ggml.model": _text("gpt2"),
+        "tokenizer.ggml.pre": _text(splitter),
+        "tokenizer.ggml.tokens": Entry(tokens, Type.ARRAY, Type.STRING),
+        "tokenizer.ggml.token_type": Entry(kinds, Type.ARRAY, Type.INT32),
+    }
+    writer = gguf.GGUFWriter(None, "")
+    special.add_to_gguf(writer, quiet=True)
+    own = {
+        key: Entry(each.value, each.type, each.sub_type) for key, each in writer.kv_data[0].items()
+    }
+    return found | {key: each for key, each in own.items() if key.startswith("tokenizer.")}
+
+
+_ADVICE = (
+    "make a GGUF of the dense model with llama.cpp's convert_hf_to_gguf.py MODEL --outfile "
+    "dense.gguf, and give it: --like dense.gguf"
+)
+
+
+def _splitter(read: dict[str, Any]) -> str:
+    """What llama.cpp calls the rule by which a tokenizer splits text.
+
+    Raises:
+        ServeError: it is not one of those that are known here.
+    """
+    model, normalizer = read["model"], read.get("normalizer")
+    rule = read.get("pre_tokenizer") or {}
+    parts = rule.get("pretokenizers", [rule])
+    words = []
+    for part in parts:
+        kind = part.get("type")
+        option = {"ByteLevel": "use_regex", "Digits": "individual_digits"}.get(kind)
+        value = part.get(option) if option else (part.get("pattern") or {}).get("Regex")
+        plain = not part.get("add_prefix_space") and not part.get("invert")
+        words.append((kind, value if plain else None))
+    found = _SPLITTERS.get(tuple(words))
+    normal = normalizer is None or (normalizer["type"] == "NFC" and found == "qwen2")
+    known = model["type"] == "BPE" and model["merges"] and not model.get("byte_fallback")
+    if not (known and found and normal):
+        raise ServeError(
+            "it cannot be told how llama.cpp is to split text as this tokenizer does; " + _ADVICE
+        )
+    if model.get("ignore_merges", False) != (found == "llama-bpe"):
+        raise ServeError(f"the tokenizer's ignore_merges is not that of {found}; {_ADVICE}")
+    return found
+
+
+def _tokens(read: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+    """The text of every number below ``size``, and its kind."""
+    texts = {number: text for text, number in read["model"]["vocab"].items()}
+    kinds = dict.fromkeys(texts, gguf.TokenType.NORMAL)
+    for added in read.get("added_tokens", ()):
+        texts[added["id"]] = added["content"]
+        special = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        kinds[added["id"]] = special
+    missing = gguf.TokenType.UNUSED
+    return (
+        [texts.get(number, f"[PAD{number}]") for number in range(size)],
+        [int(kinds.get(number, missing)) for number in range(size)],
+    )
+
+
+def _text(value: str) -> Entry:
+    return Entry(value, Type.STRING)
