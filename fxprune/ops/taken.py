@@ -6,6 +6,7 @@ taken for the unit, its part of the graph goes with it; otherwise the axis is fr
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -77,9 +78,7 @@ def rows(resize: Resizer, old: fx.Node, new: fx.Node) -> fx.Node | None:
 
 def settle(ctx: Context) -> None:
     """Decide on the units that are taken one by one."""
-    if not ctx.taken:
-        return
-    graph = next(iter(ctx.taken)).graph
+    graph = next((node.graph for node in ctx.taken), fx.Graph())
     found = dict(_lists(ctx, graph))
     if overwritten(graph, found):
         found = {}
@@ -89,14 +88,14 @@ def settle(ctx: Context) -> None:
     partners: dict[Dim, tuple[fx.Node, Dim]] = {}
     for node, (layout, place) in ctx.taken.items():
         own = _unit(layout, place)
-        chooser = next(_met(node, found), None) if own is not None else None
+        chooser = next(_met(node, found), None) if own is not None and found else None
         if (
             own is None
             or chooser is None
             or own.place != chooser.place
             or own.dim.size > chooser.dim.size
             or partners.setdefault(own.dim, (node, chooser.dim))[1] is not chooser.dim
-            or not _dead(node, symbols[chooser])
+            or not (own.dim.frozen or chooser.dim.frozen or _dead(node, symbols[chooser]))
         ):
             _freeze(ctx, node, layout)
     for dim, (node, chosen) in partners.items():
@@ -143,9 +142,9 @@ def _lists(ctx: Context, graph: fx.Graph) -> Iterator[tuple[str, _Unit]]:
 
 def _met(node: fx.Node, lists: dict[str, _Unit]) -> Iterator[_Unit]:
     """Whose rows a value is first used with."""
-    seen, reached = {node}, [node]
+    seen, reached = {node}, deque([node])
     while reached:
-        for user in reached.pop(0).users:
+        for user in reached.popleft().users:
             for value in pytree.tree_leaves(user.meta.get("val")):
                 sizes = value.shape if isinstance(value, torch.Tensor) else ()
                 yield from (lists[str(size)] for size in sizes if str(size) in lists)
