@@ -34,6 +34,7 @@ from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
 from fxprune.trace.modes import as_captured
 from fxprune.trace.ones import with_ones, without_squeezed
+from fxprune.trace.program import opened
 from fxprune.trace.sizes import Sizes, settle, stand_ins
 from fxprune.trace.state import preserved
 from fxprune.trace.symbols import Asked
@@ -70,7 +71,9 @@ class Captured:
     lists: Mapping[str, int] | None = None
 
 
-def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Traced:
+def trace(
+    model: nn.Module | ExportedProgram, args: Any = (), kwargs: Mapping[str, Any] | None = None
+) -> Traced:
     """Capture a model as a clean FX graph, in evaluation mode, without changing the model.
 
     ``torch.export`` runs with ``strict=False``. Every size of the inputs stays symbolic where the
@@ -81,11 +84,12 @@ def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
     weights are needed.
 
     Args:
-        model: any module, a transformers model, or a ``torch.fx.GraphModule``.
+        model: any module, a transformers model, a ``torch.fx.GraphModule``, or an
+            ``ExportedProgram``, decomposed or not; its module is the model then.
         args: example positional inputs as a tuple; one tensor, or a mapping of keyword inputs, will
             do.
         kwargs: example keyword inputs. For a transformers model both may be left out: inputs are
-            then made from its config.
+            then made from its config. A program brings its own.
 
     Returns:
         The traced model. It shares its tensors with ``model``.
@@ -100,6 +104,7 @@ def trace(model: nn.Module, args: Any = (), kwargs: Mapping[str, Any] | None = N
             which, and the line of the model that decided it; or there is dropout in training mode
             that the graph has not.
     """
+    model, args, kwargs = opened(model, args, kwargs)
     refusals.check(model)
     args, given = examples(model, args, kwargs)
     if not args and not given:
