@@ -14,12 +14,19 @@ def apply_plan(
         str, typer.Argument(metavar="MODEL", help="A folder of safetensors, or smollm2.")
     ],
     target: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    engine: Annotated[
+        str | None, typer.Option("--for", help="Engine that must run the result, as in prune.")
+    ] = None,
 ) -> None:
     """Prune a checkpoint by a plan, tensor by tensor: it need not fit into memory."""
     from fxprune.hf.folder.apply import apply
     from fxprune.hf.open.models import fetch
     from fxprune.plan import Plan
 
-    read = Plan.load(plan)
-    apply(read, fetch(source), target, progress=True)
+    read, folder = Plan.load(plan), fetch(source)
+    if engine is not None:
+        from fxprune.serve.saved import require
+
+        require(engine, read, folder)
+    apply(read, folder, target, progress=True)
     print(f"saved in {target}; open it with fxprune.load({str(target)!r}) or from_pretrained")

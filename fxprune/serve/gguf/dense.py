@@ -69,6 +69,8 @@ def cut(
     there = {each.name: each for each in reader.tensors}
     blank = _model(source, file.metadata(reader), there)
     own = architectures.own(blank.config)
+    if own is None:
+        raise ServeError(f"{source}: {blank.config.model_type} is not cut without its values")
     entries = metadata_of(source, own, blank.config)
     plan.check_model(blank)
     traced = trace(blank)
@@ -77,8 +79,6 @@ def cut(
         raise ServeError("; ".join(reasons))
     decoder = decoder_of(Pruned(rewrite(traced, plan), blank.config, plan))
     form = form_of(decoder, own)
-    if own.pairs and not form.pairs:  # none of the table
-        raise ServeError(f"{source}: {form.name} turns other rows than {own.name}")
     names = gguf.get_tensor_name_map(own.code, blank.config.num_hidden_layers)
 
     def found(name: str) -> gguf.ReaderTensor:
