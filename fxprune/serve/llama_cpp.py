@@ -84,7 +84,9 @@ class LlamaCpp(Engine):
         kind = file.kind_of(dtype, decoder.tensors["model.embed_tokens.weight"])
         written = Written(decoder, form, kind)
         tensors = dict(written.tensors())
-        base = vocabulary.of(pruned) if like is None else metadata_of(like, own, config)
+        base = (
+            vocabulary.of(pruned) if like is None else metadata_of(like, own, config, pruned.plan)
+        )
         base = file.renamed(base, own.name, form.name)
         file.write(path, form.name, base | written.metadata(), tensors, kind, progress)
         return _HOW.format(path)

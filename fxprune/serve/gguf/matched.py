@@ -17,7 +17,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 
-from fxprune.errors import ServeError
+from fxprune.errors import PlanError, ServeError
 from fxprune.hf.open import architecture
 from fxprune.hf.shrink.fill import named_tensors
 from fxprune.plan import Plan
@@ -76,10 +76,15 @@ def matched(pruned: Pruned, reader: gguf.GGUFReader) -> tuple[dict[str, Blank], 
     if plan is None:
         raise ServeError("llama.cpp: without the plan nobody can tell which units are left")
     blank = architecture.build(pruned.config)
-    plan.check_model(blank)
+    try:
+        plan.check_model(blank)
+    except PlanError as error:
+        raise ServeError(
+            f"llama.cpp: the config of {pruned.config.model_type} is that of the pruned model, and "
+            "the dense one's is needed: save the graph (save_as='graph') and convert that"
+        ) from error
     graph, resize = planned(trace(blank), plan)
-    if reasons := engine("llama.cpp").check(plan, graph):
-        raise ServeError("; ".join(reasons))
+    engine("llama.cpp").require(plan, graph)
     entries = file.metadata(reader)
     count = entries[f"{entries['general.architecture'].value}.block_count"].value
     gone = {int(part) for name in plan.removed for part in _NUMBER.findall(name)[:1]}
