@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Criterion,
         DepthCriterion,
         ElementCriterion,
+        ExpertNorm,
         Frequency,
         InputCriterion,
         Magnitude,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from fxprune.select.depth import Depth
     from fxprune.select.latency import LatencyTable
     from fxprune.select.select import select
-    from fxprune.serve.pt2 import export
+    from fxprune.serve.export import export
     from fxprune.stream import propagate  # type: ignore[no-redef]
     from fxprune.trace import Traced, trace
 
@@ -109,7 +110,8 @@ _HOMES = {
     "fxprune.config": "PruneConfig",
     "fxprune.criteria": (
         "FLAP OBS PPL REAP ActivationNorm AngularDistance BlockInfluence Criterion DepthCriterion "
-        "ElementCriterion Frequency InputCriterion Magnitude PeakToPeak Random Taylor WandaSP"
+        "ElementCriterion ExpertNorm Frequency InputCriterion Magnitude PeakToPeak Random Taylor "
+        "WandaSP"
     ),
     "fxprune.depth": "Removal choose_depth score_units",
     "fxprune.errors": "FxpruneError FxpruneWarning",
@@ -137,7 +139,7 @@ _HOMES = {
     "fxprune.select.depth": "Depth",
     "fxprune.select.latency": "LatencyTable",
     "fxprune.select.select": "select",
-    "fxprune.serve.pt2": "export",
+    "fxprune.serve.export": "export",
     "fxprune.stream": "propagate",
     "fxprune.trace": "Traced trace",
 }

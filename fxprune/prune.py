@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from fxprune.branches import bypass
 from fxprune.compensate.compensate import Method, compensate
@@ -25,6 +26,7 @@ from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.open.architecture import is_causal_model
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.estimate import check_scorable
+from fxprune.importance.experts import REAP
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
 from fxprune.measure.latency import measure_latency
@@ -45,13 +47,14 @@ from fxprune.select.target import Target
 from fxprune.serve.engine import engine
 from fxprune.stream.iterate import iterate
 from fxprune.trace import Traced, trace
+from fxprune.trace.program import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def prune(
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -70,7 +73,7 @@ def prune(
     """Prune a model to a smaller one and prove it right.
 
     Args:
-        model: any module, transformers model or GraphModule, with its weights.
+        model: any module, transformers model, GraphModule or ``ExportedProgram``, with its weights.
         args: example positional inputs, or one tensor, see :func:`fxprune.trace`.
         kwargs: example keyword inputs.
         config: how to prune; the defaults if left out.
@@ -99,6 +102,7 @@ def prune(
     """
     config = PruneConfig.of(config, **options)
     check_loss(loss_fn)
+    model, args, kwargs = opened(model, args, kwargs)
     causal = is_causal_model(model)
     criterion = config.make_criterion(causal) if scores is None else None
     of_blocks = config.make_depth_criterion()
@@ -184,15 +188,20 @@ def prune(
 def _able(
     model: nn.Module, graph: DependencyGraph, config: PruneConfig, criterion: Criterion
 ) -> Criterion:
-    """The default criterion, or Taylor where it cannot score all units: those of experts, say."""
+    """The default criterion, or REAP of experts alone, or Taylor, where it cannot score them."""
     if config.criterion is not None:
         return criterion
     groups, _ = choose_groups(graph, config.kinds, names=config.groups)
-    try:
-        check_scorable(model, graph, criterion, groups)
-    except CriterionError as error:
-        warnings.warn(f"scored by Taylor(): {error}", FxpruneWarning, stacklevel=3)
-        return Taylor()
+    others: list[Criterion] = [Taylor()]
+    if all(group.kind == "expert" for group in groups):
+        others.insert(0, REAP())
+    for other in others:
+        try:
+            check_scorable(model, graph, criterion, groups)
+        except CriterionError as error:
+            named = type(other).__name__
+            warnings.warn(f"scored by {named}(): {error}", FxpruneWarning, stacklevel=3)
+            criterion = other
     return criterion
 
 

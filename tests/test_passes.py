@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import types
 from typing import Any
 
 import pytest
@@ -12,9 +14,9 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.fx.passes.infra.pass_manager import PassManager
 
 import fxprune
-from fxprune import PruneConfig
-from fxprune.errors import CriterionError, SelectionError
-from fxprune.passes import META, ApplyPlan, Discover, Prune
+from fxprune import PruneConfig, passes
+from fxprune.errors import CriterionError, SelectionError, TraceError
+from fxprune.passes import META, ApplyPlan, Discover, ProgramResult, Prune, PruneProgram
 from fxprune.plan import Plan
 
 X = torch.randn(5, 6)
@@ -232,3 +234,111 @@ def test_a_graph_without_modules_has_no_inputs_to_watch() -> None:
     result = Prune(PruneConfig(pruning_ratio=0.4, criterion="magnitude"))(exported())
     assert result is not None
     assert result.modified
+
+
+# programs
+
+
+def program(**options: Any) -> torch.export.ExportedProgram:
+    sizes = {"x": {0: torch.export.Dim.DYNAMIC}}
+    return torch.export.export(Chain(), (X,), dynamic_shapes=sizes, **options)
+
+
+MAGNITUDE = PruneConfig(pruning_ratio=0.4, criterion="magnitude")
+
+
+class CountParameters:
+    """Somebody else's pass over programs, in the form that executorch's have."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, exported_program: torch.export.ExportedProgram) -> ProgramResult:
+        self.seen.append(sum(p.numel() for p in exported_program.parameters()))
+        return ProgramResult(exported_program, False)
+
+
+def test_programs_run_in_a_pass_manager() -> None:
+    counter = CountParameters()
+    result = PassManager([counter, PruneProgram(MAGNITUDE), counter])(program())
+    assert result.modified
+    small = result.graph_module
+    assert isinstance(small, torch.export.ExportedProgram)
+    plan = small.graph_module.meta[META]
+    assert counter.seen == [plan.parameters_before, plan.parameters_after]
+    assert small.module()(X[:2]).shape == (2, 4)
+
+
+class ExportedProgramPassBase(abc.ABC):
+    """The contract of executorch's class of this name; its manager asks for an instance."""
+
+    def __call__(self, exported_program: Any) -> Any:
+        self.requires(exported_program)
+        result = self.call(exported_program)
+        self.ensures(exported_program)
+        return result
+
+    @abc.abstractmethod
+    def call(self, exported_program: Any) -> Any: ...
+
+    def requires(self, exported_program: Any) -> None:  # noqa: B027
+        """Nothing by default."""
+
+    def ensures(self, exported_program: Any) -> None:  # noqa: B027
+        """Nothing by default."""
+
+
+def test_the_contract_of_executorch() -> None:
+    each = PruneProgram(MAGNITUDE)
+    assert not isinstance(each, ExportedProgramPassBase)
+    ExportedProgramPassBase.register(PruneProgram)
+    assert isinstance(each, ExportedProgramPassBase)
+    given = program()
+    result = ExportedProgramPassBase.__call__(each, given)
+    assert result.modified
+    assert result.exported_program is not given
+    result.exported_program.validate()
+    # Without that line its manager gives the graph of the program, lifted parameters and all.
+    with pytest.raises(TraceError, match=r"ExportedProgramPassBase\.register\(PruneProgram\)"):
+        each(given.graph_module)  # type: ignore[arg-type]
+
+
+def test_a_program_that_loses_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = program()
+    nothing = Plan.of(fxprune.discover(fxprune.trace(given)), {})
+    monkeypatch.setattr(passes, "prune", lambda *_, **__: types.SimpleNamespace(plan=nothing))
+    result = PruneProgram(MAGNITUDE)(given)
+    assert not result.modified
+    assert result.exported_program is given
+
+
+def test_a_program_has_no_modules_to_watch() -> None:
+    each = PruneProgram(PruneConfig(pruning_ratio=0.4, criterion="wanda-sp"))
+    with pytest.raises(CriterionError, match=r"WandaSP\(.*torch.export inlines them"):
+        each(program())
+
+
+def test_both_passes_take_the_same() -> None:
+    """Taylor with data and compensation, on a program and on its module."""
+    config = PruneConfig(pruning_ratio=0.4, criterion=fxprune.Taylor(), compensation="bias")
+    data: dict[str, Any] = {"calibration": {"x": X}, "loss_fn": squared}
+    given = program()
+    small = PruneProgram(config, **data)(given).exported_program
+    same = Prune(config, **data)(given.module())  # type: ignore[arg-type]
+    assert same is not None
+    assert small.graph_module.meta[META] == same.graph_module.meta[META]
+    assert dict(small.state_dict).keys() == dict(same.graph_module.named_parameters()).keys()
+    for name, tensor in same.graph_module.named_parameters():
+        assert torch.equal(small.state_dict[name], tensor)
+
+
+def test_blocks_of_a_program() -> None:
+    given = torch.export.export(Residual(), (X,))
+    depth = fxprune.Depth(remove=1, unit="mlp", keep_first=0, keep_last=0)
+    config = PruneConfig(criterion=fxprune.Magnitude(p=1), depth=depth)
+    small = PruneProgram(config)(given).exported_program
+    assert len(small.graph_module.meta[META].removed) == 1
+    assert set(given.state_dict) - set(small.state_dict) == {
+        f"layers.0.{place}.{name}" for place in (0, 2) for name in ("weight", "bias")
+    }
+    assert small.module()(X).shape == (5, 4)

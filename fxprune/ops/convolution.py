@@ -93,6 +93,7 @@ def convolution_last(ctx: Context, node: fx.Node) -> Axes:
     aten.max_pool1d, aten.max_pool2d, aten.max_pool3d,
     aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d,
     aten.adaptive_avg_pool1d, aten.adaptive_avg_pool2d, aten.adaptive_avg_pool3d,
+    aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d,
     aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d,
     aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d,
     aten._upsample_nearest_exact3d, aten.upsample_linear1d, aten.upsample_bilinear2d,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -40,7 +42,10 @@ def _over_last(ctx: Context, node: fx.Node) -> Axes:
 @register_op(aten.native_layer_norm)
 def native_layer_norm(ctx: Context, node: fx.Node) -> list[Axes]:
     """As layer_norm, with the mean and the reciprocal deviation as further outputs."""
-    axes = _over_last(ctx, node)
+    return _with_statistics(ctx, node, _over_last(ctx, node))
+
+
+def _with_statistics(ctx: Context, node: fx.Node, axes: Axes) -> list[Axes]:
     values = node.meta["val"]
     return [axes, *(ctx.fresh(value, "statistics of a norm") for value in values[1:])]
 
@@ -48,6 +53,10 @@ def native_layer_norm(ctx: Context, node: fx.Node) -> list[Axes]:
 @register_op(aten.batch_norm, aten.instance_norm)
 def batch_norm(ctx: Context, node: fx.Node) -> Axes:
     """One scale, shift, mean and variance a channel (axis 1): exact channel by channel."""
+    return _over_channels(ctx, node)
+
+
+def _over_channels(ctx: Context, node: fx.Node) -> Axes:
     x, *vectors = node.args[:5]
     if argument(node, "use_input_stats") or argument(node, "training"):
         _averaged(ctx, x)
@@ -56,17 +65,36 @@ def batch_norm(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(x)
 
 
+@register_op(
+    aten.native_batch_norm, aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training
+)
+def native_batch_norm(ctx: Context, node: fx.Node) -> list[Axes]:
+    """As batch_norm, with the mean and the reciprocal deviation as further outputs."""
+    return _with_statistics(ctx, node, _over_channels(ctx, node))
+
+
 @register_op(aten.group_norm)
 def group_norm(ctx: Context, node: fx.Node) -> Axes:
     """Channels are (groups x channels of a group); inside a group they are normalised together."""
     x, count, *vectors = node.args
+    return _in_groups(ctx, node, x, count, vectors[:2])
+
+
+@register_op(aten.native_group_norm)
+def native_group_norm(ctx: Context, node: fx.Node) -> list[Axes]:
+    """As group_norm, with the mean and the reciprocal deviation as further outputs."""
+    x, *vectors = node.args[:3]
+    return _with_statistics(ctx, node, _in_groups(ctx, node, x, node.args[6], vectors))
+
+
+def _in_groups(ctx: Context, node: fx.Node, x: Any, count: Any, vectors: Iterable[Any]) -> Axes:
     channels = ctx.of(x)[1]
-    groups, inner = Dim(int(count)), Dim(channels.size // int(count))  # type: ignore[arg-type]
+    groups, inner = Dim(int(count)), Dim(channels.size // int(count))
     ctx.unify(channels, Product((groups, inner)), node)
     ctx.tag(inner, "normalised")
     _averaged(ctx, x)
     ctx.notes[node, "groups"] = groups
-    for vector in vectors[:2]:
+    for vector in vectors:
         _along_channels(ctx, node, x, vector)
     return ctx.of(x)
 
@@ -106,10 +134,24 @@ def group_norm_groups(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     new.update_arg(1, resize.size(resize.inferred.notes[old, "groups"]))
 
 
+@patches(aten.native_group_norm)
+def native_group_norm_sizes(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """The numbers of channels, of places in each and of groups."""
+    source: Any = old.args[0]
+    _, channels, *places = resize.axes(source)
+    new.update_arg(4, resize.size(channels))
+    if any(map(resize.changed, places)):
+        new.update_arg(5, math.prod(map(resize.size, places)))
+    new.update_arg(6, resize.size(resize.inferred.notes[old, "groups"]))
+
+
 # Zeroed units would still be counted.
 register_op(
     aten.layer_norm, aten.rms_norm, aten.native_layer_norm, aten.instance_norm, aten._weight_norm,
     reduces=True,
 )  # fmt: skip
 # In evaluation mode it averages nothing.
-register_op(aten.batch_norm, reduces=lambda node: bool(argument(node, "training")))
+register_op(
+    aten.batch_norm, aten.native_batch_norm, aten._native_batch_norm_legit,
+    reduces=lambda node: bool(argument(node, "training")),
+)  # fmt: skip

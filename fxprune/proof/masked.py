@@ -78,7 +78,11 @@ class Masked(Run):
         if self._shrinking.isdisjoint(n.all_input_nodes):
             return super().run_node(n)
         if n.target is aten.group_norm.default:
-            return self._group_norm(n)
+            given = (*self.fetch_args_kwargs_from_env(n)[0][:5],)
+            return self._group_norm(n, *given, *(None, None, 1e-5)[len(given) - 2 :])
+        if n.target is aten.native_group_norm.default:
+            x, weight, bias, *_, groups, eps = self.fetch_args_kwargs_from_env(n)[0]
+            return self._group_norm(n, x, groups, weight, bias, eps), None, None
         return self._reduce(n) if _averages(n) else super().run_node(n)
 
     def _zeroed(self, tensor: torch.Tensor, layouts: tuple[Layout, ...]) -> torch.Tensor:
@@ -90,11 +94,10 @@ class Masked(Run):
                 tensor = torch.where(keep.view(shape), tensor, 0)
         return tensor
 
-    def _group_norm(self, n: fx.Node) -> torch.Tensor:
+    def _group_norm(
+        self, n: fx.Node, x: Any, groups: int, weight: Any, bias: Any, eps: float
+    ) -> torch.Tensor:
         """By hand and at full size: which channels make a group is then not taken from the plan."""
-        given: Any = self.fetch_args_kwargs_from_env(n)[0][:5]
-        given = (*given, *(None, None, 1e-5)[len(given) - 2 :])
-        x, groups, weight, bias, eps = given
         source: Any = n.args[0]
         keep = self._zeroed(torch.ones_like(x), self._resize.axes(source))
         blocks, kept = (each.reshape(x.shape[0], groups, -1) for each in (x, keep))

@@ -19,6 +19,7 @@ from fxprune.trace import dropout
 from fxprune.trace.arguments import END, argument
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.calling import ExactCodeGen
+from fxprune.trace.sizes import form, strides
 from fxprune.trace.source import module_path
 from fxprune.trace.storage import Memory
 
@@ -30,6 +31,7 @@ _CHECKS = {
     aten.sym_constrain_range_for_size.default,
     aten.sym_constrain_range.default,
 }
+_SAME = {aten.alias.default, aten.lift_fresh_copy.default}
 _CASTS = {
     aten.to.dtype,
     aten.to.dtype_layout,
@@ -154,7 +156,7 @@ def _drop_no_op(node: fx.Node, memory: Memory) -> None:
         whole = end is None or end == END or (isinstance(size, int) and _at_least(end, size))
         if step == 1 and start in (0, None) and whole:
             node.replace_all_uses_with(source)
-    elif node.target in (aten.alias.default, aten.lift_fresh_copy.default):
+    elif node.target in _SAME or _lies_as(node, source):
         node.replace_all_uses_with(source)
     elif node.target is aten.detach_.default and not source.meta["val"].requires_grad:
         node.replace_all_uses_with(source)
@@ -166,6 +168,18 @@ def _drop_no_op(node: fx.Node, memory: Memory) -> None:
             node.graph.erase_node(node)  # dead code elimination spares what draws random numbers
     elif node.target in _CASTS:
         _drop_cast(node, source)
+
+
+def _lies_as(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a value is laid over memory anew just as its source lies there."""
+    if node.target is not aten.as_strided.default or argument(node, "storage_offset") is not None:
+        return False
+
+    def axes(value: torch.Tensor) -> list[Any]:
+        pairs = zip(form(value), strides(value), strict=True)
+        return [pair if pair[0] != 1 else 1 for pair in pairs]  # there strides say nothing
+
+    return axes(node.meta["val"]) == axes(source.meta["val"])
 
 
 def _drop_cast(node: fx.Node, source: fx.Node) -> None:
@@ -188,9 +202,9 @@ def _index_to_slice(graph_module: fx.GraphModule, node: fx.Node, memory: Memory)
     if any(memory.written(index) for index in indices if index is not None):
         return
     places = [i for i, index in enumerate(indices) if index is not None]
-    if len(places) != 1 or indices[places[0]].op != "get_attr":
+    if len(places) != 1 or (held := _held(indices[places[0]], memory)) is None:
         return
-    constant = get_attribute(graph_module, indices[places[0]].target)
+    constant = get_attribute(graph_module, str(held.target))
     if isinstance(constant, nn.Parameter) or constant.is_meta or constant.dim() != 1:
         return
     size = source.meta["val"].shape[places[0]]
@@ -208,6 +222,13 @@ def _index_to_slice(graph_module: fx.GraphModule, node: fx.Node, memory: Memory)
             sliced = graph_module.graph.call_function(aten.clone.default, (sliced,))
             sliced.meta = dict(node.meta)
     node.replace_all_uses_with(sliced)
+
+
+def _held(index: fx.Node, memory: Memory) -> fx.Node | None:
+    """The constant that a value is, or is a copy of: decomposed programs copy theirs."""
+    if index.target is aten.clone.default and isinstance(index.args[0], fx.Node):
+        index = index.args[0]
+    return index if index.op == "get_attr" and not memory.written(index) else None
 
 
 def _follow_input_device(graph: fx.Graph) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import TraceError
 from fxprune.trace.guards import Guards
-from fxprune.trace.traced import Traced
 
 # Two sequences of eleven tokens: larger than 1, so that torch.export keeps both sizes symbolic.
 BATCH, LENGTH = 2, 11
@@ -108,8 +107,20 @@ def resized(inputs: Any, guards: Guards, sizes: Mapping[str, int]) -> Any:
     return pytree.tree_unflatten(made, spec)
 
 
-def at_other_size(traced: Traced) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+class _Example(Protocol):
+    @property
+    def guards(self) -> Guards: ...
+    @property
+    def args(self) -> tuple[Any, ...]: ...
+    @property
+    def kwargs(self) -> dict[str, Any]: ...
+
+
+def at_other_size(traced: _Example) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """The example inputs with another size along every axis that is free.
+
+    Args:
+        traced: a traced model, or what else was captured with inputs.
 
     Returns:
         Positional and keyword inputs; None where no axis is free or no other size is allowed.

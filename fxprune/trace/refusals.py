@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import TraceError
+from fxprune.trace.arguments import argument
 from fxprune.trace.source import location
 
 # Packages whose modules hold weights as codes.
@@ -69,13 +70,21 @@ def reads_numbers(error: BaseException | None) -> bool:
 
 
 def check_ops(model: nn.Module, graph: fx.Graph) -> None:
-    """Refuse a capture that is none.
+    """Refuse a capture that is none, or whose writes no schema tells of.
 
     Raises:
         TraceError: it holds half of ``torch.vmap`` or another transform of functorch: the functions
-            that wrap and unwrap tensors, which mean nothing outside of it.
+            that wrap and unwrap tensors, which mean nothing outside of it. Or a norm updates its
+            running statistics in every call, as in training.
     """
     for node in graph.nodes:
+        training = argument(node, "training") or argument(node, "use_input_stats")
+        if training and isinstance(argument(node, "running_mean"), fx.Node):
+            raise TraceError(
+                f"{type(model).__name__} updates the running statistics of a norm at "
+                f"{location(node) or node.name} in every call, as in training: export a program "
+                "from model.eval(), and have a module call its norm with training=False"
+            )
         if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
             raise TraceError(
                 f"{type(model).__name__} calls torch.vmap or another function transform at "
@@ -88,8 +97,6 @@ def _no_module(model: object) -> str:
     kind = type(model).__name__
     if isinstance(model, type) and issubclass(model, nn.Module):
         return f"{model.__name__} is a class: give a model of it, {model.__name__}(...)"
-    if isinstance(model, torch.export.ExportedProgram):
-        return "an ExportedProgram holds the module to prune: give program.module()"
     if isinstance(model, str):
         return f"{model!r} is a name: load the model first, for example by from_pretrained"
     return f"{kind} is not a torch.nn.Module: give the model itself"

@@ -71,6 +71,11 @@ def form(value: torch.Tensor) -> tuple[Any, ...]:
     return tuple(s if isinstance(s, int) else s.node.expr for s in value.shape)
 
 
+def strides(value: torch.Tensor) -> tuple[Any, ...]:
+    """The strides, likewise."""
+    return tuple(s if isinstance(s, int) else s.node.expr for s in value.stride())
+
+
 class Sizes:
     """Stand-ins for the symbols of one traced graph.
 

@@ -24,12 +24,13 @@ from fxprune.trace.guards import Expression, Guards, InputGuard, holds, symbols
 _NAMES: dict[Any, str] = {
     sympy.Add: "add", sympy.Mul: "mul", sympy.Mod: "mod", functions.Mod: "mod",
     functions.PythonMod: "mod", functions.FloorDiv: "floordiv", functions.CleanDiv: "floordiv",
-    functions.PowByNatural: "pow", sympy.Max: "max", functions.Max: "max", sympy.Min: "min",
-    functions.Min: "min", sympy.Eq: "eq", sympy.Ne: "ne", sympy.StrictLessThan: "lt",
-    sympy.LessThan: "le", sympy.StrictGreaterThan: "gt", sympy.GreaterThan: "ge",
-    sympy.And: "and", sympy.Or: "or", sympy.Not: "not", functions.IntTrueDiv: "truediv",
-    functions.FloatTrueDiv: "truediv", functions.ToFloat: "float", functions.TruncToInt: "trunc",
-    functions.TruncToFloat: "trunc", functions.FloorToInt: "floor", functions.CeilToInt: "ceil",
+    functions.PowByNatural: "pow", sympy.Pow: "pow", sympy.Max: "max", functions.Max: "max",
+    sympy.Min: "min", functions.Min: "min", sympy.Eq: "eq", sympy.Ne: "ne",
+    sympy.StrictLessThan: "lt", sympy.LessThan: "le", sympy.StrictGreaterThan: "gt",
+    sympy.GreaterThan: "ge", sympy.And: "and", sympy.Or: "or", sympy.Not: "not",
+    functions.IntTrueDiv: "truediv", functions.FloatTrueDiv: "truediv", functions.ToFloat: "float",
+    functions.TruncToInt: "trunc", functions.TruncToFloat: "trunc", functions.FloorToInt: "floor",
+    functions.CeilToInt: "ceil",
 }  # fmt: skip
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
@@ -253,7 +254,7 @@ def expression(given: Any) -> Expression | None:
     if given.is_Float and float(given).is_integer():
         return int(given)
     name = _NAMES.get(given.func)
-    if name is None:
+    if name is None or (given.is_Pow and not given.exp.is_nonnegative):
         return None
     operands = [expression(each) for each in given.args]
     if any(each is None for each in operands):

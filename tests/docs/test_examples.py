@@ -33,6 +33,7 @@ def _tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     "ignore:Model has .tie_word_embeddings=True.:UserWarning",
     "ignore:recovery made the validation loss no better",  # of random models
     "ignore:.*torch.jit:DeprecationWarning",  # torch.compile's own
+    "ignore:.*LeafSpec:FutureWarning",  # torch's, of decomposing
     "ignore:.*the model reads the numbers in",  # which a page shows
 )
 @pytest.mark.parametrize("page", RUN, ids=name_of)

@@ -189,7 +189,6 @@ def test_a_dense_file_of_another_model(tmp_path: Path) -> None:
     [
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"model_type": "phi"}, "phi is not written as GGUF"),
         ({"sliding_window": 8}, "sliding_window=8"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),

@@ -103,7 +103,6 @@ def configured() -> nn.Module:
         (configured, r"quantization_config.*del model.config.quantization_config"),
         (lambda: "gpt2", "'gpt2' is a name: load the model first"),
         (lambda: nn.Linear, r"Linear is a class: give a model of it, Linear\(...\)"),
-        (lambda: torch.export.export(plain(), (X,)), r"give program.module\(\)"),
         (lambda: plain().state_dict(), "OrderedDict is not a torch.nn.Module"),
     ],
 )

@@ -1,0 +1,232 @@
+"""ONNX models compute what the graph does, in ONNX Runtime, at other sizes than the example's."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune.errors import CheckpointError, FxpruneWarning, ServeError, TraceError
+from fxprune.plan import Plan
+from fxprune.serve import onnx as writer
+from tests.models import Perceptron
+from tests.zoo import BY_NAME, traced
+
+X = torch.randn(3, 20)
+
+
+def halved(found: fxprune.Traced) -> fx.GraphModule:
+    """Every group loses a third."""
+    graph = fxprune.discover(found)
+    kept = {
+        g.name: tuple(range(g.size - max(g.least, g.size * 2 // 3), g.size)) for g in graph.groups
+    }
+    return fxprune.rewrite(found, Plan.of(graph, kept))
+
+
+def small() -> fx.GraphModule:
+    return halved(fxprune.trace(Perceptron().eval(), X))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Any:
+    """An older file, that stays."""
+    file = tmp_path / "m.onnx"
+    file.write_text("older")
+    yield file
+    assert file.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+class TestWithoutPackages:
+    def test_they_are_named(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda n: None if n.startswith("onnx") else found(n)
+        )
+        with pytest.raises(ServeError, match=r"needs onnx and onnxscript .*'fxprune\[onnx\]'"):
+            fxprune.export(small(), file)
+
+
+if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")):
+    serve = pytest.mark.skip("install '.[onnx]'")
+else:
+    serve = pytest.mark.serve
+
+
+def run(file: Path, *inputs: Tensor) -> dict[str, Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    feed = {
+        each.name: value.numpy() for each, value in zip(session.get_inputs(), inputs, strict=True)
+    }
+    names = [each.name for each in session.get_outputs()]
+    values = session.run(None, feed)
+    return {name: torch.from_numpy(np.asarray(x)) for name, x in zip(names, values, strict=True)}
+
+
+@serve
+@pytest.mark.parametrize(
+    ("name", "attention", "output"),
+    [
+        ("resnet", "eager", "output"),
+        ("vit", "sdpa", "logits"),
+        ("bert", "sdpa", "logits"),
+        ("llama", "sdpa", "logits"),
+    ],
+)
+def test_models(name: str, attention: str, output: str, tmp_path: Path) -> None:
+    entry = BY_NAME[name]
+    graph = halved(traced(name, attention))
+    file = fxprune.export(graph, tmp_path / "m.onnx", *entry.example())
+    assert list(tmp_path.iterdir()) == [file]
+    for size in ((5, 13), (3, 17), (1, 2)):
+        args, kwargs = entry.example(*size)
+        found = run(file, *args, *kwargs.values())
+        with torch.no_grad():
+            expected = graph(*args, **kwargs)
+        expected = expected if isinstance(expected, Tensor) else expected.logits
+        assert list(found) == [output]
+        torch.testing.assert_close(found[output], expected, rtol=1e-4, atol=1e-4)
+
+
+class Pictures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU())
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        features = self.body(x)
+        return {"found": self.head(features.mean((2, 3))), "maps": (features, 3)}
+
+
+@serve
+def test_pictures_of_any_size_and_several_outputs(tmp_path: Path) -> None:
+    graph = halved(fxprune.trace(Pictures().eval(), torch.randn(2, 3, 16, 16)))
+    file = fxprune.export(graph, tmp_path / "m.onnx")
+    for size in ((1, 3, 16, 16), (2, 3, 40, 24), (5, 3, 9, 31)):
+        found = run(file, x := torch.randn(size))
+        assert list(found) == ["found", "maps.0"]
+        with torch.no_grad():
+            expected = graph(x)
+        torch.testing.assert_close(found["found"], expected["found"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found["maps.0"], expected["maps"][0], rtol=1e-4, atol=1e-4)
+
+
+class Short(nn.Module):
+    """Takes rows in fours, 8 at least."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] < 8:
+            return x
+        return x.unflatten(0, (-1, 4)).sum(1)
+
+
+@serve
+def test_what_onnx_does_not_check_is_said(tmp_path: Path) -> None:
+    import onnx
+
+    with pytest.warns(FxpruneWarning, match="8 or more"):
+        graph = fxprune.trace(Short(), torch.randn(12, 6)).graph_module
+    file = fxprune.export(graph, tmp_path / "m.onnx", torch.randn(12, 6))
+    (said,) = (p.value for p in onnx.load(file).metadata_props if p.key == "fxprune")
+    assert "args[0].shape[0] is 8 or more" in said
+    assert "% 4" in said
+
+
+@serve
+def test_an_older_file_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    file.write_text("older")
+    assert fxprune.export(small(), file) == file
+    assert run(file, X)["output"].shape == (3, 7)
+
+
+@serve
+def test_large_tensors_go_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_LARGEST", 10)
+    graph = small()
+    file = fxprune.export(graph, tmp_path / "m.onnx")
+    assert {each.name for each in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
+    with torch.no_grad():
+        torch.testing.assert_close(run(file, X)["output"], graph(X))
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(1)
+        return x * 2
+
+
+class Fills(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2) + 1
+
+
+@serve
+@pytest.mark.parametrize(("model", "what"), [(Counts, "its buffer seen"), (Fills, "its input x")])
+def test_a_state_is_refused(model: Any, what: str, file: Path) -> None:
+    graph = fxprune.trace(model(), (X,)).graph_module
+    with pytest.raises(ServeError, match=f"writes into {what}, and an ONNX model keeps no state"):
+        fxprune.export(graph, file, X)
+
+
+@serve
+def test_what_the_exporter_makes_wrong_is_not_written(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = torch.onnx.export
+
+    def wrong(program: Any, **options: Any) -> Any:
+        made = real(program, **options)
+        (node, *_) = (n for n in made.model.graph if n.op_type == "Relu")
+        node.op_type = "Sigmoid"
+        return made
+
+    monkeypatch.setattr(torch.onnx, "export", wrong)
+    with pytest.raises(TraceError, match="does not compute what the graph does: output `output`"):
+        fxprune.export(small(), file, X)
+
+
+@serve
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(28, "No space left"), CheckpointError, "No space left"),
+        (NotImplementedError("no such op"), ServeError, "cannot say this graph: .*no such op"),
+    ],
+)
+def test_what_fails(
+    error: Exception, kind: type[Exception], message: str, file: Path, monkeypatch: Any
+) -> None:
+    import onnx_ir
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    if isinstance(error, OSError):
+        monkeypatch.setattr(onnx_ir, "save", broken)
+    else:
+        monkeypatch.setattr(torch.onnx, "export", broken)
+    with pytest.raises(kind, match=message):
+        fxprune.export(small(), file, X)
+
+
+@serve
+def test_weights_on_meta(file: Path) -> None:
+    with torch.device("meta"):
+        graph = fxprune.trace(Perceptron().eval(), X.to("meta")).graph_module
+    with pytest.raises(CheckpointError, match="is on meta"):
+        fxprune.export(graph, file)
