@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.importance.obs import OBS
-from fxprune.importance.surgery import removal_costs
+from fxprune.importance.surgery import Block, gradient_root, removal_costs
 
 KINDS = ("mlp", "attention")
 GRADIENT = ("taylor", "taylor2", "taylor-mixed", "taylor-vector")
@@ -185,14 +185,14 @@ def _obs(model: Any, ids: Tensor) -> dict[str, Tensor]:
         x, g = inputs[consumer], outputs[consumer].grad
         assert g is not None
         g = g.flatten(0, 1)
-        found[group] = removal_costs(
+        block = Block.of(
             (x.T @ x).double() / len(x),
-            (g.T @ g).double() / len(x),
+            gradient_root((g.T @ g).double() / len(x)),
             model.get_submodule(consumer).weight.detach(),
-            torch.arange(x.shape[1]).view(units, -1),
             OBS().damping,
-            OBS().rounds,
         )
+        columns = torch.arange(x.shape[1]).view(units, -1)
+        found[group] = removal_costs([block], columns, OBS().rounds)
     model.zero_grad()
     return found
 

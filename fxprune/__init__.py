@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Criterion,
         DepthCriterion,
         ElementCriterion,
+        ExpertNorm,
         Frequency,
         InputCriterion,
         Magnitude,
@@ -109,7 +110,8 @@ _HOMES = {
     "fxprune.config": "PruneConfig",
     "fxprune.criteria": (
         "FLAP OBS PPL REAP ActivationNorm AngularDistance BlockInfluence Criterion DepthCriterion "
-        "ElementCriterion Frequency InputCriterion Magnitude PeakToPeak Random Taylor WandaSP"
+        "ElementCriterion ExpertNorm Frequency InputCriterion Magnitude PeakToPeak Random Taylor "
+        "WandaSP"
     ),
     "fxprune.depth": "Removal choose_depth score_units",
     "fxprune.errors": "FxpruneError FxpruneWarning",

@@ -53,13 +53,13 @@ class PruneConfig:
         ignore: names of modules, or :mod:`fnmatch` patterns, that are left as they are.
         keep_first: leave this many layers at the start of every stack alone; depth has its own.
         keep_last: likewise at the end.
-        ranking: ``global`` or ``local``, see :func:`fxprune.select`; None is the former, but the
-            latter for a budget of units.
+        ranking: ``global``, ``local`` or ``uniform``; None for what :func:`fxprune.select` takes.
         normalise: see :func:`fxprune.select`; None is what belongs to the scores.
         cost_aware: rank by score per cost; None is what belongs to the scores.
         overrides: pattern of group names to the fraction of units that goes there; 0 protects.
         multiple_of: a group that loses units keeps a multiple of this many; by kind if a mapping.
         min_kept: units that stay in every group at least.
+        target: engine that must run the result, by name; its limits bind while units are chosen.
         steps: reach the goal in so many steps, with new scores before each.
         compensation: ``least-squares``, ``bias`` or None, see :func:`fxprune.compensate`; ``auto``
             is least squares for a causal language model with calibration data, else none.
@@ -88,12 +88,13 @@ class PruneConfig:
     ignore: tuple[str, ...] = ()
     keep_first: int = 0
     keep_last: int = 0
-    ranking: Literal["local", "global"] | None = None
+    ranking: Literal["local", "global", "uniform"] | None = None
     normalise: Literal["kind", "group", "standardise", "none"] | None = None
     cost_aware: bool | None = None
     overrides: Mapping[str, float] = field(default_factory=dict)
     multiple_of: int | Mapping[str, int] = 1
     min_kept: int = 1
+    target: str | None = None
     steps: int = 1
     compensation: Literal["auto", "bias", "least-squares"] | None = "auto"
     compensation_scope: Literal["pruned", "all"] | None = None
@@ -329,6 +330,7 @@ class PruneConfig:
         from fxprune.compensate.compensate import Method, check_options
         from fxprune.select.density import NORMALISE
         from fxprune.select.select import RANKINGS, check_multiple
+        from fxprune.serve.engine import check_name
 
         for name, kind in (("budget", Budget), ("depth", Depth)):
             if not isinstance(getattr(self, name), kind | None):
@@ -347,18 +349,16 @@ class PruneConfig:
         if unknown or (not self.kinds and self.groups is None):
             what = f"unknown kind {unknown[0]!r}" if unknown else "no kinds"
             raise SelectionError(f"{what}: choose from {', '.join(KINDS)}")
-        for name, least in (
-            ("min_kept", 1),
-            ("keep_first", 0),
-            ("keep_last", 0),
-            ("calibration_samples", 1),
-            ("compensation_samples", 1),
-            ("batch_size", 1),
-        ):
+        for name, least in {
+            "min_kept": 1, "keep_first": 0, "keep_last": 0, "calibration_samples": 1,
+            "compensation_samples": 1, "batch_size": 1,
+        }.items():  # fmt: skip
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 raise SelectionError(f"{name}={value!r}: a whole number, at least {least}")
         check_multiple(self.multiple_of)
+        if self.target is not None:
+            check_name(self.target)
         lengths = self.calibration_lengths
         if lengths is not None and min(lengths, default=0) < 2:
             shown = ",".join(map(str, lengths))

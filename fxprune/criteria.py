@@ -3,7 +3,7 @@
 from fxprune.depth.criteria import PPL, AngularDistance, BlockInfluence, DepthCriterion
 from fxprune.importance.activation_norm import ActivationNorm
 from fxprune.importance.criterion import Criterion, ElementCriterion, InputCriterion
-from fxprune.importance.experts import REAP, Frequency
+from fxprune.importance.experts import REAP, ExpertNorm, Frequency
 from fxprune.importance.flap import FLAP
 from fxprune.importance.magnitude import Magnitude
 from fxprune.importance.obs import OBS
@@ -23,6 +23,7 @@ __all__ = [
     "Criterion",
     "DepthCriterion",
     "ElementCriterion",
+    "ExpertNorm",
     "Frequency",
     "InputCriterion",
     "Magnitude",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -25,6 +26,7 @@ from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.open.architecture import is_causal_model
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.estimate import check_scorable
+from fxprune.importance.experts import REAP
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
 from fxprune.measure.latency import measure_latency
@@ -36,9 +38,13 @@ from fxprune.proof.examples import Examples, checked
 from fxprune.result import PruneResult
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select.candidates import choose_groups
+from fxprune.select.depth import Depth
 from fxprune.select.latency import LatencyTable
 from fxprune.select.schedule import goals
 from fxprune.select.select import select
+from fxprune.select.surcharge import Surcharge, surcharge
+from fxprune.select.target import Target
+from fxprune.serve.engine import engine
 from fxprune.stream.iterate import iterate
 from fxprune.trace import Traced, trace
 from fxprune.trace.program import opened
@@ -89,7 +95,7 @@ def prune(
         progress: show the stages.
         options: fields of :class:`fxprune.PruneConfig`, in place of those of ``config``:
             ``pruning_ratio="20%"``, ``budget``, ``criterion``, ``depth``, ``kinds``, ``ignore``,
-            ``compensation``, ...
+            ``compensation``, ``target`` (the engine that must run the result), ...
 
     Raises:
         FxpruneError: any of its kinds, from the stage that failed.
@@ -120,6 +126,7 @@ def prune(
     examples = _checked(traced, progress) if config.verify else None
     removal = None
     if (depth := config.blocks()) is not None:
+        _check_depth(traced, config, depth)
         removal = choose_depth(traced, depth, of_blocks, data, **estimation)
         traced, model = _shortened(traced, model, removal, width)
         estimation["loss_fn"] = loss_fn or GraphLoss(traced)
@@ -127,6 +134,7 @@ def prune(
         graph = discover(traced)
     kinds = config.kinds
     selection |= _measured(graph, config, selection, progress)
+    selection |= _bound(graph, config, {"kinds": config.kinds, **selection}, asked, progress)
     if removal is not None and not width:
         scores, plan = removal.scores, Plan.of(graph, {}, criterion=removal.criterion)
     elif scores is not None:
@@ -145,6 +153,7 @@ def prune(
         )
     traced = traced.original or traced
     plan = _settled(graph, scores, plan, kinds, asked, selection)
+    cost = _surcharge(graph, config, scores, plan, {"kinds": kinds, **selection}, asked)
     expected = None
     if config.verify:
         # The reference comes first: with ``consume`` the original is gone afterwards.
@@ -172,22 +181,27 @@ def prune(
             progress=progress,
         )
     return PruneResult(
-        small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer
+        small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer, cost
     )
 
 
 def _able(
     model: nn.Module, graph: DependencyGraph, config: PruneConfig, criterion: Criterion
 ) -> Criterion:
-    """The default criterion, or Taylor where it cannot score all units: those of experts, say."""
+    """The default criterion, or REAP of experts alone, or Taylor, where it cannot score them."""
     if config.criterion is not None:
         return criterion
     groups, _ = choose_groups(graph, config.kinds, names=config.groups)
-    try:
-        check_scorable(model, graph, criterion, groups)
-    except CriterionError as error:
-        warnings.warn(f"scored by Taylor(): {error}", FxpruneWarning, stacklevel=3)
-        return Taylor()
+    others: list[Criterion] = [Taylor()]
+    if all(group.kind == "expert" for group in groups):
+        others.insert(0, REAP())
+    for other in others:
+        try:
+            check_scorable(model, graph, criterion, groups)
+        except CriterionError as error:
+            named = type(other).__name__
+            warnings.warn(f"scored by {named}(): {error}", FxpruneWarning, stacklevel=3)
+            criterion = other
     return criterion
 
 
@@ -279,6 +293,61 @@ def _measured(
         return {}
     options: dict[str, Any] = {"kinds": config.kinds, "groups": config.groups}
     return {"latency": measure_latency(graph, budget.shape, **options, progress=progress)}
+
+
+def _check_depth(traced: Traced, config: PruneConfig, depth: Depth) -> None:
+    """Refuse what an engine cannot leave out, before any block is scored.
+
+    Raises:
+        ServeError: it cannot, or it cannot run the model.
+    """
+    if config.target is not None:
+        engine(config.target).target(discover(traced)).check_depth(depth.unit)
+
+
+def _bound(
+    graph: DependencyGraph,
+    config: PruneConfig,
+    selection: Mapping[str, Any],
+    asked: Sequence[Mapping[str, Any]],
+    progress: bool,
+) -> dict[str, Target]:
+    """The limits of an engine, tried on a plan of equal scores before any unit is scored.
+
+    Raises:
+        ServeError: the engine cannot run the model, or such a plan.
+        SelectionError: it leaves nothing to prune, or the goal cannot be met.
+    """
+    if config.target is None:
+        return {}
+    with step(f"asking what {config.target} can run", progress):
+        serving = engine(config.target)
+        limits = serving.target(graph)
+        tried = Plan.of(graph, {})
+        if asked:
+            alike = {group.name: torch.zeros(group.size) for group in graph.groups}
+            tried = select(graph, alike, **asked[-1], **{**selection, "target": limits})
+        serving.require(tried, graph)
+    return {"target": limits}
+
+
+def _surcharge(
+    graph: DependencyGraph,
+    config: PruneConfig,
+    scores: Scores,
+    plan: Plan,
+    selection: Mapping[str, Any],
+    asked: Sequence[Mapping[str, Any]],
+) -> Surcharge | None:
+    """What the limits of an engine cost, once the plan is found to keep to them.
+
+    Raises:
+        ServeError: it does not.
+    """
+    if config.target is None:
+        return None
+    engine(config.target).require(plan, graph)
+    return surcharge(graph, scores, plan, {**asked[-1], **selection}) if asked else None
 
 
 def _settled(

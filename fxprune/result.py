@@ -19,6 +19,7 @@ from fxprune.importance.scores import Scores
 from fxprune.measure.latency_report import LatencyReport
 from fxprune.plan import Plan
 from fxprune.proof.oracle import VerifyReport
+from fxprune.select.surcharge import Surcharge
 from fxprune.trace import Traced
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class PruneResult:
         latency: how a budget of latency was met; None if there was none.
         config: how it was pruned.
         tokenizer: the one that was given.
+        surcharge: what the limits of the engine cost that the model is for; None if it is for none.
     """
 
     graph_module: fx.GraphModule
@@ -56,6 +58,7 @@ class PruneResult:
     latency: LatencyReport | None = None
     config: PruneConfig | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    surcharge: Surcharge | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -130,9 +133,7 @@ class PruneResult:
                     raise
                 why = f" (not for transformers: {error})"
             else:
-                own = module_folder.describe(self._shrunk)["stack"] is not None
-                remote = ", trust_remote_code=True" if own else ""
-                return f"{opened} or from_pretrained({str(folder)!r}{remote})"
+                return module_folder.how_to_open(folder, self._shrunk)
         checkpoint.save(
             self.graph_module, folder, plan=self.plan, traced=self.traced, tokenizer=tokenizer
         )

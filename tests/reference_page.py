@@ -48,6 +48,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "Random",
         "REAP",
         "Frequency",
+        "ExpertNorm",
         "Criterion",
         "ElementCriterion",
         "InputCriterion",

@@ -99,6 +99,16 @@ class TestInspect:
         mlp = next(row for row in rows if row["kind"] == "mlp")
         assert mlp["kept"]["x8"] == "8,16,24,32,40"
 
+    def test_what_an_engine_takes(self, run: Any, folder: Path) -> None:
+        ran = run("inspect", folder, "--legal", "--for", "transformers-remote")
+        row = next(line for line in ran.out.splitlines() if "│ channel" in line)
+        cells = [cell.strip() for cell in row.split("│")]
+        assert cells[3:6] == ["24", "multiples of 4", "any"]
+        ran = run("inspect", folder, "--for", "transformers")
+        assert (ran.status, "give --legal as well" in ran.err) == (2, True)
+        ran = run("inspect", folder, "--legal", "--for", "transformer")
+        assert "did you mean transformers" in ran.err
+
     def test_needs_no_weights(self, run: Any, folder: Path) -> None:
         assert run("inspect", folder / "config.json").out == run("inspect", folder).out
 
@@ -526,6 +536,26 @@ class TestPrune:
 
 FREE = ("--keep-first", "0", "--keep-last", "0")
 LAYER = 3 * 24 * 24 + 3 * 24 * 40 + 2 * 24  # parameters of one of the tiny model's two
+
+
+class TestPruneForAnEngine:
+    def test_stock(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        words = ("--ratio", "0.2", "--criterion", "magnitude", "--compensate", "none", *QUICK)
+        ran = run("prune", folder, "--out", tmp_path / "a", "--for", "transformers", *words)
+        assert ran.status == 0, ran.err
+        assert "of the score is lost than freely" in ran.out
+        report = json.loads((tmp_path / "a" / "report.json").read_text())
+        assert report["config"]["target"] == "transformers"
+        assert report["target"]["name"] == "transformers"
+        assert report["target"]["lost"] > 0
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+        ran = run("prune", folder, "--out", tmp_path / "b", "--for", "transformer", *words)
+        assert (ran.status, "did you mean transformers" in ran.err) == (2, True)
+        local = ("--ranking", "local", "--for", "transformers")
+        ran = run("prune", folder, "--out", tmp_path / "b", *local, *words)
+        assert ran.status == 2
+        assert "transformers has one number of units for all layers" in ran.err
+        assert not (tmp_path / "b").exists()
 
 
 class TestPruneDepth:

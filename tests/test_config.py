@@ -201,6 +201,7 @@ EVERYTHING = PruneConfig(
     overrides={"*.3.*": 0.5},
     multiple_of={"mlp": 8},
     min_kept=4,
+    target="mlx",
     steps=2,
     compensation=None,
     compensation_scope="pruned",

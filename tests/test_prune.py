@@ -18,6 +18,7 @@ from fxprune.errors import (
     CriterionError,
     DepthError,
     SelectionError,
+    ServeError,
 )
 from fxprune.importance import Criterion
 from tests.llama import tiny_llama
@@ -581,3 +582,59 @@ def test_what_depth_refuses() -> None:
         fxprune.prune(
             deep(), depth=Depth(remove=1, **FREE), criterion=fxprune.OBS(), calibration=IDS
         )
+
+
+# For an engine
+
+
+def test_a_model_for_an_engine() -> None:
+    result = fxprune.prune(
+        tiny_llama(), pruning_ratio=0.2, target="transformers", criterion="magnitude"
+    )
+    plan = result.plan
+    assert fxprune.check_plan(result.graph, plan) == []
+    assert type(result.model).__name__ == "LlamaForCausalLM"
+    assert result.surcharge is not None
+    free = fxprune.prune(tiny_llama(), pruning_ratio=0.2, criterion="magnitude", verify=False)
+    assert result.surcharge.free == free.plan
+    assert free.surcharge is None
+    assert result.surcharge.lost > 0
+
+
+def test_what_an_engine_cannot_run_is_refused_before_anything_is_scored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def scored(*args: Any, **options: Any) -> None:
+        pytest.fail("something was scored")
+
+    monkeypatch.setattr("fxprune.stream.iterate.estimate", scored)
+    monkeypatch.setattr("fxprune.depth.search.score_units", scored)
+    options: dict[str, Any] = {"target": "transformers", "criterion": "magnitude", "verify": False}
+    depth = Depth(remove=1, unit="mlp", keep_first=0, keep_last=0)
+    with pytest.raises(ServeError, match="transformers cannot leave out mlp"):
+        fxprune.prune(tiny_llama(), depth=depth, **options)
+    plain = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    with pytest.raises(ServeError, match="Sequential is not a class of transformers"):
+        fxprune.prune(plain, (torch.randn(2, 3),), pruning_ratio=0.2, **options)
+    with pytest.raises(SelectionError, match="has one number of units for all layers"):
+        fxprune.prune(tiny_llama(), pruning_ratio=0.2, ranking="local", **options)
+    with pytest.raises(SelectionError, match="nothing is left to prune for transformers"):
+        fxprune.prune(tiny_llama(), pruning_ratio=0.1, kinds="head_dim", **options)
+    with pytest.raises(SelectionError, match="transformers has no place for new biases"):
+        fxprune.prune(
+            tiny_llama(), pruning_ratio=0.2, compensation="bias", calibration=IDS, **options
+        )
+
+
+def test_blocks_for_an_engine() -> None:
+    depth = Depth(remove=1, keep_first=0, keep_last=0)
+    result = fxprune.prune(
+        tiny_llama(), depth=depth, criterion="magnitude", target="transformers", verify=False
+    )
+    assert (len(result.plan.removed), result.surcharge) == (1, None)
+    both = fxprune.prune(
+        tiny_llama(num_hidden_layers=3), depth=depth, pruning_ratio=0.3, criterion="magnitude",
+        depth_criterion="magnitude", target="transformers", steps=2, verify=False,
+    )  # fmt: skip
+    assert both.surcharge is not None
+    assert len({len(kept) for name, kept in both.plan.kept.items() if "mlp" in name}) == 1

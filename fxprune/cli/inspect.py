@@ -29,6 +29,7 @@ class Wanted:
         layer: show only this layer.
         every: show group by group.
         legal: show the sizes that configs and kernels can take.
+        engine: and those that this engine can.
     """
 
     dot: Path | None = None
@@ -40,6 +41,7 @@ class Wanted:
     layer: int | None = None
     every: bool = False
     legal: bool = False
+    engine: str | None = None
 
     def check(self) -> None:
         """Refuse options that are of no use together.
@@ -49,6 +51,12 @@ class Wanted:
         """
         if self.scores is not None and self.html is None:
             raise FxpruneError("--scores are shown on a page: give --html as well")
+        if self.engine is not None:
+            if not self.legal:
+                raise FxpruneError("--for shows what an engine can run: give --legal as well")
+            from fxprune.serve.engine import check_name
+
+            check_name(self.engine)
         if self.to is not None and self.explain is None:
             raise FxpruneError("--to is the end of a path: give its beginning, --explain")
         if self.explain is not None and (self.dot or self.html):
@@ -111,7 +119,7 @@ def _show(
     from fxprune.inspect import facts as inspection
     from fxprune.inspect.legality import legality
 
-    sizes = legality(graph) if wanted.legal else None
+    sizes = legality(graph, target=wanted.engine) if wanted.legal else None
     if sizes is not None:
         facts["legality"] = inspection.plain_sizes(sizes)
     layer = wanted.layer

@@ -60,6 +60,8 @@ class Outcome:
             console.print(str(self.result.latency), **plain)
         if self.result.compensation is not None:
             console.print(str(self.result.compensation), **plain)
+        if self.result.surcharge is not None:
+            console.print(str(self.result.surcharge), **plain)
         for line in limits(self.result.plan):
             console.print(line, **plain)
 
@@ -68,6 +70,8 @@ class Outcome:
         from fxprune.measure.report import as_json
 
         measured = self.caption.splitlines()
+        if self.result.surcharge is not None:
+            facts["target"] = self.result.surcharge.to_dict()
         content = {**facts, **as_json(self.before, self.after), "measured": measured}
         write_text(path, json.dumps(content, indent=1) + "\n")
 

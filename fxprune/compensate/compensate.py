@@ -70,6 +70,10 @@ def compensate(
     weight of the last norm or, if others read that, of the head. A refitted model is else too sure
     of itself.
 
+    Of weights that are stacked over experts each matrix is refitted by itself, to what it gave in
+    the dense model to the tokens that are sent to it in both, as long as these are twice as many as
+    its inputs.
+
     Where the plan removes residual branches or blocks, the dense model is the original without
     those. A consumer whose weight is used in several places (tied or shared) is left alone, and a
     convolution in groups, three dimensions or transposed; the report says which and why.
@@ -132,10 +136,13 @@ def compensate(
             own(each.holder, each.bias_name, traced.tensors.get(each.consumer.bias or ""))
     results: dict[fx.Node, Compensated] = {}
     with evaluation(traced.graph_module), evaluation(small), torch.no_grad(), revocable() as write:
+        stops = (ends([m.consumer.node for m in matches]), ends([m.node for m in matches]))
+        keep = {k: v for m in matches if m.stacked for k, v in m.stacked.reads.items()}
+        late = [node for m in matches if m.stacked for node in m.stacked.stacks[1].taken]
         refit = Refit(
             traced=traced,
-            dense=Lockstep(traced.graph_module, inputs, ends([m.consumer.node for m in matches])),
-            pruned=Lockstep(small, inputs, ends([m.node for m in matches])),
+            dense=Lockstep(traced.graph_module, inputs, stops[0], keep),
+            pruned=Lockstep(small, inputs, stops[1], keep, late),
             masks=[masks(traced, values) for values in inputs],
             target="dense" if method == "bias" else target,
             damping=damping,
@@ -219,6 +226,11 @@ def _check_propagated(found: tuple[Match | Compensated, ...]) -> None:
             raise CalibrationError(
                 f"target='propagated' needs every consumer, and {each.name} is left alone: "
                 f"{each.skipped}. Use target='dense'"
+            )
+        if each.stacked is not None:
+            raise CalibrationError(
+                f"target='propagated' cannot be used where tokens are sent to experts, as to those "
+                f"of {each.name}. Use target='dense'"
             )
         if each.kept_outputs is not None:
             raise CalibrationError(

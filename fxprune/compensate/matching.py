@@ -14,13 +14,42 @@ from fxprune.compensate.reasons import reason_against, uses
 from fxprune.compensate.report import Compensated
 from fxprune.compensate.residual import skips
 from fxprune.errors import RewriteError
-from fxprune.groups.consumers import Consumer, consumers, every_consumer
+from fxprune.groups.consumers import (
+    Consumer,
+    consumers,
+    every_consumer,
+    origin_in,
+    stack_in,
+)
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.origin import Origin
+from fxprune.groups.stacked import Stack
 from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
 
 aten = torch.ops.aten
 _VIEWS = {aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.contiguous}
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """A product with a stacked weight in the original and in the smaller graph.
+
+    Attributes:
+        stacks: how rows meet matrices.
+        origins: which token each row is of.
+        kept: the experts that stay, int64.
+    """
+
+    stacks: tuple[Stack, Stack]
+    origins: tuple[Origin, Origin]
+    kept: Tensor
+
+    @property
+    def reads(self) -> dict[fx.Node, tuple[fx.Node, ...]]:
+        """The whole numbers that have to be there at the products, in both graphs."""
+        pairs = zip(self.stacks, self.origins, strict=True)
+        return {stack.node: (*stack.reads, *origin.reads) for stack, origin in pairs}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +70,7 @@ class Match:
         kept_outputs: positions of its output axis that stay, None if all.
         skip: what the output is added to (the residual stream), in the original graph and in the
             smaller one; None where nothing is, or where it is computed later.
+        stacked: of a stacked weight, how its rows meet the matrices of experts in both graphs.
     """
 
     name: str
@@ -55,6 +85,7 @@ class Match:
     kept_inputs: Tensor
     kept_outputs: Tensor | None
     skip: tuple[fx.Node, fx.Node] | None
+    stacked: Stacked | None = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -92,18 +123,37 @@ def match(
         others = (c for c in every_consumer(graph) if last is None or c.node is not last.node)
         found |= {c.node: c for c in others}
     calls = readers(graph.traced, small)
+    stacks = [s for node in small.graph.nodes if (s := stack_in(graph.traced, node)) is not None]
+    calls |= {_numbered(str(s.weight.target), s.expert): s.node for s in stacks}
     ordered = [found[node] for node in sorted(found, key=places.__getitem__)]
     return tuple(
         Compensated(named(each), skipped=f"ignore={ignore[each.site.tensor]}")
         if each.site.tensor in ignore
         else _match(graph, small, plan, resize, each, calls)
         for each in ordered
+        if not _gone(graph, resize, each)
     )
 
 
 def named(consumer: Consumer) -> str:
     """What a report calls a consumer."""
-    return consumer.site.tensor.removesuffix(".weight")
+    name = consumer.site.tensor.removesuffix(".weight")
+    return name if consumer.stack is None else _numbered(name, consumer.stack.expert)
+
+
+def _numbered(name: str, expert: int | None) -> str:
+    return name if expert is None else f"{name}[{expert}]"
+
+
+def _gone(graph: DependencyGraph, resize: Resizer, consumer: Consumer) -> bool:
+    """Whether it is of one expert, which went."""
+    expert = None if consumer.stack is None else consumer.stack.expert
+    return expert is not None and expert not in _kept_experts(graph, resize, consumer)
+
+
+def _kept_experts(graph: DependencyGraph, resize: Resizer, consumer: Consumer) -> list[int]:
+    kept: list[int] = resize.index(graph.layouts[consumer.site.tensor][0]).tolist()
+    return kept
 
 
 def _match(
@@ -117,13 +167,20 @@ def _match(
     weight_name, name = consumer.site.tensor, named(consumer)
     if reason := reason_against(graph.traced, consumer):
         return Compensated(name, skipped=reason)
-    node = calls.get(weight_name)
+    key = weight_name
+    if consumer.stack is not None and consumer.stack.expert is not None:
+        kept = _kept_experts(graph, resize, consumer)
+        key = _numbered(weight_name, kept.index(consumer.stack.expert))
+    node = calls.get(key)
     if node is None:
         raise RewriteError(
             f"{weight_name!r} is not used in the smaller model: it is not what the plan makes of "
             "the traced one"
         )
-    source = _source(consumer, node)
+    stacked = _stacked(graph, resize, consumer.stack, node) if consumer.stack is not None else None
+    if isinstance(stacked, str):
+        return Compensated(name, skipped=stacked)
+    source = _source(consumer, node) if stacked is None else stacked.stacks[1].source
     if source is None:
         return Compensated(name, skipped="its module does more than a product with its input")
     layouts = graph.layouts[weight_name]
@@ -153,8 +210,22 @@ def _match(
         fits_bias=fits,
         kept_inputs=resize.index(consumer.site.layout).to(weight.device),
         kept_outputs=resize.index(outputs).to(weight.device) if resize.changed(outputs) else None,
-        skip=skips(consumer.node, node),
+        skip=skips(consumer.node, node) if stacked is None else None,
+        stacked=stacked,
     )
+
+
+def _stacked(graph: DependencyGraph, resize: Resizer, there: Stack, node: fx.Node) -> Stacked | str:
+    """How the rows of a product meet the matrices of experts in both graphs, or why not."""
+    traced, weight = graph.traced, str(there.weight.target)
+    here = stack_in(traced, node)
+    if here is None:
+        raise RewriteError(f"{weight!r} is not used in the smaller model as in the traced one")
+    origins = origin_in(traced, there), origin_in(traced, here)
+    if origins[0] is None or origins[1] is None:
+        return "which token each of its rows is of cannot be told"
+    kept = resize.index(graph.layouts[weight][0])
+    return Stacked((there, here), (origins[0], origins[1]), kept)
 
 
 def _source(consumer: Consumer, node: fx.Node) -> fx.Node | None:

@@ -31,6 +31,13 @@ class Residuals:
         self.ee += e.square().sum()
         self.yy += y.square().sum()
 
+    def join(self, other: Residuals) -> None:
+        """Add the sums of other rows."""
+        self.rows += other.rows
+        self.e += other.e
+        self.ee += other.ee
+        self.yy += other.yy
+
     def relative(self, squares: Tensor | float) -> float:
         """A sum of squared errors relative to the target: ``||error|| / ||target||``."""
         scale = float(self.yy) or 1.0

@@ -17,7 +17,8 @@ aten = torch.ops.aten
 def reason_against(traced: Traced, consumer: Consumer) -> str | None:
     """Why the consumer cannot be compensated, as far as the original graph tells."""
     node = consumer.node
-    if (count := uses(traced, consumer.site.tensor)) > 1:
+    one = None if consumer.stack is None else consumer.stack.expert
+    if (count := uses(traced, consumer.site.tensor, one)) > 1:
         return f"its weight is used in {count} places, and a new value would change them all"
     if any(argument(node, scale) not in (None, 1) for scale in ("alpha", "beta")):
         return "its product is scaled"
@@ -38,16 +39,24 @@ def reason_against(traced: Traced, consumer: Consumer) -> str | None:
 def computes_bias(consumer: Consumer) -> bool:
     """Whether the product adds something that is not a tensor of the model."""
     node = consumer.node
-    added = argument(node, "self" if packet(node) is aten.addmm else "bias")
+    added = argument(node, "self" if packet(node) in (aten.addmm, aten.baddbmm) else "bias")
     return added is not None and consumer.bias is None
 
 
-def uses(traced: Traced, name: str) -> int:
-    """How many nodes read a tensor, as it is or transposed."""
+def uses(traced: Traced, name: str, expert: int | None = None) -> int:
+    """How many nodes read a tensor, as it is or transposed; or the part of one expert."""
     node = _read(traced.graph_module.graph, name)
     if node is None:
         return 0
-    return sum(len(u.users) if turns(u) else 1 for u in node.users)
+    readers = [u for u in node.users if expert is None or not _of_another(u, expert)]
+    return sum(len(u.users) if turns(u) or expert is not None else 1 for u in readers)
+
+
+def _of_another(node: fx.Node, expert: int) -> bool:
+    """Whether a reader of a stack takes the part of another expert."""
+    if packet(node) is not aten.select or argument(node, "dim") != 0:
+        return False
+    return bool(argument(node, "index") != expert)
 
 
 def turns(node: fx.Node) -> bool:

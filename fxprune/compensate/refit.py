@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,15 +12,18 @@ from torch import Tensor, fx
 
 from fxprune.compensate import matrices, solve
 from fxprune.compensate.edits import Write
-from fxprune.compensate.matching import Match
+from fxprune.compensate.matching import Match, Stacked
 from fxprune.compensate.moments import Products, Residuals
 from fxprune.compensate.report import Compensated
+from fxprune.compensate.stacked import pairs
 from fxprune.data.graph_inputs import Masks, row_count
 from fxprune.errors import CalibrationError
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.traced import Traced
 
 Values = dict[fx.Node, Any]
+
+ENOUGH = 2  # tokens of an expert for each input: with fewer, a refit does more harm than good
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,8 @@ class Refit:
         Raises:
             CalibrationError: values are not finite, or no token counts.
         """
+        if match.stacked is not None:
+            return self._experts(match, match.stacked)
         before = _matrix(match, match.weight)
         residuals = Residuals(len(before), before.device)
         products = self._products(match, before)
@@ -70,6 +75,51 @@ class Refit:
             bias = self._shift(match, solve.bias_change(products, residuals, change))
         after = solve.squares_after(products, residuals, change, bias)
         return self._done(match, residuals, after)
+
+    def _experts(self, match: Match, stacked: Stacked) -> Compensated:
+        """Refit the matrix of each expert to what it gave to the same tokens.
+
+        Tokens that are sent to it in one of the models alone do not count. An expert that few are
+        sent to is left alone.
+        """
+        meets = [
+            pairs(self.traced, stacked, there, here, hidden)
+            for there, here, hidden in zip(
+                self.dense.advance(match.consumer.node, through=True),
+                self.pruned.advance(match.node),
+                self.masks,
+                strict=True,
+            )
+        ]
+        self._last.clear()
+        small = stacked.stacks[1]
+        total = Residuals(match.weight.shape[match.consumer.output_axis], match.weight.device)
+        after, rare = 0.0, 0
+        for expert in range(small.size) if small.expert is None else (small.expert,):
+            matrix = small.matrix(match.weight.detach(), expert)
+            before = matrix.to(torch.promote_types(matrix.dtype, torch.float32), copy=True)
+            residuals = Residuals(len(before), before.device)
+            products = Products(before.shape[1], len(before), before.device, centred=False)
+            for meet in meets:
+                target, kept = meet.of(expert)
+                if match.kept_outputs is not None:
+                    target = target.index_select(1, match.kept_outputs)
+                lacking = target - kept @ before.T
+                residuals.add(lacking, target)
+                products.add(kept, lacking)
+            total.join(residuals)
+            if residuals.rows < ENOUGH * before.shape[1]:
+                rare += 1
+                after += float(residuals.ee)
+                continue
+            _check(match, residuals, products.xx.diagonal().sum())
+            change = solve.least_squares(products, residuals, self.damping, centred=False)
+            self.write(matrix, before.double() + change)
+            change = matrix.double() - before.double()
+            after += solve.squares_after(products, residuals, change, None)
+        if small.expert is None:
+            _check(match, total, total.e.sum())
+        return replace(self._done(match, total, after), rare=rare)
 
     def _products(self, match: Match, matrix: Tensor) -> Products:
         """Empty sums; those of the inputs are taken over where the last consumer read the same."""

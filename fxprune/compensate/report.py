@@ -16,12 +16,14 @@ class Compensated:
             before it being compensated. None if it was skipped.
         after: the same with the new weight and bias. None if it was skipped.
         skipped: why it was left alone, or None.
+        rare: of stacked weights, to how many experts too few tokens were sent: they keep theirs.
     """
 
     name: str
     before: float | None = None
     after: float | None = None
     skipped: str | None = None
+    rare: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,5 +60,7 @@ class CompensationReport:
             after = sum(a or 0.0 for _, a in pairs) / count
             text += f": mean relative output error {before:.3f} -> {after:.3f}"
         text += f", {len(self.skipped)} skipped" if self.skipped else ""
+        rare = sum(each.rare for each in self.consumers)
+        text += f", {rare} matrices of experts with too few tokens kept" if rare else ""
         text += f", temperature {self.temperature:.3f}" if self.temperature else ""
         return text + (f", no temperature: {self.no_temperature}" if self.no_temperature else "")

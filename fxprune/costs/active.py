@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
 
 from fxprune.axes import dims
 from fxprune.axes.dims import Dim
@@ -12,6 +14,8 @@ from fxprune.axes.positions import kept_size
 from fxprune.groups.parameters import count_parameters, remaining_shapes
 from fxprune.ops.choosing import grouped
 from fxprune.ops.op import find_op
+from fxprune.ops.taken import select
+from fxprune.trace.arguments import axis_of
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
@@ -34,7 +38,7 @@ def active_parameters(graph: DependencyGraph, counts: Mapping[Dim, int] | None =
     for inner, layout, least in sorted(choices, key=lambda each: len(each[0])):
         for dim in inner:
             chosen[dim] = (least, kept_size(layout, kept))
-    scoring = _multiplied(graph)
+    scoring = _multiplied(graph, chosen.keys())
     for name in remaining_shapes(graph).keys() & graph.layouts.keys():
         layouts = graph.layouts[name]
         if len(layouts) < 2:  # a bias of scores
@@ -46,16 +50,25 @@ def active_parameters(graph: DependencyGraph, counts: Mapping[Dim, int] | None =
     return total
 
 
-def _multiplied(graph: DependencyGraph) -> set[str]:
-    """The tensors that are multiplied as a whole, with nothing chosen of them before."""
+def _multiplied(graph: DependencyGraph, chosen: Set[Dim]) -> set[str]:
+    """The tensors that are multiplied as a whole, with none of these chosen of them before."""
     found = set()
     for node in graph.traced.graph_module.graph.nodes:
         reached = [node] if node.op == "get_attr" else []
         while reached:
-            for user in reached.pop().users:
+            value = reached.pop()
+            for user in value.users:
                 op = find_op(user.target)
+                if op.rule is select and not chosen.isdisjoint(_taken_of(graph, value, user)):
+                    continue  # in a loop over experts
                 if op.contracts and op.rule is not grouped:
                     found.add(str(node.target))
                 elif len(user.all_input_nodes) == 1 and not op.contracts:
                     reached.append(user)
     return found
+
+
+def _taken_of(graph: DependencyGraph, value: fx.Node, user: fx.Node) -> Iterator[Dim]:
+    """The dims of the axis of which one place is taken."""
+    axes: Any = graph.inferred.axes[value]
+    return dims.atoms(axes[axis_of(user, len(axes))])

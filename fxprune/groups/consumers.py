@@ -12,8 +12,11 @@ from fxprune.axes import dims
 from fxprune.axes.dims import find
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.group import Group, Site
+from fxprune.groups.origin import Origin, origin_of
+from fxprune.groups.stacked import Stack, stack_of
 from fxprune.ops.op import find_op
 from fxprune.trace.arguments import argument
+from fxprune.trace.traced import Traced
 
 aten = torch.ops.aten
 
@@ -31,6 +34,7 @@ class Consumer:
         source: the op's activation ``x``.
         source_axis: the axis of ``x`` that ``site.layout`` lies on: -1 or, of a convolution, 1.
         bias: canonical FQN of the bias that the op adds, if it is a tensor of the model.
+        stack: how rows meet matrices, if the weight is a stack of those of experts.
     """
 
     site: Site
@@ -39,6 +43,7 @@ class Consumer:
     source: fx.Node
     source_axis: int
     bias: str | None
+    stack: Stack | None = None
 
     @property
     def module(self) -> str:
@@ -74,6 +79,11 @@ def _by_group(graph: DependencyGraph) -> dict[str, tuple[Consumer, ...]]:
 
 
 def _of_node(graph: DependencyGraph, node: fx.Node) -> Iterator[Consumer]:
+    if (stack := stack_in(graph.traced, node)) is not None:
+        name = str(stack.weight.target)
+        site = Site(name, stack.inner, graph.layouts[name][stack.inner], True)
+        yield Consumer(site, stack.outer, node, stack.source, stack.axis, None, stack)
+        return
     product = find_op(node.target).product
     if node.op != "call_function" or product is None:
         return
@@ -100,6 +110,31 @@ def _of_node(graph: DependencyGraph, node: fx.Node) -> Iterator[Consumer]:
         source_axis=source_axis,
         bias=str(bias.target) if _is_tensor(graph, bias) else None,
     )
+
+
+def stack_in(traced: Traced, node: fx.Node) -> Stack | None:
+    """The product with a stacked weight that a node of the traced or of a smaller graph is."""
+    return stack_of(node, lambda read: _is_parameter(traced, read))
+
+
+def origin_in(traced: Traced, stack: Stack) -> Origin | None:
+    """Where its rows come from, None where that cannot be told."""
+
+    def shape(node: fx.Node) -> tuple[int, ...]:
+        value = node.meta["val"]
+        value = value[0] if isinstance(value, tuple | list) else value
+        return tuple(map(traced.sizes.value, value.shape))
+
+    return origin_of(stack, lambda read: _is_parameter(traced, read), shape)
+
+
+def _is_parameter(traced: Traced, node: object) -> bool:
+    tensor = (
+        traced.tensors.get(str(node.target))
+        if isinstance(node, fx.Node) and node.op == "get_attr"
+        else None
+    )
+    return isinstance(tensor, torch.nn.Parameter)
 
 
 def _transposes(node: object) -> bool:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fxprune.axes.dims import Axes
 from fxprune.groups import outputs
 from fxprune.groups.decompose import decompose
-from fxprune.ops import choosing
+from fxprune.ops import choosing, taken
 from fxprune.ops.context import Context, Inferred
 from fxprune.ops.op import find_op
 from fxprune.trace.traced import Traced
@@ -53,10 +53,12 @@ def infer(traced: Traced) -> Inferred:
             _mark_residual(ctx, node, origin)
         else:
             _unknown(ctx, node)
+    taken.settle(ctx)
     choosing.settle(ctx)
     return Inferred(
         ctx.axes, tensors, ctx.tags, ctx.links, ctx.notes, ctx.derived, intermediate,
         {at: pointer.layout for at, pointer in ctx.points.items()}, ctx.least,
+        ctx.lists,
     )  # fmt: skip
 
 

@@ -98,14 +98,15 @@ def token_mask(batch: Batch) -> Tensor | None:
 def tokens(module: nn.Module, values: Tensor, mask: Tensor | None) -> Tensor:
     """What goes into or comes out of a module as a matrix (tokens, C).
 
-    Without padding where it has the shape (N, L, C) and there is a mask.
+    Without padding where it has the shape (N, L, C), or (N * L, C), and there is a mask.
     """
     values = values.detach()
     kernel = getattr(module, "kernel_size", ())  # of a convolution, whose channels are before
     values = values.movedim(-1 - len(kernel), -1)
-    if mask is not None and values.shape[:-1] == mask.shape:
-        return values[mask.to(values.device)]
-    return values.reshape(-1, values.shape[-1])
+    flat = values.reshape(-1, values.shape[-1])
+    if mask is not None and values.shape[:-1] in (mask.shape, (mask.numel(),)):
+        return flat[mask.flatten().to(values.device)]
+    return flat
 
 
 def can_observe(module: nn.Module) -> bool:

@@ -23,11 +23,15 @@ class Moments:
         gradients: sum of the outer products of the gradient of the summed loss with respect to
             ``y``, shape (outputs, outputs).
         rows: number of tokens.
+        tokens: of an expert, how many tokens came past, sent to it or not; else as many.
+        share: of an expert, which part of ``gradients`` is its own; they are those of all.
     """
 
     inputs: Tensor
     gradients: Tensor
     rows: int = 0
+    tokens: int | None = None
+    share: float = 1.0
 
 
 @dataclass(eq=False)

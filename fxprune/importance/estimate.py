@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, overload
 
 from torch import nn
 
-from fxprune.data.calibrate import Calibration, batches
+from fxprune.data.calibrate import Calibration, batches, rows
 from fxprune.data.graph_inputs import check_tokens
+from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.errors import CriterionError
 from fxprune.groups.group import Group
@@ -18,8 +20,9 @@ from fxprune.importance.collect import DATA, Vectors, differentiate, observe, sc
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
-from fxprune.importance.routing import Routing, observe_routing
+from fxprune.importance.routing import Routing, observe_routing, routers
 from fxprune.importance.scores import Scores
+from fxprune.importance.stacked import ExpertRecorder, check_same
 from fxprune.importance.targets import Reader
 
 if TYPE_CHECKING:
@@ -83,9 +86,10 @@ def estimate(
     ``Taylor(order="mixed")``, and order 1 along with either, keep sums in float32; ``OBS`` keeps
     the second moments of every consumer at the same time.
 
-    Inputs of consumers are observed where the modules that own the weights are called. Where a
-    batch has an ``attention_mask`` of shape (N, L), masked tokens of inputs of shape (N, L, C) do
-    not count.
+    Inputs of consumers are observed where the modules that own the weights are called; those of
+    experts whose weights are stacked in the traced graph, which then runs too, and must have the
+    model's weights. Where a batch has an ``attention_mask`` of shape (N, L), masked tokens of
+    inputs of shape (N, L, C) or (N * L, C), and of experts, do not count.
 
     Args:
         model: the model with its weights.
@@ -122,8 +126,12 @@ def estimate(
     readers: Readers = {}
     for one in (c for c in criteria if "inputs" in needs & c.needs):
         readers = targets.readers(model, graph, chosen, one)
-    observed = {r.site.tensor: r.modules for each in readers.values() for r in each}
+    every = [reader for each in readers.values() for reader in each]
+    observed = {r.site.tensor: r.modules for r in every if not r.stacked}
     recorder = Recorder(observed)
+    stacked = tuple(dict.fromkeys(use for reader in every for use in reader.stacked))
+    experts = ExpertRecorder(traced=graph.traced, consumers=stacked)
+    check_same(graph.traced, parameters, {use.site.tensor for use in stacked})
     moments = MomentRecorder(observed if "moments" in needs else {})
     vectors = Vectors(parameters, chosen)
     elementary = [c for c in dict.fromkeys(criteria) if isinstance(c, ElementCriterion)]
@@ -145,9 +153,23 @@ def estimate(
                 differentiate(
                     model, data, vectors, graded, recorder, moments, loss_fn, progress=progress
                 )
-            elif needs & {"inputs"}:
+            elif observed:
                 observe(model, data, recorder, loss_fn, progress=progress)
-    findings = Findings(parameters, readers, recorder, moments, vectors, routing)
+        if stacked:
+            watch = partial(observe, recorder=Recorder())
+            if "moments" in needs:
+                none = Vectors({}, ())
+                watch = partial(
+                    differentiate, vectors=none, criteria=(), recorder=Recorder(), moments=experts
+                )
+            watch(
+                experts.module(),
+                data,
+                loss_fn=loss_fn or GraphLoss(graph.traced),
+                progress=progress,
+            )
+            recorder.samples = sum(map(rows, data))
+    findings = Findings(parameters, readers, recorder, moments, vectors, routing, experts.experts)
     results = [
         Scores(
             {group.name: findings.score(each, group) for group in chosen},
@@ -169,6 +191,8 @@ def check_scorable(
     """
     if "inputs" in criterion.needs:
         targets.readers(model, graph, groups, criterion)
+    if "routing" in criterion.needs:
+        routers(graph, groups)
 
 
 def _checked(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:

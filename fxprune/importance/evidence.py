@@ -43,6 +43,8 @@ class Input:
         statistics: of ``x`` over all calibration tokens, per input channel, on the CPU.
         samples: number of calibration sequences.
         moments: second moments, on the model's device; only if a criterion needs them.
+        experts: where the weight is a stack of those of experts, the input of each one that a
+            token was sent to; ``statistics`` are then of all, and ``moments`` None.
     """
 
     site: Site
@@ -51,6 +53,7 @@ class Input:
     statistics: Statistics
     samples: int
     moments: Moments | None = None
+    experts: tuple[Input, ...] = ()
 
     @property
     def outputs(self) -> int:

@@ -60,9 +60,23 @@ class REAP(RoutingCriterion):
     """Mean over the tokens routed to an expert of its gate times the norm of its output.
 
     Router-weighted expert activation pruning (Lasby et al., arXiv 2510.13999). The gates of a token
-    are taken as shares of their sum. An expert that no token is routed to scores 0.
+    are taken as shares of their sum; where they scale what goes into the experts, the norm of what
+    comes out is taken as it is. An expert that no token is routed to scores 0.
     """
 
     def of(self, routing: Routing) -> Tensor:
         """The mean of each expert."""
         return routing.added / routing.chosen.clamp(min=1)
+
+
+@dataclass(frozen=True)
+class ExpertNorm(RoutingCriterion):
+    """Sum over the tokens routed to an expert of the norm of its output, without the gate.
+
+    Expert activation norm, a baseline of REAP (Lasby et al., arXiv 2510.13999) from Jaiswal et al.
+    (arXiv 2504.05586). Where the gate scales what goes into the expert, it is in the norm.
+    """
+
+    def of(self, routing: Routing) -> Tensor:
+        """The sum of each expert."""
+        return routing.given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.axes.dims import find
 from fxprune.errors import CriterionError
-from fxprune.groups.group import Group
+from fxprune.groups.group import Group, Site
 from fxprune.importance.activations import Recorder
 from fxprune.importance.aggregate import fold
 from fxprune.importance.collect import Vectors
@@ -17,6 +18,8 @@ from fxprune.importance.criterion import Criterion, ElementCriterion
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.evidence import Evidence, Input
 from fxprune.importance.routing import Routing
+from fxprune.importance.stacked import Experts
+from fxprune.importance.statistics import merge
 from fxprune.importance.targets import Reader
 
 
@@ -31,6 +34,7 @@ class Findings:
         moments: their second moments.
         vectors: the element scores.
         routing: what routers did, by the name of the group of experts.
+        experts: what stacked weights were applied to, by the name of the weight.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -39,6 +43,7 @@ class Findings:
     moments: MomentRecorder
     vectors: Vectors
     routing: Mapping[str, Routing] = field(default_factory=dict)
+    experts: Mapping[str, Experts] = field(default_factory=dict)
 
     def score(self, criterion: Criterion, group: Group) -> Tensor:
         """Scores of one group, float32 (group.size,), on the CPU.
@@ -82,7 +87,9 @@ class Findings:
 
     def _input(self, criterion: Criterion, group: Group, reader: Reader) -> Input:
         name = reader.site.tensor
-        statistics = self.recorder.statistics.get(name)
+        seen = self.experts.get(name, Experts()).statistics
+        alone = self.recorder.statistics.get(name)
+        statistics = functools.reduce(merge, seen.values()) if seen else alone
         if statistics is None:
             raise CriterionError(
                 f"{criterion!r} cannot score group {group.name!r}: no calibration token passed "
@@ -102,4 +109,17 @@ class Findings:
             statistics,
             self.recorder.samples,
             self.moments.moments.get(name),
+            tuple(self._expert(reader, weight, expert) for expert in sorted(seen)),
+        )
+
+    def _expert(self, reader: Reader, weight: Tensor, expert: int) -> Input:
+        """The input of one expert, whose matrix lacks the axis of the stack."""
+        site, known = reader.site, self.experts[reader.site.tensor]
+        return Input(
+            Site(site.tensor, site.axis - 1, site.layout, site.parameter),
+            weight[expert],
+            reader.output_axis - 1,
+            known.statistics[expert].cpu(),
+            self.recorder.samples,
+            known.of(expert),
         )

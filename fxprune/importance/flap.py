@@ -27,7 +27,9 @@ class FLAP(InputCriterion):
     * ``"IFV"``: ``var_j``;
     * ``"WIFN"``: ``mean_i |W_ij| * sqrt(mean over samples of ||x_j||^2)``,
 
-    with var_j the unbiased variance of the channel over all calibration tokens. Then
+    with var_j the unbiased variance of the channel over all calibration tokens. Where the units are
+    those of experts, it is summed over them, each by its share of the tokens (in ``"WIFN"`` the
+    norms have that). Then
     ``(m - mean) / std`` over the consumer's channels (unbiased std), and the mean over the
     channels of a unit. So scores compare across layers and may be negative: rank them globally
     with ``normalise="none"`` and ``cost_aware=False``, and compensate with a bias.
@@ -69,6 +71,16 @@ class FLAP(InputCriterion):
             return weighted_norm(source)
         if source.statistics.count < 2:
             raise CalibrationError(f"{self!r} needs at least 2 calibration tokens for a variance")
+        if source.experts:
+            found = torch.zeros_like(source.statistics.mean)
+            for each in source.experts:
+                if each.statistics.count > 1:  # a single token does not fluctuate
+                    share = each.statistics.count / source.statistics.count
+                    found = found + share * self._fluctuation(each)
+            return found
+        return self._fluctuation(source)
+
+    def _fluctuation(self, source: Input) -> Tensor:
         variance = source.statistics.variance
         return variance if self.metric == "IFV" else variance * source.weights(2)
 

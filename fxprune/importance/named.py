@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from fxprune.errors import CriterionError
 from fxprune.importance.activation_norm import ActivationNorm
 from fxprune.importance.criterion import Criterion
-from fxprune.importance.experts import REAP, Frequency
+from fxprune.importance.experts import REAP, ExpertNorm, Frequency
 from fxprune.importance.flap import FLAP
 from fxprune.importance.magnitude import Magnitude
 from fxprune.importance.obs import OBS
@@ -36,6 +36,7 @@ _CRITERIA: dict[str, Criterion] = {
     "activation-norm": ActivationNorm(),
     "reap": REAP(),
     "frequency": Frequency(),
+    "expert-norm": ExpertNorm(),
     "peak-to-peak": PeakToPeak(),
     "peak-to-peak-static": PeakToPeak(activations=False),
 }

@@ -14,7 +14,7 @@ from fxprune.errors import CriterionError
 from fxprune.groups.group import Group
 from fxprune.importance.criterion import Criterion, Needs
 from fxprune.importance.evidence import Evidence, Input
-from fxprune.importance.surgery import removal_costs
+from fxprune.importance.surgery import Block, gradient_root, removal_costs
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,11 @@ class OBS(Criterion):
     them globally, and compensate by least squares, which is what they assume.
 
     Memory: ``inputs^2 + outputs^2`` float32 numbers per consumer. Where a group has several
-    consumers (heads that layers share), the costs of each are added. Units that a norm averages
-    (the residual stream) cannot be scored, nor those that a convolution reads; a norm over the
-    states of a layer is taken as it is.
+    consumers (heads that layers share), the costs of each are added. Where the units are those of
+    experts, each expert has an ``A`` of its own, over the tokens that were sent to it, and its part
+    of one ``G``; a unit costs the sum over all, and goes from all at once. Units that a norm
+    averages (the residual stream) cannot be scored, nor those that a convolution reads; a norm
+    over the states of a layer is taken as it is.
 
     Args:
         damping: of A, relative to its diagonal.
@@ -67,17 +69,19 @@ class OBS(Criterion):
         return torch.stack([self._costs(group, source) for source in evidence.inputs]).sum(0)
 
     def _costs(self, group: Group, source: Input) -> Tensor:
-        moments = source.moments
+        sources = source.experts or (source,)
+        known = sources[0].moments
+        assert known is not None
+        root = gradient_root(_mean(known.gradients, known.tokens or known.rows))
+        columns = unit_columns(group, source).to(source.weight.device)
+        return removal_costs([self._block(each, root) for each in sources], columns, self.rounds)
+
+    def _block(self, source: Input, root: Tensor) -> Block:
+        moments, weight = source.moments, source.weight.detach().float()
         assert moments is not None
-        weight = source.weight.detach().float()
-        return removal_costs(
-            _mean(moments.inputs, moments.rows),
-            _mean(moments.gradients, moments.rows),
-            weight if source.site.axis == 1 else weight.T,
-            unit_columns(group, source).to(weight.device),
-            self.damping,
-            self.rounds,
-        )
+        matrix = weight if source.site.axis == 1 else weight.T
+        inputs = _mean(moments.inputs, moments.rows)
+        return Block.of(inputs, root, matrix, self.damping, moments.share)
 
 
 def unit_columns(group: Group, source: Input) -> Tensor:

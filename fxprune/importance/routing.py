@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,17 @@ from torch import Tensor, fx
 
 from fxprune.axes.dims import Layout, atoms, find
 from fxprune.data.calibrate import Batch
-from fxprune.data.graph_inputs import graph_inputs, masks, row_count
+from fxprune.data.graph_inputs import Masks, graph_inputs, masks, row_count
 from fxprune.errors import CriterionError
+from fxprune.groups.consumers import stack_in
 from fxprune.groups.group import Group
+from fxprune.groups.stacked import Stack
 from fxprune.ops.choosing import JOINS
 from fxprune.ops.op import find_op, packet
 from fxprune.progress import track
+from fxprune.trace.arguments import axes_of
 from fxprune.trace.modes import evaluation
+from fxprune.trace.traced import Traced
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
@@ -33,29 +37,45 @@ class Routing:
         layout: of the axis of the experts.
         chosen: how many tokens each was chosen for, float64 (experts,).
         added: sum over those of the norm of what it added, its gate being a share of all gates of
-            the token, float64 (experts,).
+            the token, float64 (experts,). Where a gate scales what goes into the expert, of what
+            comes out.
+        given: the same without gates, where these scale what comes out.
     """
 
     layout: Layout
     chosen: Tensor
     added: Tensor
+    given: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class _Router:
+class Router:
     """Where the graph of one mixture of experts has what is to be seen.
 
     Attributes:
         layout: of the axis of the experts.
+        terms: what the experts add, (tokens, k, features), or (experts, tokens, features).
+        gates: what scales it, (tokens, k); None where nothing does.
         index: the positions of the chosen experts, (tokens, k).
-        gates: what their outputs are multiplied with, (tokens, k).
-        terms: the gated outputs, (tokens, k, features).
+        stack: where every token goes into every expert, times 0 if it was not chosen, the first
+            product of the experts.
     """
 
     layout: Layout
-    index: fx.Node
-    gates: fx.Node
     terms: fx.Node
+    gates: fx.Node | None
+    index: fx.Node | None = None
+    stack: Stack | None = None
+
+    def keeps(self) -> dict[fx.Node, Callable[[Tensor], Tensor]]:
+        """What has to be kept of which values."""
+        found: dict[fx.Node, Callable[[Tensor], Tensor]] = {self.terms: _norms}
+        found |= {
+            node: torch.Tensor.detach for node in (self.gates, self.index) if node is not None
+        }
+        if (stack := self.stack) is not None:
+            found[stack.source] = lambda x: stack.experts(stack.rows(x.detach()), {})
+        return found
 
 
 def observe_routing(
@@ -78,68 +98,111 @@ def observe_routing(
     traced = graph.traced
     if any(tensor.is_meta for tensor in traced.tensors.values()):
         raise CriterionError("routing is seen in the traced model, which has no weights")
-    routers = {group.name: _router(graph, group) for group in groups}
-    wanted = {n for each in routers.values() for n in (each.index, each.gates, each.terms)}
+    known = routers(graph, groups)
+    keeps = {node: keep for each in known.values() for node, keep in each.keeps().items()}
     totals = {
-        name: [torch.zeros(r.layout.size).double() for _ in "ca"] for name, r in routers.items()
+        name: [torch.zeros(r.layout.size).double() for _ in "cag"] for name, r in known.items()
     }
     with evaluation(traced.graph_module), torch.no_grad():
         for batch in track(data, "watching routers", progress):
             values = graph_inputs(traced, batch)
-            seen = _Watch(traced.graph_module, wanted)
+            seen = _Watch(traced.graph_module, keeps)
             seen.run(*values, enable_io_processing=False)
             hidden = masks(traced, values)
-            for name, router in routers.items():
-                index, gates, terms = (
-                    seen.found[n].detach() for n in (router.index, router.gates, router.terms)
-                )
-                norms = terms.double().norm(dim=-1) / gates.double().sum(-1, keepdim=True)
-                rows = hidden.get(row_count(traced, router.index.meta["val"].shape[:1]))
-                if rows is not None:
-                    index, norms = index[rows], norms[rows]
-                places, norms = index.reshape(-1).cpu(), norms.nan_to_num(0.0).reshape(-1).cpu()
-                totals[name][0].index_add_(0, places, torch.ones_like(norms))
-                totals[name][1].index_add_(0, places, norms)
-    return {name: Routing(routers[name].layout, *each) for name, each in totals.items()}
+            for name, router in known.items():
+                _add(totals[name], router, seen.found, traced, hidden)
+    return {name: Routing(known[name].layout, *each) for name, each in totals.items()}
+
+
+def _add(
+    totals: list[Tensor],
+    router: Router,
+    seen: Mapping[fx.Node, Tensor],
+    traced: Traced,
+    hidden: Masks,
+) -> None:
+    """Add what was seen in one batch to the sums by expert."""
+    norms = seen[router.terms]
+    if router.stack is not None:
+        experts = seen[router.stack.source].view(norms.shape).T
+        norms, tokens = norms.T, router.terms.meta["val"].shape[1:2]
+    else:
+        assert router.index is not None
+        experts, tokens = seen[router.index], router.index.meta["val"].shape[:1]
+    added = given = norms
+    if router.gates is not None:
+        gates = seen[router.gates].double()
+        added, given = norms / gates.sum(-1, keepdim=True), norms / gates.abs()
+    rows = hidden.get(row_count(traced, tokens))
+    if rows is not None:
+        experts, added, given = experts[rows], added[rows], given[rows]
+    places = experts.reshape(-1).cpu()
+    met = places < len(totals[0])
+    for total, each in zip(totals, (torch.ones_like(added), added, given), strict=True):
+        total.index_add_(0, places[met], each.nan_to_num(0.0, 0.0).reshape(-1).cpu()[met])
+
+
+def _norms(terms: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(terms.detach().double(), dim=-1)
+    return norms
+
+
+def routers(graph: DependencyGraph, groups: Iterable[Group]) -> dict[str, Router]:
+    """The router of each group of experts, by its name.
+
+    Raises:
+        CriterionError: a group is not one of experts, or how they are run is not recognised.
+    """
+    return {group.name: _router(graph, group) for group in groups}
 
 
 class _Watch(fx.Interpreter):
-    """A run that keeps some values."""
+    """A run that keeps something of some values."""
 
-    def __init__(self, module: fx.GraphModule, wanted: set[fx.Node]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, keeps: Mapping[fx.Node, Callable[[Tensor], Tensor]]
+    ) -> None:
         super().__init__(module)
-        self.wanted, self.found = wanted, dict[fx.Node, Tensor]()
+        self.keeps, self.found = keeps, dict[fx.Node, Tensor]()
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node, and keep its value if it is wanted."""
+        """Run a node, and keep what is wanted of its value."""
         value = super().run_node(n)
-        if n in self.wanted:
-            self.found[n] = value
+        if n in self.keeps:
+            self.found[n] = self.keeps[n](value)
         return value
 
 
-def _router(graph: DependencyGraph, group: Group) -> _Router:
+def _router(graph: DependencyGraph, group: Group) -> Router:
     dim, inferred = find(group.dim), graph.inferred
     weights = [s for s in group.sites if s.parameter and graph.traced.tensors[s.tensor].dim() == 3]
-    for node in graph.traced.graph_module.graph.nodes:
+    nodes = list(graph.traced.graph_module.graph.nodes) if weights else []
+    for node in nodes:
         layout = inferred.points.get((node, 0))
-        if packet(node) not in {None, *JOINS} or layout is None or not weights:
+        if packet(node) not in {None, *JOINS} or layout is None:
             continue  # positions come out of topk as one of two outputs, or are put side by side
         same = list(atoms(layout)) == list(atoms(weights[0].layout))
         if dim in atoms(layout) and same and node.meta["val"].dim() == 2:
-            found = _terms(graph, node, weights[-1].tensor)
+            found = _terms(nodes, weights[-1].tensor, 1, int(node.meta["val"].shape[1]))
             if found is not None:
-                return _Router(layout, node, *found)
+                return Router(layout, *found, index=node)
+    names = {site.tensor for site in weights}
+    stacks = [s for n in nodes if (s := stack_in(graph.traced, n)) and s.weight.target in names]
+    if stacks and stacks[0].by is None:
+        found = _terms(nodes, str(stacks[-1].weight.target), 0, stacks[0].size)
+        # An output that is scaled may be so for every expert, chosen or not.
+        if found is not None and found[1] is None:
+            return Router(weights[0].layout, *found, stack=stacks[0])
     raise CriterionError(
         f"group {group.name!r} ({group.kind}) is not one of experts whose outputs can be seen one "
         "by one; score it with Taylor or Magnitude, or leave it out with kinds=..."
     )
 
 
-def _terms(graph: DependencyGraph, index: fx.Node, weight: str) -> tuple[fx.Node, fx.Node] | None:
-    """Gates and gated outputs: what a sum over the chosen adds up, behind the last product."""
-    chosen = int(index.meta["val"].shape[1])
-    nodes = list(graph.traced.graph_module.graph.nodes)
+def _terms(
+    nodes: list[fx.Node], weight: str, axis: int, count: int
+) -> tuple[fx.Node, fx.Node | None] | None:
+    """Behind the last product what a sum over experts adds up, and the gates that scale it."""
     start = next((n for n in nodes if n.op == "get_attr" and n.target == weight), None)
     behind, scaled = {start}, None
     for node in nodes:
@@ -151,9 +214,9 @@ def _terms(graph: DependencyGraph, index: fx.Node, weight: str) -> tuple[fx.Node
         terms = node.args[0] if node.args else None
         if packet(node) is aten.sum and isinstance(terms, fx.Node):
             shape = terms.meta["val"].shape
-            if len(shape) == 3 and shape[1] == chosen and scaled is not None:
-                gates = _gates(_column(scaled), chosen)
-                return None if gates is None else (gates, terms)
+            if len(shape) == 3 and shape[axis] == count and axes_of(node, 3) == [axis]:
+                gates = None if scaled is None else _gates(_column(scaled), count)
+                return None if scaled is not None and gates is None else (terms, gates)
     return None
 
 
@@ -161,7 +224,8 @@ def _column(node: fx.Node) -> fx.Node | None:
     """The factor that has one number for each row."""
     for each in node.all_input_nodes:
         shape = each.meta["val"].shape
-        if len(shape) == 2 and shape[1] == 1 and find_op(each.target).contracts is None:
+        alike = len(shape) in (2, node.meta["val"].dim())
+        if alike and shape[-1] == 1 and find_op(each.target).contracts is None:
             return each
     return None
 

@@ -2,51 +2,82 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
-def removal_costs(
-    inputs: Tensor, gradients: Tensor, weight: Tensor, columns: Tensor, damping: float, rounds: int
-) -> Tensor:
-    """Cost of every unit when the units of one product ``y = x W^T`` go one after the other.
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A product ``y = x W^T`` that loses units, with ``A = E[x x^T]`` and ``G = E[g g^T]``.
 
-    Optimal brain surgery with a Kronecker-factored Fisher: with ``A = E[x x^T]``, ``G = E[g g^T]``
-    and unit u on the columns B, removing it and refitting what stays costs
+    Attributes:
+        inverse: of A, damped, shape (inputs, inputs).
+        product: some ``R W`` with ``R^T R = G``, shape (outputs, inputs).
+    """
+
+    inverse: Tensor
+    product: Tensor
+
+    @staticmethod
+    def of(
+        inputs: Tensor, root: Tensor, weight: Tensor, damping: float, share: float = 1.0
+    ) -> Block:
+        """The product before any units go.
+
+        Args:
+            inputs: A, shape (inputs, inputs), float64.
+            root: R, see :func:`gradient_root`.
+            weight: W, shape (outputs, inputs), float.
+            damping: added to A, relative to its diagonal.
+            share: which part of G is meant.
+        """
+        inverse = damped_inverse(inputs, damping).to(weight.dtype)
+        return Block(inverse, (root.to(weight.dtype) @ weight).mul_(share**0.5))
+
+
+def removal_costs(blocks: Sequence[Block], columns: Tensor, rounds: int) -> Tensor:
+    """Cost of every unit when the units of some products go one after the other, from all at once.
+
+    Optimal brain surgery with a Kronecker-factored Fisher: with unit u on the columns B of each
+    product, removing it and refitting what stays costs the sum over the products of
 
         1/2 tr(G W_B ((A^-1)_BB)^-1 W_B^T)
 
-    of loss per token; ``W`` and ``A^-1`` are then those of the refitted, smaller product.
+    of loss per token; ``W`` and ``A^-1`` are then those of the refitted, smaller products.
 
     Args:
-        inputs: A, shape (inputs, inputs), float64.
-        gradients: G, shape (outputs, outputs), float64.
-        weight: W, shape (outputs, inputs), float.
+        blocks: the products; one, or one for each expert.
         columns: the columns of each unit, int64 of shape (units, columns per unit); on the device
             of the others.
-        damping: added to A, relative to its diagonal.
         rounds: after how many steps all units are gone; several go in one step if there are more.
 
     Returns:
         float64 of shape (units,) on the CPU, in nats per token. In the order of removal they never
         fall.
     """
-    inverse = damped_inverse(inputs, damping).to(weight.dtype)
-    product = _root(gradients).to(weight.dtype) @ weight
+    blocks = list(blocks)
     count = len(columns)
     at_once = max(1, -(-count // rounds))
     costs = torch.zeros(count, dtype=torch.float64)
     alive = torch.arange(count)
     highest = 0.0
     while len(alive):
-        each = _unit_costs(inverse, product, columns[alive]).cpu()
+        places = columns[alive]
+        each = functools.reduce(
+            torch.add, (_unit_costs(block.inverse, block.product, places) for block in blocks)
+        ).cpu()
         lowest = torch.argsort(each, stable=True)[:at_once]
         for place in lowest.tolist():
             # A little more each time, so that the scores alone tell the order.
             highest = max(highest * (1 + 1e-6), 0.5 * float(each[place]))
             costs[alive[place]] = highest
         gone = columns[alive[lowest]].flatten()
-        inverse, product = _without(inverse, product, gone)
+        for number, block in enumerate(blocks):  # one after the other, for memory
+            blocks[number] = Block(*_without(block.inverse, block.product, gone))
         stays = torch.ones(len(alive), dtype=torch.bool)
         stays[lowest] = False
         alive = alive[stays]
@@ -75,7 +106,7 @@ def damped_inverse(inputs: Tensor, damping: float) -> Tensor:
     return inverse.mul_(scale[:, None]).mul_(scale)
 
 
-def _root(matrix: Tensor) -> Tensor:
+def gradient_root(matrix: Tensor) -> Tensor:
     """Some R with ``R^T R`` the matrix, which is positive but for rounding."""
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if not failed:

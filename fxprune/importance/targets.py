@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune.axes.dims import find
 from fxprune.errors import CriterionError
-from fxprune.groups.consumers import Consumer, consumers
+from fxprune.groups.consumers import Consumer, consumers, origin_in
 from fxprune.groups.group import Group, Site
 from fxprune.importance.activations import can_observe
 from fxprune.importance.criterion import Criterion
@@ -27,11 +27,14 @@ class Reader:
         site: the weight and its input axis.
         output_axis: the weight's output axis.
         modules: the modules whose first input is ``x`` of ``y = x W``; several if tied.
+        stacked: the products with the weight in the graph, where it is a stack of those of experts;
+            no module has their inputs.
     """
 
     site: Site
     output_axis: int
     modules: tuple[nn.Module, ...]
+    stacked: tuple[Consumer, ...] = ()
 
 
 def chosen_groups(
@@ -100,22 +103,24 @@ def readers(
     for group in groups:
         known = names.get(find(group.dim))
         sites = {(site.tensor, site.axis) for site in group.sites}
-        found: dict[tuple[str, int], Consumer] = {}
+        found: dict[tuple[str, int], list[Consumer]] = {}
         for consumer in consumers(graph, known) if known is not None else ():
             key = consumer.site.tensor, consumer.site.axis
             if key in sites:
-                found.setdefault(key, consumer)
+                found.setdefault(key, []).append(consumer)
         if not found:
+            others = _OF_EXPERTS if group.kind == "expert" else _OTHERS
             raise CriterionError(
                 f"{criterion!r} cannot score group {group.name!r} ({group.kind}): no product with "
-                f"a weight reads its units as input; {_OTHERS}"
+                f"a weight reads its units as input; {others}"
             )
         result[group.name] = tuple(
-            _reader(consumer, owners.get(consumer.site.tensor, []), group, criterion)
-            for consumer in found.values()
+            _reader(uses, owners.get(uses[0].site.tensor, []), group, criterion)
+            for uses in found.values()
         )
     if "moments" in criterion.needs:
         _check_refittable(criterion, groups, result)
+        _check_tokens(graph, criterion, groups, result)
     return result
 
 
@@ -140,15 +145,39 @@ def _check_refittable(
             )
 
 
+def _check_tokens(
+    graph: DependencyGraph,
+    criterion: Criterion,
+    groups: Iterable[Group],
+    readers: Mapping[str, tuple[Reader, ...]],
+) -> None:
+    """Refuse experts of which it cannot be told how many tokens come past: no loss is per token.
+
+    Raises:
+        CriterionError: there are some.
+    """
+    for group in groups:
+        for use in (use for reader in readers[group.name] for use in reader.stacked):
+            if use.stack is not None and origin_in(graph.traced, use.stack) is None:
+                raise CriterionError(
+                    f"{criterion!r} cannot score group {group.name!r} ({group.kind}): which token "
+                    f"each row of {use.site.tensor!r} is of cannot be told; {_OTHERS}"
+                )
+
+
 _OTHERS = (
     "Random, Magnitude, Taylor and PeakToPeak(activations=False) can, "
     "or leave such groups out with kinds=..."
 )
+_OF_EXPERTS = f"REAP() and Frequency() score experts, {_OTHERS}"
 
 
 def _reader(
-    consumer: Consumer, owners: list[nn.Module], group: Group, criterion: Criterion
+    uses: list[Consumer], owners: list[nn.Module], group: Group, criterion: Criterion
 ) -> Reader:
+    consumer = uses[0]
+    if consumer.stack is not None:
+        return Reader(consumer.site, consumer.output_axis, (), tuple(uses))
     # A tied weight has further owners, such as an embedding.
     modules = tuple(module for module in owners if can_observe(module))
     if not modules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fxprune.groups.group import Group
@@ -18,7 +19,8 @@ class WandaSP(InputCriterion):
     Wanda-sp of FLAP (An et al., arXiv 2312.11983), after Wanda (Sun et al., arXiv 2306.11695). x
     is the input of the consumer, W its weight; ``||x_j||^2`` sums over the tokens of a sample.
     The score of a unit of several channels j (a head) is their sum. Of a convolution, all
-    positions of the kernel are added. Needs calibration data, no gradients.
+    positions of the kernel are added, and of experts all whose unit it is, each with the tokens
+    that were sent to it. Needs calibration data, no gradients.
 
     Unlike the published code, no surplus rows of zeros are run, and the inputs are those of the
     whole model, not of one whose earlier layers are already pruned; ``fxprune.propagate`` gives
@@ -35,5 +37,7 @@ class WandaSP(InputCriterion):
 
 def weighted_norm(source: Input) -> Tensor:
     """``mean_i |W_ij| * sqrt(mean over samples of ||x_j||^2)`` per input channel j, (C,)."""
+    if source.experts:
+        return torch.stack([weighted_norm(each) for each in source.experts]).sum(0)
     norm = (source.statistics.squares / source.samples).sqrt()
     return source.weights(1) / source.outputs * norm

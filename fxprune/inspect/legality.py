@@ -6,14 +6,15 @@ same number of units in every layer, the rest of the model as it is.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fxprune.axes.dims import Dim, find, resolve
+from fxprune.axes.dims import find, resolve
 from fxprune.axes.positions import kept_size
 from fxprune.errors import SelectionError
+from fxprune.serve import stock
+from fxprune.serve.engine import Engine, engine
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
     from fxprune.groups.group import Group
     from fxprune.plan import Plan
-
-# Kinds of which a transformers config holds the size, where it is the same in every layer.
-_IN_CONFIG = ("mlp", "attention", "query", "head_dim", "channel")
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,8 @@ class Row:
         kept: constraint to the numbers of units that may stay, ascending, ``size`` included where
             the constraint allows it. ``stock``: a transformers config can say it (absent where the
             model has no such config). ``tp=4``: heads and neurons divide among 4 devices.
-            ``x64``: every axis of a weight that the units lie on is a multiple of 64 long.
+            ``x64``: every axis of a weight that the units lie on is a multiple of 64 long. The name
+            of an engine: it can run them.
     """
 
     kind: str
@@ -82,6 +81,7 @@ def legality(
     graph: DependencyGraph,
     tensor_parallel: Sequence[int] = (2, 4, 8),
     multiples: Sequence[int] = (8, 64, 128),
+    target: str | Engine | None = None,
 ) -> Report:
     """Which numbers of kept units are legal, kind by kind.
 
@@ -90,9 +90,11 @@ def legality(
             ``hidden_size``, ``num_attention_heads`` and whether it has a ``head_dim``.
         tensor_parallel: numbers of devices that share every layer.
         multiples: lengths of axes that kernels like.
+        target: an engine, or its name, to show what it can run.
 
     Raises:
         SelectionError: a degree or a multiple below 1.
+        ServeError: there is no such engine, or it cannot run the model whatever is removed.
     """
     for number in (*tensor_parallel, *multiples):
         if number < 1:
@@ -100,78 +102,41 @@ def legality(
     alike: dict[tuple[str, int], list[Group]] = {}
     for group in graph.groups:
         alike.setdefault((group.kind, group.size), []).append(group)
-    config = _config(graph)
+    config = stock.config_of(graph)
+    found = engine(target) if isinstance(target, str) else target
+    bound = None if found is None else found.target(graph)
     rows = []
     for (kind, size), groups in alike.items():
-        kept = {} if config is None else {"stock": _stock(graph, config, groups)}
+        kept = {} if config is None else {"stock": stock.sizes(graph, config, groups)}
+        if bound is not None:
+            fits = (n for n in range(1, size + 1) if bound.allows(kind, size, n))
+            kept[bound.name] = tuple(fits)
         kept |= {f"tp={n}": _parallel(graph, groups[0], n) for n in tensor_parallel}
         kept |= {f"x{n}": _multiples(groups, n) for n in multiples}
         rows.append(Row(kind, size, len(groups), kept))
     return Report(tuple(rows))
 
 
-def check_plan(graph: DependencyGraph, plan: Plan) -> list[str]:
-    """Why no stock config can say what a plan leaves.
+def check_plan(
+    graph: DependencyGraph, plan: Plan, target: str | Engine = "transformers"
+) -> list[str]:
+    """Why an engine cannot run what a plan leaves.
 
     Args:
-        graph: the groups of the model.
+        graph: the groups of the model, without what the plan removes whole.
         plan: a plan for it.
+        target: the engine, or its name, see :func:`fxprune.serve.engine.engines`; by default a
+            stock checkpoint of transformers.
 
     Returns:
-        One reason per line; empty if the model stays stock.
+        One reason per line; empty if it can.
 
     Raises:
         PlanError: the plan is for another model.
+        ServeError: there is no such engine.
     """
     plan.check(graph)
-    counts = plan.kept_counts(graph)
-    found: list[str] = []
-    of_kind: dict[str, list[Group]] = {}
-    for group in (*graph.groups, *graph.frozen):
-        of_kind.setdefault(group.kind, []).append(group)
-    for kind, groups in of_kind.items():
-        if not any(g.name in plan.kept for g in groups):
-            continue
-        sizes = {(g.size, counts.get(find(g.dim), g.size)): g.name for g in reversed(groups)}
-        if len(sizes) > 1:
-            shown = [f"{name} keeps {kept} of {size}" for (size, kept), name in sizes.items()]
-            found.append(f"{kind} groups of different sizes: {', '.join(shown[-3:][::-1])}")
-        elif kind not in _IN_CONFIG:
-            found.append(f"no config holds the number of units of {groups[0].name} ({kind})")
-    if plan.biases:
-        found.append(f"{len(plan.biases)} Linears gain a bias, {plan.biases[0]} first")
-    config = _config(graph)
-    if config is None:
-        found.append("the model has no transformers config")
-    else:
-        heads = dict.fromkeys(_heads(graph, layer, counts) for layer in _attention(graph))
-        hidden = _hidden(graph, config, counts)
-        found += [reason for n in heads for reason in _refused(config, n, hidden)]
-    return found
-
-
-def _stock(graph: DependencyGraph, config: Any, groups: Sequence[Group]) -> tuple[int, ...]:
-    """The sizes that a config can say, all of these groups alike."""
-    kind, size = groups[0].kind, groups[0].size
-    # A config has one number for the kind, so it must be all groups of the kind that are cut.
-    every = sum(g.kind == kind for g in (*graph.groups, *graph.frozen))
-    if kind not in _IN_CONFIG or every > len(groups):
-        return (size,)
-    if kind == "mlp":
-        return tuple(range(1, size + 1))
-    if kind == "head_dim":
-        return tuple(range(1, size + 1)) if _has_head_dim(config) else (size,)
-    layers = _attention(graph)
-    heads = {_heads(graph, layer, {}) for layer in layers} or {int(config.num_attention_heads)}
-    found = []
-    for kept in range(1, size):
-        counts = {find(g.dim): kept for g in groups}
-        if kind != "channel":
-            heads = {_heads(graph, layer, counts) for layer in layers}
-        hidden = _hidden(graph, config, counts)
-        if not any(_refused(config, n, hidden) for n in heads):
-            found.append(kept)
-    return (*found, size)
+    return (engine(target) if isinstance(target, str) else target).check(plan, graph)
 
 
 def _parallel(graph: DependencyGraph, group: Group, devices: int) -> tuple[int, ...]:
@@ -181,7 +146,7 @@ def _parallel(graph: DependencyGraph, group: Group, devices: int) -> tuple[int, 
         return every
     if group.kind == "query":
         # Key/value heads are divided, each with whatever query heads it has. A single one cannot.
-        pairs = [g for g in _of_layer(graph, group.layer) if g.kind == "attention"]
+        pairs = [g for g in stock.of_layer(graph, group.layer) if g.kind == "attention"]
         return every if pairs and all(g.size % devices == 0 for g in pairs) else ()
     return every[devices - 1 :: devices]
 
@@ -196,61 +161,6 @@ def _multiples(groups: Sequence[Group], multiple: int) -> tuple[int, ...]:
         if all(kept_size(layout, counts) % multiple == 0 for layout in layouts.values()):
             found.append(kept)
     return tuple(found)
-
-
-def _refused(config: Any, heads: int, hidden: int) -> list[str]:
-    """Why a config of so many query heads and channels is refused."""
-    found = []
-    if hidden % heads:
-        found.append(
-            f"{heads} query heads do not divide hidden_size {hidden}, which configs insist on"
-        )
-    changed = (heads, hidden) != (int(config.num_attention_heads), int(config.hidden_size))
-    if changed and not _has_head_dim(config):
-        found.append(
-            f"the config has no head_dim, so {heads} heads of {hidden} channels change their size"
-        )
-    return found
-
-
-def _config(graph: DependencyGraph) -> Any:
-    config: Any = getattr(graph.traced.module, "config", None)
-    if getattr(config, "is_heterogeneous", False):  # what differs cannot be read off it
-        config = copy.deepcopy(config)
-        config.per_layer_config = None
-    sizes = [getattr(config, name, None) for name in ("hidden_size", "num_attention_heads")]
-    return config if all(isinstance(size, int) for size in sizes) else None
-
-
-def _has_head_dim(config: Any) -> bool:
-    return getattr(config, "head_dim", None) is not None
-
-
-def _hidden(graph: DependencyGraph, config: Any, counts: Mapping[Dim, int]) -> int:
-    """Channels of the residual stream that stay: those of the group that is as wide as it."""
-    for group in graph.groups:
-        if group.kind == "channel" and group.size == config.hidden_size:
-            return counts.get(find(group.dim), group.size)
-    return int(config.hidden_size)
-
-
-def _attention(graph: DependencyGraph) -> list[tuple[str, int] | None]:
-    """The layers that have heads."""
-    found = (g for g in (*graph.groups, *graph.frozen) if g.kind in ("attention", "query"))
-    return list(dict.fromkeys(group.layer for group in found))
-
-
-def _heads(graph: DependencyGraph, layer: tuple[str, int] | None, counts: Mapping[Dim, int]) -> int:
-    """Query heads of a layer that stay: key/value heads times query heads of each."""
-    heads = 1
-    for group in _of_layer(graph, layer):
-        if group.kind in ("attention", "query"):
-            heads *= counts.get(find(group.dim), group.size)
-    return heads
-
-
-def _of_layer(graph: DependencyGraph, layer: tuple[str, int] | None) -> Iterable[Group]:
-    return (group for group in (*graph.groups, *graph.frozen) if group.layer == layer)
 
 
 def _words(kept: tuple[int, ...], size: int) -> str:

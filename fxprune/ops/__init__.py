@@ -14,6 +14,7 @@ from fxprune.ops import (
     reduction,
     reshape,
     slicing,
+    taken,
     vision,
     writing,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "reduction",
     "reshape",
     "slicing",
+    "taken",
     "vision",
     "writing",
 ]

@@ -161,7 +161,8 @@ def settle(ctx: Context) -> None:
 def least_of(least: list[tuple[Layout, int]]) -> dict[Dim, int]:
     """How many units of each dim have to stay, so that as many as before can be chosen.
 
-    Where groups of units are chosen first, units are chosen from those groups.
+    Where groups of units are chosen first, units are chosen from those groups. Beside units that
+    cannot go fewer have to stay.
     """
     found: dict[Dim, int] = {}
     for layout, k in sorted(least, key=lambda each: len(list(dims.atoms(each[0])))):
@@ -173,4 +174,9 @@ def least_of(least: list[tuple[Layout, int]]) -> dict[Dim, int]:
             for dim in inner:
                 others = (found.get(each, each.size) for each in inner if each is not dim)
                 found[dim] = max(found.get(dim, 1), math.ceil(k / math.prod(others)))
+        else:
+            inner = list(dims.atoms(layout))
+            fixed = layout.size - sum(dim.size for dim in inner if not dim.frozen)
+            for dim in inner:
+                found[dim] = max(found.get(dim, 1), k - fixed)
     return found

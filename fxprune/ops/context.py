@@ -63,6 +63,8 @@ class Inferred:
         points: integer values that are positions on a layout, such as the experts that a router
             chose: by node, and by place among the outputs of an op with several.
         least: layouts of which so many units have to stay.
+        lists: axis and place of units whose rows are listed, by the symbol of how many rows: none
+            once the unit is gone.
     """
 
     axes: dict[fx.Node, Axes | list[Axes]]
@@ -74,6 +76,7 @@ class Inferred:
     intermediate: frozenset[int]
     points: dict[tuple[fx.Node, int], Layout]
     least: list[tuple[Layout, int]]
+    lists: dict[str, tuple[Layout, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -92,6 +95,8 @@ class Context:
         counts: values that are zero at each unit that nothing points to: how often each is chosen.
         least: layouts of which so many units have to stay.
         unless_chosen: layouts that are frozen, with the reason, unless their units are chosen from.
+        taken: values that are one place of an axis of weights or counts: the axis, and the place.
+        lists: axis and place of units whose rows are listed, by the symbol of how many rows.
     """
 
     sizes: Sizes
@@ -106,6 +111,8 @@ class Context:
     counts: set[fx.Node] = field(default_factory=set)
     least: list[tuple[Layout, int]] = field(default_factory=list)
     unless_chosen: list[tuple[Layout, str]] = field(default_factory=list)
+    taken: dict[fx.Node, tuple[Layout, int]] = field(default_factory=dict)
+    lists: dict[str, tuple[Layout, int]] = field(default_factory=dict)
 
     def pointed(self, node: Any) -> Pointer | None:
         """Where the positions lead that an integer value holds; None if it is not known to."""

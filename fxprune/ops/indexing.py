@@ -42,14 +42,17 @@ def embedding_bag(ctx: Context, node: fx.Node) -> list[Axes]:
 
 @register_op(aten.one_hot)
 def one_hot(ctx: Context, node: fx.Node) -> Axes:
-    """A new last axis with a place for each class."""
+    """A new last axis with a place for each class, those that nothing points to behind the rest."""
     source: Any = node.args[0]
     pointer = ctx.pointed(source)
-    if pointer is not None and pointer.layout.size == ctx.shape(node)[-1][0]:
+    classes, _ = ctx.shape(node)[-1]
+    reason = ctx.why("a place for each class", node)
+    if pointer is not None and pointer.layout.size <= classes:
         ctx.counts.add(node)
         ctx.align(pointer.source, pointer.layout, node, pointer.layout)
-        return (*ctx.of(source), pointer.layout)
-    return (*ctx.of(source), ctx.fresh(node, ctx.why("a place for each class", node))[-1])
+        more = Dim(classes - pointer.layout.size, reason=reason)
+        return (*ctx.of(source), dims.Sum((pointer.layout, more)))
+    return (*ctx.of(source), Dim(classes, reason=reason))
 
 
 @register_op(aten.index.Tensor)

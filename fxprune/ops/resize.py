@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,13 @@ class Resizer:
         self._counts = {dim: len(units) for dim, units in kept.items()}
         # By identity, for layers share layouts.
         self._known: dict[int, Axis] = {}
+
+    @cached_property
+    def empty(self) -> frozenset[str]:
+        """The symbols of lists of rows that are empty, for their units are gone."""
+        lists = self.inferred.lists.items()
+        gone = {id(x): set(self.removed(x).tolist()) for _, (x, _) in lists if self.changed(x)}
+        return frozenset(symbol for symbol, (x, place) in lists if place in gone.get(id(x), ()))
 
     def axes(self, node: fx.Node) -> tuple[Layout, ...]:
         """Layouts of a single-valued node's axes."""

@@ -133,19 +133,6 @@ def stack(ctx: Context, node: fx.Node) -> Axes:
     )
 
 
-@register_op(aten.select.int)
-def select(ctx: Context, node: fx.Node) -> Axes:
-    """One place of an axis: the axis is frozen and gone."""
-    source: Any = node.args[0]
-    axes = ctx.of(source)
-    place = int(node.args[1]) % len(axes)  # type: ignore[arg-type]
-    ctx.freeze(axes[place], "one place of this axis is selected", node)
-    if ctx.activation(source):
-        for layout in axes[:place] + axes[place + 1 :]:
-            ctx.tag(layout, "stepped")
-    return axes[:place] + axes[place + 1 :]
-
-
 @register_op(aten.unbind)
 def unbind(ctx: Context, node: fx.Node) -> list[Axes]:
     """Every place of an axis on its own: the axis is frozen and gone."""

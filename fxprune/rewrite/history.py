@@ -120,10 +120,19 @@ def remember(traced: Traced, step: Step) -> History:
     known = history_of(whole.module)
     if known is not None:
         return replace(known, steps=(*known.steps, step))
+    return _begun(whole, step)
+
+
+def without_weights(traced: Traced) -> Traced:
+    """A copy of the whole model that was traced, every tensor on ``meta``."""
+    return _begun(traced.original or traced).original()
+
+
+def _begun(whole: Traced, *steps: Step) -> History:
     if "without_weights" not in whole.cache:  # it serves every plan
         whole.cache["without_weights"] = _without_weights(whole)
     graph, rest = whole.cache["without_weights"]
-    return History(graph, rest, (step,))
+    return History(graph, rest, steps)
 
 
 def _without_weights(traced: Traced) -> tuple[fx.Graph, Traced]:

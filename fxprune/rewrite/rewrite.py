@@ -21,6 +21,7 @@ from fxprune.rewrite.history import Step, copied, remember
 from fxprune.rewrite.planned import planned
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.traced import Traced
+from fxprune.trace.unhit import left_of
 
 
 def rewrite(
@@ -140,6 +141,8 @@ def _affected(resize: Resizer, graph: fx.Graph) -> set[fx.Node]:
         if any(map(resize.changed, layouts)):
             found.add(node)
             found.update(node.users)
+        if resize.empty and left_of(node, resize.empty):
+            found.add(node)
     return found
 
 

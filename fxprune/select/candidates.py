@@ -132,6 +132,7 @@ def candidate(
     min_kept: int = 1,
     multiple: int = 1,
     gone: Sequence[int] = (),
+    numbers: Collection[int] | None = None,
 ) -> Candidate:
     """A group with its units in the order in which they go.
 
@@ -141,6 +142,7 @@ def candidate(
         min_kept: units that stay at least.
         multiple: if it loses units, the number that stays is a multiple of this.
         gone: units that are lost already; their scores do not matter.
+        numbers: if it loses units, the number that stays is one of these; None for any.
 
     Raises:
         SelectionError: if the scores lack the group, have another length or are not finite.
@@ -159,7 +161,7 @@ def candidate(
     stay = stay[np.argsort(values[stay], kind="stable")]
     return replace(
         settled(group, gone),
-        levels=_levels(group.size, len(gone), max(min_kept, group.least), multiple),
+        levels=levels_of(group, len(gone), min_kept, multiple, numbers),
         order=np.concatenate([np.asarray(gone, dtype=np.int64), stay]),
         scores=values[stay],
     )
@@ -216,9 +218,18 @@ def _span(group: Group) -> int:
     return min((layout.size - kept_size(layout, fewer) for layout in layouts), default=1)
 
 
-def _levels(size: int, gone: int, min_kept: int, multiple: int) -> NDArray[np.int64]:
+def levels_of(
+    group: Group,
+    gone: int,
+    min_kept: int = 1,
+    multiple: int = 1,
+    numbers: Collection[int] | None = None,
+) -> NDArray[np.int64]:
+    """How many units a group may have lost, ascending; the arguments are those of a candidate."""
+    size, least = group.size, max(min_kept, group.least)
     kept = np.arange((size - 1) // multiple * multiple, 0, -multiple, dtype=np.int64)
-    lost = size - kept[(kept >= min_kept) & (kept <= size - gone)]
+    kept = kept if numbers is None else kept[np.isin(kept, list(numbers))]
+    lost = size - kept[(kept >= least) & (kept <= size - gone)]
     # All units may stay, however many they are. A group that is short already of a number it may
     # have moves to the next one, if there is one.
     return lost if gone and lost.size else np.concatenate([[gone], lost])

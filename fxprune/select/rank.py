@@ -1,4 +1,7 @@
-"""How far each group goes: the same share of every group, or one ranking over all."""
+"""How far each group goes: the same share of every group, or one ranking over all.
+
+Groups may be bundled: those of a bundle take every step together. By default each is alone.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,19 @@ from typing import Literal
 
 import numpy as np
 
+from fxprune.axes.dims import Dim
 from fxprune.select.candidates import EXACT, Candidate, kept_counts, share
 from fxprune.select.density import Values
 from fxprune.select.limits import Limit
 
 # The step of each candidate, in the order of the candidates.
 Steps = list[int]
+# Places of the candidates that take every step together.
+Bundle = Sequence[int]
 Key = tuple[float, ...]
 
 
-def uniform(
+def equal_share(
     groups: Sequence[Candidate], ratio: float, rounding: Literal["up", "down"] = "up"
 ) -> Steps:
     """The same fraction of units of every group, rounded as LLM-Pruner or as Wanda-sp does.
@@ -41,7 +47,7 @@ def local_ranking(
     low, high = 0.0, 1.0
     while high - low > 1e-12:
         middle = (low + high) / 2
-        if _met(groups, limits, uniform(groups, middle)):
+        if _met(groups, limits, equal_share(groups, middle)):
             high = middle
         else:
             low = middle
@@ -49,22 +55,34 @@ def local_ranking(
     def priority(i: int, step: int) -> Key:
         return (-groups[i].lost(step) / groups[i].size, -density[i][step - 1])
 
-    return _put_back(groups, limits, uniform(groups, high), priority)
+    return _put_back(groups, limits, equal_share(groups, high), priority, alone(groups))
 
 
 def global_ranking(
-    groups: Sequence[Candidate], limits: Sequence[Limit], density: Sequence[Values]
+    groups: Sequence[Candidate],
+    limits: Sequence[Limit],
+    density: Sequence[Values],
+    bundles: Sequence[Bundle] | None = None,
 ) -> Steps:
     """One ranking of all steps by density; the shortest start of it that meets the limits.
 
-    Units that would still fit are put back, highest density first.
+    Units that would still fit are put back, highest density first. A step of a bundle has the mean
+    density of its groups.
     """
+    bundles = alone(groups) if bundles is None else bundles
+    density = [np.mean([density[i] for i in bundle], axis=0) for bundle in bundles]
     # Only steps that a group may take are ranked, so its best units always stay.
-    owner = np.repeat(np.arange(len(groups)), [g.last for g in groups])
+    owner = np.repeat(np.arange(len(bundles)), [groups[bundle[0]].last for bundle in bundles])
     owner = owner[np.argsort(np.concatenate([*density, np.empty(0)]), kind="stable")]
 
     def start(n: int) -> Steps:
-        return [int(k) for k in np.bincount(owner[:n], minlength=len(groups))]
+        steps = [0] * len(groups)
+        for bundle, taken in zip(
+            bundles, np.bincount(owner[:n], minlength=len(bundles)), strict=True
+        ):
+            for i in bundle:
+                steps[i] = int(taken)
+        return steps
 
     low, high = -1, len(owner)
     while high - low > 1:
@@ -77,23 +95,61 @@ def global_ranking(
     def priority(i: int, step: int) -> Key:
         return (-density[i][step - 1],)
 
-    return _put_back(groups, limits, start(high), priority)
+    return _put_back(groups, limits, start(high), priority, bundles)
+
+
+def alone(groups: Sequence[Candidate]) -> list[Bundle]:
+    """A bundle for each group."""
+    return [(i,) for i in range(len(groups))]
 
 
 def refusals(
-    groups: Sequence[Candidate], limits: Sequence[Limit], steps: Sequence[int]
+    groups: Sequence[Candidate],
+    limits: Sequence[Limit],
+    steps: Sequence[int],
+    bundles: Sequence[Bundle],
 ) -> list[frozenset[str]]:
-    """For every group past its first step, the limits that going one step back would break."""
+    """For every bundle past its first step, the limits that going one step back would break."""
     counts = kept_counts(groups, steps)
     room = [limit.most - limit.count.total(counts) for limit in limits]
     found = []
-    for group, step in zip(groups, steps, strict=True):
-        if step:
-            back = group.lost(step) - group.lost(step - 1)
-            costs = [limit.count.unit_cost(group.dim, counts, back) for limit in limits]
+    for bundle in bundles:
+        if steps[bundle[0]]:
+            costs = _back(groups, limits, steps, bundle, counts)
+            _forth(groups, steps, bundle, counts)
             over = (each.name for each, c, r in zip(limits, costs, room, strict=True) if c > r)
             found.append(frozenset(over))
     return found
+
+
+def _back(
+    groups: Sequence[Candidate],
+    limits: Sequence[Limit],
+    steps: Sequence[int],
+    bundle: Bundle,
+    counts: dict[Dim, int],
+) -> list[int]:
+    """What it adds to each cost when a bundle goes one step back, as ``counts`` says afterwards."""
+    costs = [0] * len(limits)
+    for i in bundle:
+        group, back = groups[i], _block(groups[i], steps[i])
+        for place, limit in enumerate(limits):
+            costs[place] += limit.count.unit_cost(group.dim, counts, back)
+        counts[group.dim] += back
+    return costs
+
+
+def _forth(
+    groups: Sequence[Candidate], steps: Sequence[int], bundle: Bundle, counts: dict[Dim, int]
+) -> None:
+    """Undo :func:`_back` in the counts."""
+    for i in bundle:
+        counts[groups[i].dim] -= _block(groups[i], steps[i])
+
+
+def _block(group: Candidate, step: int) -> int:
+    """How many units the step took."""
+    return group.lost(step) - group.lost(step - 1)
 
 
 def _met(groups: Sequence[Candidate], limits: Sequence[Limit], steps: Sequence[int]) -> bool:
@@ -106,8 +162,9 @@ def _put_back(
     limits: Sequence[Limit],
     steps: Steps,
     priority: Callable[[int, int], Key],
+    bundles: Sequence[Bundle],
 ) -> Steps:
-    """Go back steps, lowest ``priority(group, step)`` first, until none fits any more.
+    """Go back steps, lowest ``priority(bundle, step)`` first, until none fits any more.
 
     A step that does not fit hardly ever fits later: the room shrinks, and costs grow as other units
     come back. The exception is a bias two groups share, so who was refused is asked again.
@@ -115,25 +172,25 @@ def _put_back(
     steps = list(steps)
     counts = kept_counts(groups, steps)
     room = [limit.most - limit.count.total(counts) for limit in limits]
-    waiting = [i for i, step in enumerate(steps) if step]
+    waiting = [place for place, bundle in enumerate(bundles) if steps[bundle[0]]]
     moved = True
     while moved and waiting:
         moved = False
-        queue = [(priority(i, steps[i]), i) for i in waiting]
+        queue = [(priority(place, steps[bundles[place][0]]), place) for place in waiting]
         heapq.heapify(queue)
         waiting = []
         while queue:
-            _, i = heapq.heappop(queue)
-            group = groups[i]
-            back = group.lost(steps[i]) - group.lost(steps[i] - 1)
-            costs = [limit.count.unit_cost(group.dim, counts, back) for limit in limits]
+            _, place = heapq.heappop(queue)
+            bundle = bundles[place]
+            costs = _back(groups, limits, steps, bundle, counts)
             if any(cost > left for cost, left in zip(costs, room, strict=True)):
-                waiting.append(i)
+                _forth(groups, steps, bundle, counts)
+                waiting.append(place)
                 continue
             moved = True
             room = [left - cost for cost, left in zip(costs, room, strict=True)]
-            counts[group.dim] += back
-            steps[i] -= 1
-            if steps[i]:
-                heapq.heappush(queue, (priority(i, steps[i]), i))
+            for i in bundle:
+                steps[i] -= 1
+            if steps[bundle[0]]:
+                heapq.heappush(queue, (priority(place, steps[bundle[0]]), place))
     return steps

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from fxprune.axes.dims import find
@@ -16,18 +16,31 @@ from fxprune.select.biases import gainable, gained
 from fxprune.select.blocks import choose_units
 from fxprune.select.budget import Budget, fraction
 from fxprune.select.candidates import Candidate, at_step, choose_groups, kept_counts
-from fxprune.select.density import NORMALISE, Normalise, densities, unit_costs
+from fxprune.select.density import NORMALISE, Normalise, Values, densities, unit_costs
 from fxprune.select.depth import Depth
 from fxprune.select.latency import LatencyTable
 from fxprune.select.limits import Limit, binding, check_possible, limits_of
-from fxprune.select.pool import make_pool
-from fxprune.select.rank import Steps, global_ranking, local_ranking, refusals, uniform
+from fxprune.select.pool import Pool, make_pool
+from fxprune.select.rank import (
+    Steps,
+    alone,
+    equal_share,
+    global_ranking,
+    local_ranking,
+    refusals,
+)
+from fxprune.select.uniform import bundles, evened, level, uniform_ranking
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
+    from fxprune.select.target import Target
 
-Ranking = Literal["local", "global"]
-RANKINGS = {"local": local_ranking, "global": global_ranking}
+Ranking = Literal["local", "global", "uniform"]
+RANKINGS: dict[str, Callable[[list[Candidate], list[Limit], list[Values]], Steps]] = {
+    "local": local_ranking,
+    "global": global_ranking,
+    "uniform": uniform_ranking,
+}
 
 
 def select(
@@ -51,12 +64,14 @@ def select(
     start: Plan | None = None,
     depth: Depth | None = None,
     latency: LatencyTable | None = None,
+    target: Target | None = None,
 ) -> Plan:
     """Choose the units that stay.
 
     A budget is met to within one unit from below: no limit is exceeded, and putting back any one
-    removed unit (with ``multiple_of``: any one block of them) would exceed one. Units that
-    ``overrides`` or ``start`` took are not put back.
+    removed unit would exceed one. (With ``multiple_of``: any one block of units; for ``uniform``:
+    one of every group of a kind and size.) Units that ``overrides`` or ``start`` took are not put
+    back.
 
     Args:
         graph: the groups of the model.
@@ -67,8 +82,10 @@ def select(
             ``channel``, ``expert``, ``state``, ``conv``, ``latent``, ``other``.
         budget: instead of ``pruning_ratio``: what may stay, or the share of units that goes.
         ranking: ``local`` removes the same fraction of units from every group; ``global`` ranks the
-            units of all groups together by their density, score per cost. None is ``global``, but
-            ``local`` for a budget of units.
+            units of all groups together by their density, score per cost; ``uniform`` lets all
+            groups of a kind and size keep equally many, each its best, and ranks such steps
+            likewise (a group with an override is not counted in). None is ``global``, but
+            ``local`` for a budget of units, and ``uniform`` for a target that wants equal sizes.
         normalise: what makes densities of different groups comparable: ``kind``, ``group``,
             ``standardise`` or ``none``, see :func:`fxprune.select.density.densities`. None takes
             what belongs to the scores (``scores.ranking``), else ``kind``.
@@ -94,11 +111,15 @@ def select(
             ``discover(bypass(traced, plan.removed))`` as graph.
         start: an earlier plan to go on from: what it removed stays removed, whatever its scores.
             Budgets count from the original model all the same.
+        target: the limits of an engine, see :meth:`fxprune.serve.engine.Engine.target`: kinds that
+            it takes whole lose nothing, and the numbers of units that stay are such as it takes.
 
     Raises:
         SelectionError: for a ratio outside [0, 1), a budget beyond what the chosen groups can give
             (says the least that is possible), no group to prune (says why), an override that
-            matches nothing, scores that do not fit, or another goal or option beside ``depth``.
+            matches nothing, scores that do not fit, or another goal or option beside ``depth``; or
+            the target leaves nothing to prune, or cannot say what options ask for.
+        ServeError: the target cannot leave out what ``depth`` is about.
         DepthError: see :func:`fxprune.select.depth.choose_units`.
         GroupError: for a name in ``groups`` that no group has or whose group is frozen.
         PlanError: if ``start`` is for another model.
@@ -109,13 +130,10 @@ def select(
             raise SelectionError(
                 "depth= has scores and options of its own: select units of groups in a second step"
             )
-        shorter = bypass(graph.traced, choose_units(graph.traced, scores, depth))
-        criterion = getattr(scores, "criterion", None)
-        return Plan.of(discover(shorter), {}, criterion=criterion)
+        return _without_blocks(graph, scores, depth, target)
     if pruning_ratio is not None:
         pruning_ratio = fraction("pruning_ratio", pruning_ratio)
-    if ranking is None:
-        ranking = "global" if budget is None or budget.removed is None else "local"
+    ranking = _ranking(ranking, budget, target, gain_bias)
     own = getattr(scores, "ranking", {})
     normalise = own.get("normalise", "kind") if normalise is None else normalise
     cost_aware = own.get("cost_aware", True) if cost_aware is None else cost_aware
@@ -125,14 +143,19 @@ def select(
     chosen, protected = choose_groups(
         graph, kinds, names=groups, keep_first=keep_first, keep_last=keep_last, ignore=ignore
     )
-    pool = make_pool(graph, scores, chosen, overrides or {}, multiple_of, min_kept, start)
+    if target is not None:
+        chosen, protected = target.open(graph, chosen, protected)
+    pool = make_pool(graph, scores, chosen, overrides or {}, multiple_of, min_kept, start, target)
+    if ranking == "uniform":
+        pool = replace(pool, candidates=evened(pool.candidates, _apart(pool, target)))
     biases = gainable(graph, (graph[c.name] for c in pool.candidates)) if gain_bias else {}
     if start is not None:
         lost = frozenset(find(graph[name].dim) for name in start.kept)
         biases.update(dict.fromkeys(start.biases, lost))
     result: _Result
     if budget is not None and budget.removed is not None:
-        steps = uniform(pool.candidates, budget.removed, budget.rounding)
+        steps = equal_share(pool.candidates, budget.removed, budget.rounding)
+        steps = level(pool.candidates, steps) if ranking == "uniform" else steps
         result = _Result(steps, ["units"] * len(steps), "units" if any(steps) else None)
     else:
         asked = pruning_ratio if budget is None else budget
@@ -140,7 +163,7 @@ def select(
         limits = limits_of(graph, asked, [c.dim for c in pool.candidates], biases, latency)
         result = _meet(pool.candidates, limits, ranking, normalise, cost_aware)
     pairs = list(zip(pool.candidates, result.steps, strict=True))
-    return Plan.of(
+    plan = Plan.of(
         graph,
         {group.name: group.kept(step) for group, step in pairs if group.lost(step)},
         pruning_ratio=pruning_ratio,
@@ -149,6 +172,19 @@ def select(
         limits={**protected, **pool.reasons(result.steps, result.causes)},
         bound=result.bound,
     )
+    wrong = [] if target is None else target.reasons(graph, plan)
+    if wrong:
+        raise SelectionError("; ".join(wrong))
+    return plan
+
+
+def _without_blocks(
+    graph: DependencyGraph, scores: Mapping[str, Any], depth: Depth, target: Target | None
+) -> Plan:
+    if target is not None:
+        target.check_depth(depth.unit)
+    shorter = bypass(graph.traced, choose_units(graph.traced, scores, depth))
+    return Plan.of(discover(shorter), {}, criterion=getattr(scores, "criterion", None))
 
 
 @dataclass(frozen=True)
@@ -173,13 +209,45 @@ def _meet(
     if all(limit.met(kept_counts(groups, first)) for limit in limits):
         return _Result(first, [""] * len(groups), None)
     costs = unit_costs(groups, limits)
+    together = bundles(groups) if ranking == "uniform" else alone(groups)
+    for bundle in together:  # a unit of each costs what they cost together
+        mean = sum(costs[i] for i in bundle) / len(bundle)
+        for i in bundle:
+            costs[i] = mean
     # Where a unit frees nothing of what is short, it stays.
     useful = [g if cost > 0 else at_step(g, 0) for g, cost in zip(groups, costs, strict=True)]
     density = densities(useful, costs, normalise, cost_aware)
     steps = RANKINGS[ranking](useful, limits, density)
-    cause = "scores" if ranking == "global" else "rounding"
+    cause = "rounding" if ranking == "local" else "scores"
     causes = [cause if cost > 0 else "frees nothing that is short" for cost in costs]
-    return _Result(steps, causes, binding(limits, refusals(useful, limits, steps)))
+    return _Result(steps, causes, binding(limits, refusals(useful, limits, steps, together)))
+
+
+def _ranking(
+    ranking: Ranking | None, budget: Budget | None, target: Target | None, gain_bias: bool
+) -> Ranking:
+    """The ranking, or the default.
+
+    Raises:
+        SelectionError: the target wants another, or has no place for new biases.
+    """
+    if target is not None and gain_bias and not target.biases:
+        raise SelectionError(f"{target.name} has no place for new biases: compensate without")
+    if target is not None and target.even:
+        if ranking not in (None, "uniform"):
+            raise SelectionError(
+                f"{target.name} has one number of units for all layers, and ranking={ranking!r} "
+                "gives each its own: take ranking='uniform' or leave it out"
+            )
+        return "uniform"
+    if ranking is None:
+        return "global" if budget is None or budget.removed is None else "local"
+    return ranking
+
+
+def _apart(pool: Pool, target: Target | None) -> Collection[str]:
+    """Who goes as far as was said, whatever the others do; nobody, where all must be alike."""
+    return () if target is not None and target.even else pool.settled
 
 
 def _check(

@@ -78,8 +78,7 @@ def decoder_of(pruned: Pruned) -> Decoder:
     config = pruned.config
     if config is None:
         raise ServeError("not a transformers model: it has no config to tell an engine from")
-    head_dim = getattr(config, "head_dim", None)
-    head_dim = head_dim or config.hidden_size // config.num_attention_heads
+    size = head_dim(config)
     inner: dict[int, dict[str, Tensor]] = {}
     outer: dict[str, Tensor] = {}
     for name, tensor in named_tensors(pruned.model).items():
@@ -96,14 +95,20 @@ def decoder_of(pruned: Pruned) -> Decoder:
         )
     if config.tie_word_embeddings:
         outer.pop("lm_head.weight", None)
-    layers = [_layer(place, n, inner[n], head_dim) for place, n in enumerate(sorted(inner))]
-    return Decoder(config, embedding.shape[1], head_dim, tuple(layers), outer)
+    layers = [_layer(place, n, inner[n], size) for place, n in enumerate(sorted(inner))]
+    return Decoder(config, embedding.shape[1], size, tuple(layers), outer)
 
 
-def _layer(number: int, original: int, tensors: Mapping[str, Tensor], head_dim: int) -> Layer:
+def head_dim(config: Any) -> int:
+    """Channels of a head."""
+    size = getattr(config, "head_dim", None)
+    return int(size or config.hidden_size // config.num_attention_heads)
+
+
+def _layer(number: int, original: int, tensors: Mapping[str, Tensor], size: int) -> Layer:
     def rows(name: str) -> int:
         return tensors[name].shape[0] if name in tensors else 0
 
-    heads, kv_heads = (rows(f"self_attn.{x}_proj.weight") // head_dim for x in "qk")
+    heads, kv_heads = (rows(f"self_attn.{x}_proj.weight") // size for x in "qk")
     width = rows("mlp.up_proj.weight")
     return Layer(number, f"model.layers.{original}", heads, kv_heads, width, tensors)

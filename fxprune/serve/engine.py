@@ -83,6 +83,16 @@ class Engine(ABC):
             return [str(error)]
         return target.reasons(graph, plan)
 
+    def require(self, plan: Plan, graph: DependencyGraph) -> None:
+        """Refuse a plan that the engine cannot run; the arguments are those of :meth:`check`.
+
+        Raises:
+            ServeError: it cannot. Gives all reasons.
+        """
+        if reasons := self.check(plan, graph):
+            listed = "".join(f"\n  {reason}" for reason in reasons)
+            raise ServeError(f"{self.name} cannot run what the plan leaves:{listed}")
+
     @abstractmethod
     def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
         """Write a pruned model as the engine reads it.
@@ -106,14 +116,23 @@ def engine(name: str) -> Engine:
     Raises:
         ServeError: there is none.
     """
+    check_name(name)
     if name in _REGISTERED:
         return _REGISTERED[name]
-    if name not in _BUILT_IN:
-        near = get_close_matches(name, engines(), 1)
-        hint = f"; did you mean {near[0]}?" if near else f": choose from {', '.join(engines())}"
-        raise ServeError(f"no engine {name!r}{hint}")
     found: Engine = importlib.import_module(_BUILT_IN[name]).ENGINE
     return found
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no engine's name.
+
+    Raises:
+        ServeError: there is none.
+    """
+    if name not in engines():
+        near = get_close_matches(str(name), engines(), 1)
+        hint = f"; did you mean {near[0]}?" if near else f": choose from {', '.join(engines())}"
+        raise ServeError(f"no engine {name!r}{hint}")
 
 
 def engines() -> tuple[str, ...]:

@@ -16,10 +16,13 @@ from fxprune.serve.decoder import decoder_of
 from fxprune.serve.engine import Engine, Pruned
 from fxprune.serve.gguf import architectures, file, vocabulary
 from fxprune.serve.gguf.dense import metadata_of
+from fxprune.serve.gguf.matched import matched
 from fxprune.serve.gguf.written import Written, form_of
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
+
+_HOW = "run it with llama-cli -m {}, or any program built on llama.cpp"
 
 
 class LlamaCpp(Engine):
@@ -33,6 +36,9 @@ class LlamaCpp(Engine):
         if config is None:
             raise ServeError(f"{self.name}: not a transformers model")
         own = architectures.own(config)
+        if own is None:
+            depth = ("block",) if architectures.alike(config) else ()
+            return Target(self.name, kinds=("mlp",), even=True, prefers={"mlp": 256}, depth=depth)
         form = architectures.uneven(config)
         return Target(
             self.name,
@@ -71,15 +77,32 @@ class LlamaCpp(Engine):
             raise ServeError(f"{self.name} has no option {next(iter(options))!r}")
         config = pruned.config
         own = architectures.own(config)
+        if own is None:
+            return self._matched(pruned, path, like, dtype, progress)
         decoder = decoder_of(pruned)
         form = form_of(decoder, own)
         kind = file.kind_of(dtype, decoder.tensors["model.embed_tokens.weight"])
         written = Written(decoder, form, kind)
         tensors = dict(written.tensors())
-        base = vocabulary.of(pruned) if like is None else metadata_of(like, own, config)
+        base = (
+            vocabulary.of(pruned) if like is None else metadata_of(like, own, config, pruned.plan)
+        )
         base = file.renamed(base, own.name, form.name)
         file.write(path, form.name, base | written.metadata(), tensors, kind, progress)
-        return f"run it with llama-cli -m {path}, or any program built on llama.cpp"
+        return _HOW.format(path)
+
+    def _matched(self, pruned: Pruned, path: Path, like: Any, dtype: str, progress: bool) -> str:
+        if like is None:
+            raise ServeError(
+                f"{self.name}: what {pruned.config.model_type} is in GGUF is told by a file of the "
+                "dense model: --like dense.gguf"
+            )
+        reader = file.opened(like)
+        tensors, entries = matched(pruned, reader)
+        kind = file.kind_of(dtype, next(iter(pruned.model.parameters())))
+        name = entries["general.architecture"].value
+        file.write(path, name, entries, tensors, kind, progress)
+        return _HOW.format(path)
 
 
 ENGINE = LlamaCpp()

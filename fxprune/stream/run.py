@@ -20,6 +20,7 @@ from fxprune.importance.collect import Vectors
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
+from fxprune.importance.stacked import ExpertRecorder
 from fxprune.importance.statistics import measure, merge
 from fxprune.importance.targets import Reader
 from fxprune.ops.resize import Resizer
@@ -52,11 +53,15 @@ class Run:
         inputs = [graph_inputs(traced, batch) for batch in data]
         self.masks = [masks(traced, values) for values in inputs]
         ends = [stop.consumer.node for stop in stops]
-        self.ahead = self.behind = Lockstep(traced.graph_module, inputs, ends)
+        stacked = tuple(stop.consumer for stop in stops if stop.consumer.stack is not None)
+        self.experts = ExpertRecorder(traced=traced, consumers=stacked)
+        late = [node for c in stacked if c.stack is not None for node in c.stack.taken]
+        keep = {consumer.node: self.experts.reads(consumer) for consumer in stacked}
+        self.ahead = self.behind = Lockstep(traced.graph_module, inputs, ends, keep, late)
         self.shared = {id(tensor): tensor for tensor in traced.tensors.values()}
         self.mutates = any(mutates(node) for node in traced.graph_module.graph.nodes)
         if len(stages) < len(stops):
-            self.behind = Lockstep(traced.graph_module, self._apart(inputs), ends)
+            self.behind = Lockstep(traced.graph_module, self._apart(inputs), ends, keep, late)
         readers = {
             group.name: (Reader(stop.consumer.site, stop.consumer.output_axis, ()),)
             for stop in stops
@@ -64,7 +69,12 @@ class Run:
         }
         recorder = Recorder(samples=sum(map(rows, data)))
         self.findings = Findings(
-            parameters, readers, recorder, MomentRecorder({}), Vectors(parameters, ())
+            parameters,
+            readers,
+            recorder,
+            MomentRecorder({}),
+            Vectors(parameters, ()),
+            experts=self.experts.experts,
         )
 
     def score(self, stage: Stage) -> None:
@@ -73,6 +83,9 @@ class Run:
         for consumer, groups in ((stop.consumer, stop.groups) for stop in stage):
             name = consumer.site.tensor
             for values, hidden in zip(self.ahead.advance(consumer.node), self.masks, strict=True):
+                if consumer.stack is not None:
+                    self.experts.see(consumer, values, hidden)
+                    continue
                 tokens = self._tokens(consumer, values[consumer.source], hidden)
                 if len(tokens):
                     found = measure(tokens)
@@ -113,5 +126,7 @@ class Run:
 
     def _axis(self, consumer: Consumer) -> int:
         """The axis of the input's channels; of a convolution, before those of the kernel."""
+        if consumer.stack is not None:
+            return consumer.source_axis
         kernel = len(self.graph.layouts[consumer.site.tensor]) - 2
         return -1 if consumer.source_axis == -1 else -1 - kernel

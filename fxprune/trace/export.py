@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneWarning, TraceError
-from fxprune.trace import dropout, dynamic, held, inputs, refusals, symbols
+from fxprune.trace import dropout, dynamic, held, hits, inputs, refusals, symbols, unhit
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.clean import clean
 from fxprune.trace.dynamic import Axes
@@ -57,6 +57,7 @@ class Captured:
         originals: of a model on ``meta``, the original tensors by the ``id`` of their stand-ins.
         fixed: axes that could have been symbols but for a question, by leaf and axis.
         refused: why not all sizes could be symbols at once, in torch's words ("" if they could).
+        lists: of rows in loops over what the data hits, None if there are no such loops.
     """
 
     program: ExportedProgram
@@ -67,6 +68,7 @@ class Captured:
     originals: Tensors = field(default_factory=dict)
     fixed: Mapping[tuple[int, int], Asked] = field(default_factory=dict)
     refused: str = ""
+    lists: Mapping[str, int] | None = None
 
 
 def trace(
@@ -117,6 +119,8 @@ def _traced(
     model: nn.Module, args: tuple[Any, ...], given: dict[str, Any], *, widen: bool
 ) -> Traced:
     with captured(model, args, given, widen=widen) as capture:
+        if capture.lists is not None:
+            _check_loops(model, capture, ones=widen)
         exported = _unlifted(model, capture.program)
         unmarked = dropout.mark(exported, model, capture.args, capture.kwargs)
         graph_module, tensors, aliases = clean(exported, model)
@@ -137,6 +141,15 @@ def _traced(
     sizes = Sizes(stand_ins(guards)[0])
     settle(graph_module.graph, sizes)
     return Traced(graph_module, model, args, given, tensors, aliases, sizes, guards)
+
+
+def _check_loops(model: nn.Module, whole: Captured, *, ones: bool) -> None:
+    """Refuse loops over what the data hits that do anything for what it does not."""
+    graph = clean(_unlifted(model, whole.program), model)[0].graph
+    for half in (0, 1):
+        with hits.left_out(half), captured(model, whole.args, whole.kwargs, widen=ones) as part:
+            without = clean(_unlifted(model, part.program), model)[0].graph
+        unhit.check(model, graph, whole.lists or {}, half, without)
 
 
 @contextlib.contextmanager
@@ -175,13 +188,16 @@ def captured(
 def _with_numbers(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, ones: bool
 ) -> Captured:
-    """With inputs held at their values, where the model reads numbers out of them."""
+    """With inputs held at their values, where the model reads numbers out of them.
+
+    So is what it makes of sizes alone, such as a mask of padding to a multiple of 8.
+    """
     try:
         return _captured(model, args, kwargs, ones=ones)
     except TraceError as error:
         leaves = pytree.tree_leaves((args, kwargs))
         places = held.candidates(model, kwargs, leaves)
-        if not places or not refusals.reads_numbers(error.__cause__):
+        if not refusals.reads_numbers(error.__cause__):
             raise
         refused, read = error, set[int]()
     try:
@@ -252,20 +268,24 @@ def _exported(
     with preserved(model), symbols.recording(), dynamic.unmarked(leaves):
         dynamic.name_inputs(model, kwargs)
         shapes = dynamic.dynamic_shapes(model, args, kwargs, symbolic)
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        with hits.everywhere() as loops:
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         tie(program.graph)
-    return Captured(program, *symbols.read(program, args, kwargs), args, kwargs)
+    said = symbols.read(program, args, kwargs)
+    return Captured(program, *said, args, kwargs, lists=loops.lists)
 
 
 def _exported_static(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
     try:
         with preserved(model), symbols.recording(), _transformers_patches(model):
             dynamic.name_inputs(model, kwargs)
-            program = torch.export.export(model, args, kwargs, strict=False)
+            with hits.everywhere() as loops:
+                program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         hint = mend(model, dict(inputs.named(args, kwargs)), error)
         raise TraceError(_explain(model, error) + hint) from error
-    return Captured(program, *symbols.read(program, args, kwargs), args, kwargs)
+    said = symbols.read(program, args, kwargs)
+    return Captured(program, *said, args, kwargs, lists=loops.lists)
 
 
 def _unlifted(model: nn.Module, program: ExportedProgram) -> fx.GraphModule:
@@ -298,7 +318,8 @@ def _first_line(error: BaseException) -> str:
 
 def _explain(model: nn.Module, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename.replace("\\", "/")]
+    passed = ("/torch/", "/fxprune/trace/hits.py")
+    own = [f for f in frames if not any(x in f.filename.replace("\\", "/") for x in passed)]
     where = own[-1] if own and own[-1].filename != __file__ else None
     place = f" at {where.filename}:{where.lineno}: `{where.line}`" if where else ""
     said = (

@@ -51,7 +51,7 @@ class _Held(torch.Tensor):
         )
         if func in _READS or masked:
             held[0].read.update(places)
-        return pytree.tree_map(lambda x: _hold(x, places, held[0].read), result)
+        return pytree.tree_map(lambda x: hold(x, places, held[0].read), result)
 
 
 class _Factories(TorchFunctionMode):
@@ -73,10 +73,11 @@ class _Factories(TorchFunctionMode):
             plain = [x.as_subclass(torch.Tensor) if isinstance(x, _Held) else x for x in leaves]
             args, kwargs = pytree.tree_unflatten(plain, spec)
             result = func(*args, **kwargs)
-        return _hold(result, frozenset(), self._read)
+        return hold(result, frozenset(), self._read)
 
 
-def _hold(value: Any, places: frozenset[int], read: set[int]) -> Any:
+def hold(value: Any, places: frozenset[int], read: set[int]) -> Any:
+    """A tensor with its numbers, that goes through a capture as it is; any other value itself."""
     if not isinstance(value, torch.Tensor):
         return value
     with torch._C.DisableTorchFunctionSubclass(), _disable_current_modes():
@@ -103,7 +104,7 @@ def holding(
     def with_numbers(*args: Any, **kwargs: Any) -> Any:
         given, spec = pytree.tree_flatten((args, kwargs))
         for place in places:
-            given[place] = _hold(leaves[place], frozenset({place}), read)
+            given[place] = hold(leaves[place], frozenset({place}), read)
         args, kwargs = pytree.tree_unflatten(given, spec)
         with _Factories(read):
             return forward(*args, **kwargs)

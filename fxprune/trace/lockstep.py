@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx
@@ -25,15 +26,25 @@ class Lockstep:
         module: a traced or a rewritten graph, called under ``torch.no_grad`` or not, as is.
         inputs: of each batch, the values of the graph's placeholders, see :func:`flatten`.
         ends: the nodes that will be stopped at.
+        keep: further values that have to be alive at a stop.
+        late: nodes that run right before what reads them, and after a stop there: what they take
+            out of the weights is large, or is to be taken out of weights that change at the stop.
     """
 
     def __init__(
-        self, module: fx.GraphModule, inputs: Sequence[Sequence[Any]], ends: Iterable[fx.Node]
+        self,
+        module: fx.GraphModule,
+        inputs: Sequence[Sequence[Any]],
+        ends: Iterable[fx.Node],
+        keep: Mapping[fx.Node, Sequence[fx.Node]] = MappingProxyType({}),
+        late: Collection[fx.Node] = (),
     ) -> None:
         self._interpreter = fx.Interpreter(module, garbage_collect_values=False)
-        self._pending = needed(module.graph, ends)
+        self._late = frozenset(late)
+        self._pending = _postponed(needed(module.graph, ends), self._late)
         self._last: dict[fx.Node, list[fx.Node]] = {}
-        for source, user in {s: n for n in self._pending for s in n.all_input_nodes}.items():
+        last = {s: n for n in self._pending for s in (*n.all_input_nodes, *keep.get(n, ()))}
+        for source, user in last.items():
             self._last.setdefault(user, []).append(source)
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         used = {s for n in self._pending for s in n.all_input_nodes} | set(self._pending)
@@ -57,6 +68,8 @@ class Lockstep:
             what later nodes read.
         """
         place = self._pending.index(node)
+        while place and not through and self._pending[place - 1] in self._late:
+            place -= 1
         segment = self._pending[: place + through]
         for environment in self._environments:
             self._run(environment, [n for n in segment if n is not node])
@@ -84,6 +97,22 @@ class Lockstep:
     def _free(self, environment: dict[fx.Node, Any], node: fx.Node) -> None:
         for source in self._last.get(node, ()):
             del environment[source]
+
+
+def _postponed(nodes: list[fx.Node], late: Collection[fx.Node]) -> list[fx.Node]:
+    """The nodes in an order in which some come right before the first that reads them."""
+    waiting, found = set(late).intersection(nodes), dict[fx.Node, None]()
+
+    def place(node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if source in waiting and source not in found:
+                place(source)
+        found[node] = None
+
+    for node in nodes:
+        if node not in waiting:
+            place(node)
+    return list(found)
 
 
 def needed(graph: fx.Graph, ends: Iterable[fx.Node]) -> list[fx.Node]:

@@ -44,14 +44,37 @@ def build(model_type: str) -> Any:
     return model
 
 
-def inputs(model: Any) -> dict[str, torch.Tensor]:
-    """Tokens unlike one another; of a model with several codebooks a row for each."""
+def inputs(model: Any) -> dict[str, Any]:
+    """Tokens unlike one another; of a model with several codebooks a row for each.
+
+    Of one that attends to the keys and values of another model, these and states of both.
+    """
     rows = BATCH * (getattr(model.config, "num_codebooks", None) or 1)
     generator = torch.Generator().manual_seed(1)
+    if "shared_kv_states" in inspect.signature(model.forward).parameters:
+        width = model.pre_projection.in_features
+        states = torch.randn(rows, LENGTH, width, generator=generator)
+        mask = torch.ones(rows, LENGTH, dtype=torch.long)
+        mask[0, :2] = 0  # transformers leaves out masks of ones, and then takes the past alone
+        keys = _keys(model, rows, generator)
+        return {"inputs_embeds": states, "attention_mask": mask, "shared_kv_states": keys}
     return {"input_ids": torch.randint(FIRST, LAST, (rows, LENGTH), generator=generator)}
 
 
-def plainly(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _keys(model: Any, rows: int, generator: torch.Generator) -> dict[str, Any]:
+    """Keys and values for each kind of layer."""
+    kinds = {m.layer_type: m for m in model.modules() if hasattr(m, "num_key_value_groups")}
+    sizes = {
+        kind: (rows, m.config.num_attention_heads // m.num_key_value_groups, LENGTH, m.head_dim)
+        for kind, m in kinds.items()
+    }
+    return {
+        kind: tuple(torch.randn(size, generator=generator) for _ in "kv")
+        for kind, size in sizes.items()
+    }
+
+
+def plainly(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs for a call that keeps no cache, which is no output of a graph either."""
     names = inspect.signature(model.forward).parameters
     takes = "use_cache" in names or "kwargs" in names

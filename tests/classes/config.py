@@ -108,8 +108,11 @@ _INDEXER = {
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     # It reads rotary settings by kind of layer, and the default config has none.
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
-    # The attention reads a field that the config has no more.
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
+    # The attention reads a field that the config has no more, and by default one expert is chosen.
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": KV_HEADS},
+        "ffn_config": {"moe_num_experts": EXPERTS, "moe_top_k": CHOSEN},
+    },
     # Sizes of one kind of layers are no fields, but numbers in the code of the config.
     "dots3_note": {"text_config": _SLIDING},
     "dots3_note_text": _SLIDING,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 import warnings
 import zlib
@@ -72,7 +73,9 @@ class Trial:
             given = build.plainly(self.model, self.inputs)
             before = [stock.logits(self.model, given) for _ in range(2)]
         except Exception as error:
-            raise NothingThere(f"{type(error).__name__}: {message(error)}") from error
+            why = f"{type(error).__name__}: {message(error)}"
+            lacks = re.search(r"requires the (\w+) library", why)
+            raise NothingThere(f"needs {lacks[1]}" if lacks else why) from error
         self.logits = before[0]
         if not all(each.isfinite().all() for each in before):
             return "logits are not finite"

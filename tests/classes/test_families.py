@@ -71,8 +71,7 @@ def test_it_generates(model_type: str, kind: str, tmp_path: Path) -> None:
     opened_again(fxprune.shrink(model, plan, traced=traced), plan, small, inputs, tmp_path / "m")
 
 
-# Two have no experts; the gate of Llama 4 scales what enters its experts, and REAP refuses those.
-_WITHOUT = ("bamba", "falcon_h1", "llama4_text")
+_WITHOUT = ("bamba", "falcon_h1")  # experts
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5])

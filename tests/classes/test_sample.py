@@ -22,7 +22,8 @@ FORBIDS = {
     "bert": "self.attention_head_size = int(config.hidden_size / config.num_attention_heads)",
     "falcon": "self.head_dim = self.hidden_size // self.num_heads",
 }
-MORE = ("opt", "gpt_neox", "starcoder2", "olmo2")  # like one or another of these
+# Like one or another of these; and those that loop over the experts that are hit.
+MORE = ("opt", "gpt_neox", "starcoder2", "olmo2", "dbrx", "longcat_flash")
 
 
 @pytest.mark.parametrize(

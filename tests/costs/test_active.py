@@ -9,6 +9,7 @@ import transformers
 
 import fxprune
 from fxprune import costs
+from tests import loops
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -48,3 +49,11 @@ def test_all_of_a_dense_model() -> None:
     model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**_SIZES))
     graph = fxprune.discover(fxprune.trace(model.eval()))
     assert costs.active_parameters(graph) == sum(p.numel() for p in model.parameters())
+
+
+def test_of_experts_that_a_loop_takes_one_by_one() -> None:
+    model = loops.built(loops.by_tensor)
+    graph = fxprune.discover(fxprune.trace(model, (loops.inputs(9),)))
+    unused = (loops.EXPERTS - loops.CHOSEN) * 2 * loops.INNER * loops.HIDDEN
+    total = sum(p.numel() for p in model.parameters())
+    assert costs.active_parameters(graph) == total - unused

@@ -132,6 +132,11 @@ def _pruned(**changes: object) -> Names:
     return {**found, "small": small, "graph_module": small}
 
 
+def _served() -> Names:
+    """MLPs of four times 256 units."""
+    return _tiny(hidden_size=64, intermediate_size=1024, head_dim=16)
+
+
 def _experts() -> Names:
     """A Llama, and a mixture of experts beside it."""
     torch.manual_seed(0)
@@ -172,8 +177,9 @@ NEEDS: dict[str, Needs] = {
     "docs/how-to/criterion.md": Needs(_traced),
     "docs/how-to/large-models.md": Needs(files=(model, scores)),
     "docs/how-to/many-devices.md": Needs(_tiny, (model,)),
-    "docs/how-to/non-uniform.md": Needs(_traced),
+    "docs/how-to/non-uniform.md": Needs(_traced, (model,)),
     "docs/how-to/pictures.md": Needs(_seeing, prints="from_pretrained"),
+    "docs/how-to/serve.md": Needs(_served, prints="mlx takes multiples of 256"),
     "docs/how-to/remote-code.md": Needs(_remote, prints="['position_ids', 'attention_mask']"),
     "docs/tutorial.md": Needs(files=(model,), prints="7204 -> 3578"),
 }

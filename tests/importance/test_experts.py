@@ -52,14 +52,42 @@ def shaken(model: Any) -> Any:
     return model
 
 
-def by_hand(model: Any, mask: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-    """For each layer how often an expert is chosen, and its REAP, in plain loops."""
+def llama4(**options: Any) -> Any:
+    """Every expert is given all tokens, times a gate that is 0 where it was not chosen."""
+    torch.manual_seed(0)
+    config = transformers.Llama4TextConfig(
+        **SIZES | options, head_dim=6, intermediate_size=16, intermediate_size_mlp=16,
+        num_local_experts=5, moe_layers=[0, 1],
+    )  # fmt: skip
+    return shaken(transformers.Llama4ForCausalLM(config).eval())
+
+
+def entered(module: Any, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What one mixture does whose gates scale what goes into its experts."""
+    x = x.view(5, -1, x.shape[-1])
+    counts, total = torch.zeros(2, 5).double()
+    for t in torch.where(rows)[0].tolist():
+        for expert in range(5):
+            if x[expert, t].any():
+                gate, up = (x[expert, t] @ module.gate_up_proj[expert]).chunk(2)
+                counts[expert] += 1
+                total[expert] += float(
+                    ((module.act_fn(gate) * up) @ module.down_proj[expert]).norm()
+                )
+    return counts, total / counts.clamp(min=1), total
+
+
+def by_hand(model: Any, mask: Tensor | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each layer how often an expert is chosen, its REAP and its norms, in plain loops."""
     found = []
 
     def see(module: Any, args: tuple[Tensor, ...], output: Any) -> None:
+        rows = torch.ones(IDS.numel()) if mask is None else mask.reshape(-1)
+        if len(args) == 1:
+            found.append(entered(module, *args, rows))
+            return
         x, index, gates = args
-        rows = torch.ones(len(x), dtype=torch.bool) if mask is None else mask.reshape(-1).bool()
-        counts, total = torch.zeros(5).double(), torch.zeros(5).double()
+        counts, total, norms = torch.zeros(3, 5).double()
         for t in range(len(x)):
             if not rows[t]:
                 continue
@@ -68,9 +96,14 @@ def by_hand(model: Any, mask: Tensor | None = None) -> list[tuple[Tensor, Tensor
                 y = module.down_proj[expert] @ (module.act_fn(gate) * up)
                 counts[expert] += 1
                 total[expert] += float(gates[t, place] / gates[t].sum() * y.norm())
-        found.append((counts, total / counts.clamp(min=1)))
+                norms[expert] += float(y.norm())
+        found.append((counts, total / counts.clamp(min=1), norms))
 
-    hooks = [layer.mlp.experts.register_forward_hook(see) for layer in model.model.layers]
+    hooks = [
+        module.register_forward_hook(see)
+        for name, module in model.named_modules()
+        if name.endswith(".experts")
+    ]
     with torch.no_grad():
         model(IDS, attention_mask=mask)
     for hook in hooks:
@@ -78,7 +111,11 @@ def by_hand(model: Any, mask: Tensor | None = None) -> list[tuple[Tensor, Tensor
     return found
 
 
-@pytest.mark.parametrize("make", [mixtral, qwen, phimoe])
+def llama4_of_two() -> Any:
+    return llama4(num_experts_per_tok=2)
+
+
+@pytest.mark.parametrize("make", [mixtral, qwen, phimoe, llama4, llama4_of_two])
 @pytest.mark.parametrize("masked", [False, True])
 def test_against_plain_loops(make: Any, masked: bool) -> None:
     model = make()
@@ -91,12 +128,14 @@ def test_against_plain_loops(make: Any, masked: bool) -> None:
         data["attention_mask"] = mask
         inputs["attention_mask"] = torch.ones_like(IDS)
     graph = fxprune.discover(fxprune.trace(model, kwargs=inputs))
-    criteria = [fxprune.criteria.Frequency(), fxprune.criteria.REAP()]
-    counts, reaps = fxprune.estimate(model, graph, criteria, data, batch_size=4, kinds=["expert"])
-    for layer, (count, reap) in enumerate(by_hand(model, mask)):
-        name = f"model.layers.{layer}.mlp:experts"
-        torch.testing.assert_close(counts[name].double(), count)
-        torch.testing.assert_close(reaps[name].double(), reap, rtol=1e-4, atol=1e-6)
+    names = ("frequency", "reap", "expert-norm")
+    criteria = [fxprune.importance.by_name(name) for name in names]
+    found = fxprune.estimate(model, graph, criteria, data, batch_size=4, kinds=["expert"])
+    for layer, expected in enumerate(by_hand(model, mask)):
+        place = "mlp" if hasattr(model.model.layers[layer], "mlp") else "feed_forward"
+        for scores, each in zip(found, expected, strict=True):
+            mine = scores[f"model.layers.{layer}.{place}:experts"].double()
+            torch.testing.assert_close(mine, each, rtol=1e-4, atol=1e-6)
 
 
 def test_batched_experts_give_the_same() -> None:
@@ -126,9 +165,19 @@ def test_other_units_are_refused() -> None:
         fxprune.prune(tiny_llama(), calibration=IDS, criterion="reap", kinds="mlp")
 
 
-def test_the_default_scores_experts_by_taylor_and_says_so() -> None:
-    with pytest.warns(fxprune.FxpruneWarning, match=r"scored by Taylor\(\): OBS.* cannot score"):
-        result = fxprune.prune(mixtral(), calibration=IDS, verify=False)
-    assert result.plan.criterion == repr(fxprune.Taylor())
+def test_the_default_scores_the_units_of_experts() -> None:
+    result = fxprune.prune(mixtral(), calibration=IDS, verify=False)
+    assert result.plan.criterion == repr(fxprune.OBS())
     assert any("experts" in name for name in result.plan.kept)
     assert {len(kept) % 8 for name, kept in result.plan.kept.items() if "experts" in name} == {0}
+
+
+def test_the_default_scores_experts_by_reap_and_says_so() -> None:
+    options: dict[str, Any] = {"ranking": "local", "budget": fxprune.Budget(units=0.4)}
+    with pytest.warns(fxprune.FxpruneWarning, match=r"scored by REAP\(\): OBS.* cannot score"):
+        result = fxprune.prune(mixtral(), calibration=IDS, kinds="expert", verify=False, **options)
+    assert result.plan.criterion == repr(fxprune.criteria.REAP())
+    both = {**options, "kinds": ("expert", "mlp")}
+    with pytest.warns(fxprune.FxpruneWarning, match=r"scored by Taylor\(\): OBS.* cannot score"):
+        result = fxprune.prune(mixtral(), calibration=IDS, verify=False, **both)
+    assert result.plan.criterion == repr(fxprune.Taylor())

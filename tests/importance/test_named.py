@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fxprune.criteria import REAP, Frequency
+from fxprune.criteria import REAP, ExpertNorm, Frequency
 from fxprune.errors import CriterionError
 from fxprune.importance import (
     FLAP,
@@ -30,6 +30,7 @@ EXPECTED = {
     "obs": OBS(),
     "reap": REAP(),
     "frequency": Frequency(),
+    "expert-norm": ExpertNorm(),
     "wanda-sp": WandaSP(),
     "flap": FLAP("WIFV"),
     "flap-ifv": FLAP("IFV"),

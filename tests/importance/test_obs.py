@@ -12,7 +12,7 @@ from torch.nn import functional
 import fxprune
 from fxprune import OBS
 from fxprune.errors import CriterionError
-from fxprune.importance.surgery import damped_inverse, removal_costs
+from fxprune.importance.surgery import Block, damped_inverse, removal_costs
 from tests.llama import tiny_llama
 from tests.zoo import BY_NAME
 
@@ -123,11 +123,12 @@ def test_order_of_removal_is_in_the_scores() -> None:
     x = torch.randn(200, 24, generator=generator, dtype=torch.float64)
     weight, g = torch.randn(6, 24, generator=generator), torch.eye(6, dtype=torch.float64)
     columns = torch.arange(24)[:, None]
-    scores = removal_costs(x.T @ x / 200, g, weight, columns, 0.0, 24)
+    scores = removal_costs([Block.of(x.T @ x / 200, g, weight, 0.0)], columns, 24)
     assert len(scores.float().unique()) == 24
     twin = torch.cat([x, x[:, :1]], 1)  # an input that another one repeats costs nothing
     doubled = torch.cat([weight, weight[:, 1:2]], 1)
-    costs = removal_costs(twin.T @ twin / 200, g, doubled, torch.arange(25)[:, None], 1e-3, 25)
+    twins = [Block.of(twin.T @ twin / 200, g, doubled, 1e-3)]
+    costs = removal_costs(twins, torch.arange(25)[:, None], 25)
     assert min(costs[0], costs[24]) == costs.min()
     assert costs.min() < 1e-2 * costs.median()
 

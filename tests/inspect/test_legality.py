@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 import fxprune
-from fxprune.errors import SelectionError
+from fxprune.errors import SelectionError, ServeError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.inspect.legality import Report, Row, check_plan, legality
 from fxprune.plan import Plan
@@ -91,6 +91,17 @@ def test_without_a_head_dim_the_heads_are_fixed() -> None:
     assert row(report, "mlp").kept["stock"] == tuple(range(1, 97))
 
 
+def test_what_an_engine_takes() -> None:
+    report = legality(llama(), target="transformers")
+    for each in report.rows:
+        assert each.kept["transformers"] == each.kept["stock"]
+    report = legality(llama(), target="transformers-remote")
+    assert row(report, "attention").kept["transformers-remote"] == (1, 2, 3, 4, 5)
+    for each in report.rows:
+        if each.kind == "head_dim":
+            assert each.kept["transformers-remote"] == (each.size,)
+
+
 def test_any_graph() -> None:
     graph: Any = toy_graph(ToyLM(layers=2, kv=4, repeat=2, head=4))
     report = legality(graph, tensor_parallel=(2,), multiples=(16,))
@@ -134,14 +145,18 @@ def test_plans_that_do_not() -> None:
     names = [g.name for g in graph.groups if g.kind == "mlp"]
     found = check_plan(graph, Plan.of(graph, {names[1]: range(7)}))
     assert found == [
-        f"mlp groups of different sizes: {names[0]} keeps 24 of 24, {names[1]} keeps 7 of 24"
+        "transformers has one number of mlp units of 24: "
+        f"{names[0]} keeps 24 and {names[1]} keeps 7"
     ]
+    assert check_plan(graph, Plan.of(graph, {names[1]: range(7)}), "transformers-remote") == []
     (found,) = check_plan(graph, Plan.of(graph, kept(graph, attention=3)))
     assert found == "6 query heads do not divide hidden_size 40, which configs insist on"
     (found,) = check_plan(graph, Plan.of(graph, kept(graph, channel=16)))
     assert found.startswith("10 query heads do not divide hidden_size 16")
     (found,) = check_plan(graph, Plan.of(graph, {}, biases=["model.layers.0.mlp.down_proj.bias"]))
-    assert found.startswith("1 Linears gain a bias, model.layers.0.mlp.down_proj.bias")
+    assert found.endswith("no place for the new bias model.layers.0.mlp.down_proj.bias")
+    with pytest.raises(ServeError, match="'transformer'; did you mean transformers"):
+        check_plan(graph, Plan.of(graph, {}), "transformer")
 
 
 def test_a_model_without_a_config() -> None:
@@ -150,4 +165,4 @@ def test_a_model_without_a_config() -> None:
     name = graph.groups[0].name
     assert "stock" not in legality(graph).rows[0].kept
     found = check_plan(graph, Plan.of(graph, {name: range(3)}))
-    assert found == ["the model has no transformers config"]
+    assert found == ["Sequential is not a class of transformers, as transformers loads"]

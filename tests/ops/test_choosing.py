@@ -102,6 +102,13 @@ def one_hot(self: Any, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
     return (y * gates.unsqueeze(-1)).sum(1)
 
 
+def one_more_class(self: Any, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    gates = (F.one_hot(chosen, EXPERTS + 1) * weights.unsqueeze(-1)).sum(1)
+    h = torch.einsum("th,eih->tei", x, self.up) + self.shift
+    y = torch.einsum("tei,ehi->teh", F.silu(h), self.down)
+    return (y * gates[:, :EXPERTS].unsqueeze(-1)).sum(1)
+
+
 class Block(nn.Module):
     def __init__(self, choose: Any, run: Any) -> None:
         super().__init__()
@@ -181,6 +188,7 @@ def never_chosen(model: Model, plan: Plan, graph: fxprune.DependencyGraph) -> nn
             (one_after_the_other, gathered),
             (one_after_the_other, sorted_rows),
             (softmax_first, repeated),
+            (softmax_first, one_more_class),
         )
     ],
 )

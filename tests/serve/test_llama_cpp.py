@@ -189,7 +189,6 @@ def test_a_dense_file_of_another_model(tmp_path: Path) -> None:
     [
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"model_type": "phi"}, "phi is not written as GGUF"),
         ({"sliding_window": 8}, "sliding_window=8"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
@@ -244,3 +243,27 @@ def test_files_that_are_not_cut(tmp_path: Path) -> None:
     with pytest.raises(PlanError):
         cut(random_plan(traced("llama"), 2), tmp_path / "h.gguf", tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.real
+@pytest.mark.serve
+def test_the_real_model(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fxprune.hf.open import smollm2
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2.folder())
+    words = AutoTokenizer.from_pretrained(smollm2.folder())
+    of = fxprune.trace(model)
+    graph = fxprune.discover(of)
+    scores = fxprune.estimate(model, graph, fxprune.Magnitude())
+    heads = {"model.layers.[1-5].self_attn:heads": 0.34}
+    plan = fxprune.select(graph, scores, 0.1, multiple_of={"mlp": 32}, overrides=heads)
+    small = fxprune.rewrite(of, plan)
+    pruned = Pruned(small, model.config, plan, words)
+    LLAMA_CPP.write(pruned, tmp_path / "m.gguf", like=smollm2.fetch(), dtype="f32")
+    sizes = file.metadata(file.opened(tmp_path / "m.gguf"))
+    assert len(set(sizes["deci.feed_forward_length"].value)) > 3
+    assert len(set(sizes["deci.attention.head_count_kv"].value)) > 1
+    ids = words("The capital of France is Paris, and the capital of Italy is").input_ids
+    assert llama.compare(small, tmp_path / "m.gguf", ids, count=32) < 0.02

@@ -103,3 +103,31 @@ def test_what_no_held_input_mends_is_refused_as_before() -> None:
     """Numbers of what is measured are no settings."""
     with pytest.raises(TraceError, match=r"test_held.py:\d+: `return x \* 2 if x.sum\(\) > 0"):
         fxprune.trace(Branch(), (torch.randn(3, 4), torch.ones(3, dtype=torch.long)))
+
+
+class Padded(nn.Module):
+    """Pads to a multiple of 4, and looks whether it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 14), nn.Linear(14, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[1]
+        mask = torch.cat([torch.ones(length), torch.zeros(-length % 4)])
+        x = F.pad(x, (0, 0, 0, -length % 4))
+        if mask.sum().item() < x.shape[1]:
+            x = x + mask[:, None]
+        return self.outer(F.relu(self.inner(x)))
+
+
+@pytest.mark.parametrize("length", [7, 8])
+def test_numbers_made_of_sizes_alone_are_read(length: int) -> None:
+    x, model = torch.randn(2, length, 6), Padded().eval()
+    with pytest.warns(FxpruneWarning, match=r"axis 1 \(sequence\) of args\[0\] is fixed"):
+        traced = fxprune.trace(model, (x,))
+    with torch.no_grad():
+        assert torch.equal(traced.graph_module(x), model(x))
+    assert not traced.guards.held
+    with pytest.raises(InputError):
+        traced.graph_module(torch.randn(2, length + 1, 6))

@@ -54,6 +54,23 @@ def test_values_are_those_of_a_plain_run(llama: fxprune.Traced, through: bool) -
 
 
 @torch.no_grad()
+def test_more_is_alive_at_a_stop_and_what_is_late_is_not(llama: fxprune.Traced) -> None:
+    module = llama.graph_module
+    inputs = [flatten(module, {"input_ids": ids}) for ids in BATCHES]
+    expected = [plain(module, each) for each in inputs]
+    early, *others = products(module)
+    stop = next(n for n in others if len(n.all_input_nodes[0].users) == 1)
+    late, last = stop.all_input_nodes[0], others[-1]
+    lockstep = Lockstep(module, inputs, [stop, last], {stop: [early]}, [late])
+    for environment, there in zip(lockstep.advance(stop), expected, strict=True):
+        assert torch.equal(environment[early], there[early])
+        assert late not in environment
+    for environment, there in zip(lockstep.advance(last, through=True), expected, strict=True):
+        assert torch.equal(environment[last], there[last])
+        assert environment.keys().isdisjoint({early, late})
+
+
+@torch.no_grad()
 def test_only_what_is_needed_later_is_alive(llama: fxprune.Traced) -> None:
     module = llama.graph_module
     first, second = products(module)[5], products(module)[9]

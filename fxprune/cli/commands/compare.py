@@ -44,7 +44,11 @@ def compare(
         ),
     ] = None,
     ranking: Annotated[
-        str | None, typer.Option(help="local, global.", show_default="global")
+        str | None, typer.Option(help="local, global, uniform.", show_default="global")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--for", help="Engines that must run the result; none: whatever the scores."),
     ] = None,
     normalise: Annotated[
         str | None, typer.Option(help="kind, group, standardise, none; else the criterion's own.")
@@ -87,6 +91,7 @@ def compare(
         length=length,
         ranking=ranking,
         normalise=normalise,
+        target=target,
         cost_aware=cost_aware,
         kinds=kinds or (",".join(DEFAULT_KINDS),),
         aggregate=aggregate,

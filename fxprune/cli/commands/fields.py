@@ -64,7 +64,11 @@ OPTIONS = {
     ),
     "keep_first": Option("Leave the first layers alone.", "0; 4 for blocks"),
     "keep_last": Option("Leave the last layers alone.", "0; 2 for blocks"),
-    "ranking": Option("global: all units together; local: an equal share of each group.", "global"),
+    "ranking": Option(
+        "global: all units together; local: an equal share of each group; uniform: equal numbers in"
+        " all layers, shared among kinds by the scores.",
+        "global",
+    ),
     "normalise": Option(
         "What makes scores of groups comparable: kind, group, standardise or none.",
         "the criterion's own",
@@ -72,6 +76,11 @@ OPTIONS = {
     "cost_aware": Option("Rank by score per cost of a unit.", "the criterion's own"),
     "multiple_of": Option("Groups that lose units keep a multiple of this many."),
     "min_kept": Option("Units that stay in every group at least."),
+    "target": Option(
+        "Engine that must run the result: transformers (a stock checkpoint), transformers-remote,"
+        " llama.cpp, nemotron-nas, mlx, vllm, onnx, torch.",
+        name="--for",
+    ),
     "steps": Option("Steps to the goal, with new scores before each."),
     "compensation": Option(
         "none, bias or least-squares: mend what stays, by forward passes. auto: least-squares for a"

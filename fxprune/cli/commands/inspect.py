@@ -40,12 +40,15 @@ def inspect(
     legal: Annotated[
         bool, typer.Option("--legal", help="Which sizes a config, devices and kernels can take.")
     ] = False,
+    engine: Annotated[
+        str | None, typer.Option("--for", help="With --legal: what this engine can run, as well.")
+    ] = None,
 ) -> None:
     """Show what can be pruned and what cannot, and why. Needs no weights."""
     for file in (dot, json_file, html):
         check_parent(file)
     from fxprune.cli import inspect as command
 
-    wanted = command.Wanted(dot, json_file, html, scores, explain, to, layer, every, legal)
+    wanted = command.Wanted(dot, json_file, html, scores, explain, to, layer, every, legal, engine)
     wanted.check()
     command.inspect_spec(model, wanted)

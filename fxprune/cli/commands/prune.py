@@ -124,6 +124,9 @@ def prune(
     console = Console()
     outcome.show(console)
     console.print(f"saved in {out}; {outcome.opened_by}", markup=False, soft_wrap=True)
+    if config.target not in (None, "transformers", "transformers-remote"):
+        words = f"for {config.target}: fxprune convert {out} TARGET --for {config.target}"
+        console.print(words, markup=False, soft_wrap=True)
     if chain is not None:
         chain.run(calibration, evaluation, eval_samples).show(console)
         console.print(f"recovered: {chain.folder}", markup=False, soft_wrap=True)

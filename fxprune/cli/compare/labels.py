@@ -17,7 +17,8 @@ def series(config: PruneConfig) -> str:
     """The label without the ratio: configurations of one line in a plot share it."""
     default = PruneConfig()
     name, options = named(config)
-    parts = [name, config.ranking or "global"]
+    free = [config.ranking or "global"] if config.ranking or config.target is None else []
+    parts = [name, *free, *([f"for {config.target}"] if config.target is not None else [])]
     parts += [f"{option} {value}" for option, value in options.items()]
     if config.normalise is not None:
         parts.append(f"normalise {config.normalise}")

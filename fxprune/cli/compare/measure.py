@@ -26,6 +26,7 @@ from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select.select import select
+from fxprune.serve.engine import engine
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config
 
@@ -93,7 +94,7 @@ def try_selections(bench: Bench, configurations: Sequence[PruneConfig]) -> None:
     scores = estimate(bench.loaded.model, bench.graph, Random(0), kinds=kinds)
     tried: set[str] = set()
     for each in configurations:
-        asked = str((each.goal(), each.kinds, each.selection()))
+        asked = str((each.goal(), each.kinds, each.target, each.selection()))
         if asked in tried:
             continue
         tried.add(asked)
@@ -179,7 +180,14 @@ def criterion_of(config: PruneConfig) -> Criterion:
 
 
 def _plan(bench: Bench, config: PruneConfig, scores: Scores) -> Plan:
-    return select(bench.graph, scores, kinds=config.kinds, **config.goal(), **config.selection())
+    serving = None if config.target is None else engine(config.target)
+    options = {"kinds": config.kinds, **config.goal(), **config.selection()}
+    if serving is not None:
+        options["target"] = serving.target(bench.graph)
+    plan = select(bench.graph, scores, **options)
+    if serving is not None:
+        serving.require(plan, bench.graph)
+    return plan
 
 
 def _perplexities(bench: Bench, module: nn.Module) -> dict[str, float]:

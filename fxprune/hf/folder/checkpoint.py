@@ -168,6 +168,11 @@ def facts_of(path: Path) -> dict[str, Any]:
     fields = {"version": int, "model": dict, "sha256": dict}
     if not isinstance(facts, dict) or facts.get("format") != "fxprune":
         raise CheckpointError(f"{file} is not of fxprune")
+    if facts.get("holds") == "engine":
+        raise CheckpointError(
+            f"{path} was written for the engine {facts.get('engine')}, which runs it; fxprune "
+            "reads the folder that it was converted from"
+        )
     if facts.get("holds", "graph") == "graph":
         fields |= {"inputs": dict, "aliases": dict}
     for name, kind in fields.items():

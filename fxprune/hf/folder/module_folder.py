@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,13 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
     return {"holds": "module", "model": named, "stack": stacks or None}
 
 
+def how_to_open(folder: Path, model: PreTrainedModel) -> str:
+    """How to open what :func:`write_module` wrote, in words."""
+    remote = ", trust_remote_code=True" if describe(model)["stack"] is not None else ""
+    shown = repr(str(folder))
+    return f"open it with fxprune.load({shown}) or from_pretrained({shown}{remote})"
+
+
 def _reads(model: PreTrainedModel) -> bool:
     """Whether the class reads entries for single layers itself, as some do."""
     name = type(model).__name__
@@ -95,24 +103,41 @@ def write_config(folder: Path, model: PreTrainedModel) -> None:
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
     if facts["stack"] is not None:
-        add_loader(folder, type(model), facts["stack"])
+        add_loader(folder, model, facts["stack"])
     if wrong := misfit(_built(folder, facts), named_tensors(model), Names(())):
         raise CheckpointError(f"the saved config would give another model: {wrong}")
 
 
-def add_loader(folder: Path, cls: type[PreTrainedModel], stacks: dict[str, list[str]]) -> None:
-    """Write the code that builds layers of their own sizes, and name it in the config."""
-    name = cls.__name__
+def add_loader(folder: Path, model: PreTrainedModel, stacks: dict[str, list[str]]) -> None:
+    """Write the code that builds layers of their own sizes, and name it in the config.
+
+    What the model adds its head to has a class there too: vLLM asks for ``AutoModel``.
+    """
     code = Path(layers_apart.__file__).read_text(encoding="utf-8")
-    write_text(
-        folder / f"{LOADER}.py",
-        code.replace("from typing import Any\n", "from typing import Any\n\nimport transformers\n")
-        + f"\n\n{name} = apart(transformers.{name}, {stacks!r})\n",
+    code = code.replace(
+        "from typing import Any\n", "from typing import Any\n\nimport transformers\n"
     )
+    names: dict[str, str] = {}
+    for cls, inside in _classes(model, stacks):
+        name = cls.__name__
+        code += f"\n\n{name} = apart(transformers.{name}, {inside!r})\n"
+        names |= dict.fromkeys(_auto_classes(cls), f"{LOADER}.{name}")
+    write_text(folder / f"{LOADER}.py", code)
     file = folder / CONFIG
     data = json.loads(file.read_text(encoding="utf-8"))
-    data["auto_map"] = dict.fromkeys(_auto_classes(cls), f"{LOADER}.{name}")
+    data["auto_map"] = names
     write_text(file, json.dumps(data, indent=2) + "\n")
+
+
+def _classes(
+    model: PreTrainedModel, stacks: dict[str, list[str]]
+) -> Iterator[tuple[type[PreTrainedModel], dict[str, list[str]]]]:
+    """The class of what a model adds its head to, and its own; with the lists of layers in each."""
+    base: Any = model.base_model
+    before = f"{model.base_model_prefix}."
+    if _auto_classes(type(base)) and all(path.startswith(before) for path in stacks):
+        yield type(base), {path.removeprefix(before): part for path, part in stacks.items()}
+    yield type(model), stacks
 
 
 def read_module(path: Path, facts: dict[str, Any], device: str | torch.device) -> PreTrainedModel:

@@ -7,6 +7,7 @@ asks builds the model and looks whether it has the shapes.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxprune.groups.kinds import layer_of
+from fxprune.hf.shrink import parts
 from fxprune.hf.shrink.parts import Part, inside, part_of
 from fxprune.plan import Plan
 
@@ -55,6 +57,7 @@ class Change:
         kept: how many stay.
         layer: list and number of the layer that it lies in, None for several.
         part: of the config that speaks of it.
+        more: parts nested in that one that no module holds, which may speak of it as well.
     """
 
     group: str
@@ -63,6 +66,7 @@ class Change:
     kept: int
     layer: tuple[str, int] | None
     part: Part = ()
+    more: tuple[Part, ...] = ()
 
     @property
     def named(self) -> bool:
@@ -98,11 +102,13 @@ class Change:
 def changes(plan: Plan, model: PreTrainedModel) -> list[Change]:
     """The groups that lose units in a plan for a model."""
     found = []
+    unheld = functools.cache(functools.partial(parts.unheld, model))
     for name, units in plan.kept.items():
         place, _, word = name.rpartition(":")
         word = word.partition("#")[0]  # the second of its name
         layer, part = layer_of(place), part_of(model, place)
-        found.append(Change(name, word, plan.sizes[name], len(units), layer, part))
+        size = plan.sizes[name]
+        found.append(Change(name, word, size, len(units), layer, part, unheld(part)))
     return found
 
 
@@ -139,7 +145,7 @@ def choices(
         The new values, and the names of the entries by what the units are called.
     """
     values: dict[str, Any] = {}
-    for part in dict.fromkeys(change.part for change in changed):
+    for part in dict.fromkeys(part for c in changed for part in (c.part, *c.more)):
         values |= entries(config, part)
     alike = distinct(changed)
     options = [list(_names(values, change, (known or {}).get(change.units))) for change in alike]
@@ -205,11 +211,11 @@ def _names(
     values: Mapping[str, Any], change: Change, known: tuple[str, ...] | None
 ) -> Iterator[tuple[str, ...]]:
     """Sets of entries that may all count the units of a change."""
-    pattern = re.compile(_ENTRIES.get(change.units, "$^"))
+    pattern, own = re.compile(_ENTRIES.get(change.units, "$^")), (change.part, *change.more)
     found = [
         name
         for name, value in values.items()
-        if part_of_name(name) == change.part
+        if part_of_name(name) in own
         and pattern.search(_last(name))
         and ("layer" not in _last(name) or isinstance(value, list))
         and (value is None or change.of(value) is not None)
@@ -222,7 +228,7 @@ def _names(
         name
         for name, value in values.items()
         if name not in found
-        and part_of_name(name) == change.part
+        and part_of_name(name) in own
         and type(value) is int
         and value == change.size
         and not _OTHER.search(_last(name))

@@ -5,6 +5,7 @@ fxprune: a copy of it lies beside the weights of every checkpoint with such laye
 """
 
 import copy
+import functools
 import inspect
 from typing import Any
 
@@ -51,6 +52,7 @@ def apart(cls: Any, stacks: dict[str, list[str]]) -> Any:
         stacks: as of :func:`build_apart`.
     """
 
+    @functools.wraps(cls.__init__)  # vLLM compares arguments with what is said of them
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         alike = copy.deepcopy(config)
         for part in stacks.values():

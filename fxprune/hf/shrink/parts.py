@@ -67,6 +67,17 @@ def part_of(model: nn.Module, path: str) -> Part:
     return language(config)
 
 
+def unheld(model: nn.Module, part: Part) -> tuple[Part, ...]:
+    """The parts nested in one that no module holds: they speak of its own modules."""
+    config: Any = model.config
+    nested = [each for each in parts(config) if each and each[:-1] == part]
+    if not nested:
+        return ()
+    holders = [path for path, module in model.named_modules() if path and "config" in vars(module)]
+    held = {part_of(model, path) for path in holders}
+    return tuple(each for each in nested if each not in held)
+
+
 def others(model: nn.Module) -> list[str]:
     """The outermost modules with a nested config that is not the language model's."""
     spoken, found = language(model.config), list[str]()  # type: ignore[arg-type]

@@ -95,7 +95,8 @@ def shrink(
     _check(model, plan)
     stacks = shortened(model, plan.removed)
     changed = fields.changes(plan, model)
-    if not stacks and not changed:
+    same = not stacks and not changed
+    if same and graph_module is None:
         return model if share else copy.deepcopy(model)
     names = Names(stacks)
     tensors: dict[str, torch.Tensor] = named_tensors(model)
@@ -108,7 +109,7 @@ def shrink(
         tensors |= _pruned(model, graph_module)
     wanted = Builder(model, stacks, names, tensors, changed)
     refused: list[ShrinkError] = []
-    candidates = wanted.candidates()
+    candidates = iter([_again(model)]) if same else wanted.candidates()
     while len(refused) < _CANDIDATES:
         try:
             small = next(candidates)
@@ -125,6 +126,16 @@ def shrink(
     if not share:
         set_apart(small, model, *given)
     return small
+
+
+def _again(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model without weights, for a graph whose values alone are others."""
+    return architecture.build(
+        model.config,
+        dtype=model.dtype,
+        architecture=type(model).__name__,
+        attn_implementation=model.config._attn_implementation,
+    )
 
 
 def _settle(

@@ -50,17 +50,15 @@ OPENELM = Architecture(MODEL_ARCH.OPENELM, fused=True, uneven=True)
 _OWN = {"llama": LLAMA, "mistral": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
 
 
-def own(config: Any) -> Architecture:
-    """What an unpruned model is written as.
+def own(config: Any) -> Architecture | None:
+    """What an unpruned model is written as; None if only its dense file can tell.
 
     Raises:
-        ServeError: llama.cpp would compute something else than the model, or nothing. Says why.
+        ServeError: llama.cpp would compute something else than the model. Says why.
     """
     found = _OWN.get(config.model_type)
     if found is None:
-        raise ServeError(
-            f"llama.cpp: {config.model_type} is not written as GGUF; choose from {', '.join(_OWN)}"
-        )
+        return None
     for name, why in _unlike(config):
         raise ServeError(f"llama.cpp: {name} of the config, {why}")
     return found
@@ -74,6 +72,19 @@ def uneven(config: Any) -> Architecture | None:
     if config.model_type != "qwen3":
         return DECI
     return OPENELM if config.tie_word_embeddings else None
+
+
+def alike(config: Any) -> bool:
+    """Whether no entry of a config tells layers apart, which would have other numbers."""
+    lists = (value for value in config.to_dict().values() if isinstance(value, list))
+    per_layer = (x for x in lists if len(x) == config.num_hidden_layers)
+    patterns = ("pattern", "interval", "every", "window")
+    counts = (
+        value
+        for name, value in config.to_dict().items()
+        if any(word in name for word in patterns) and isinstance(value, int) and value
+    )
+    return all(x.count(x[0]) == len(x) for x in per_layer) and not any(counts)
 
 
 def rope(config: Any) -> dict[str, Any]:

@@ -69,16 +69,15 @@ def cut(
     there = {each.name: each for each in reader.tensors}
     blank = _model(source, file.metadata(reader), there)
     own = architectures.own(blank.config)
-    entries = metadata_of(source, own, blank.config)
+    if own is None:
+        raise ServeError(f"{source}: {blank.config.model_type} is not cut without its values")
+    entries = metadata_of(source, own, blank.config, plan)
     plan.check_model(blank)
     traced = trace(blank)
     graph, resize = planned(traced, plan)
-    if reasons := engine("llama.cpp").check(plan, graph):
-        raise ServeError("; ".join(reasons))
+    engine("llama.cpp").require(plan, graph)
     decoder = decoder_of(Pruned(rewrite(traced, plan), blank.config, plan))
     form = form_of(decoder, own)
-    if own.pairs and not form.pairs:  # none of the table
-        raise ServeError(f"{source}: {form.name} turns other rows than {own.name}")
     names = gguf.get_tensor_name_map(own.code, blank.config.num_hidden_layers)
 
     def found(name: str) -> gguf.ReaderTensor:
@@ -135,13 +134,16 @@ def _model(source: Path, entries: Metadata, there: Collection[str]) -> PreTraine
         raise ServeError(f"{source}: transformers makes no model of it: {error}") from error
 
 
-def metadata_of(like: str | os.PathLike[str], own: Architecture, config: Any) -> Metadata:
+def metadata_of(
+    like: str | os.PathLike[str], own: Architecture, config: Any, plan: Plan | None
+) -> Metadata:
     """The metadata of a dense model's file, but for what says its size.
 
     Args:
         like: the file.
         own: the architecture that it must have.
-        config: of the dense model, whose numbers it must have.
+        config: of the model, dense or pruned.
+        plan: what was pruned, whose sizes of the dense model the file must have.
 
     Raises:
         ServeError: it is of another model.
@@ -151,14 +153,19 @@ def metadata_of(like: str | os.PathLike[str], own: Architecture, config: Any) ->
     if found != own.name:
         raise ServeError(f"{like} is of the architecture {found}, and the model is {own.name}")
     expected = {
-        "block_count": config.num_hidden_layers,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
         "rope.freq_base": architectures.rope(config)["rope_theta"],
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
     }
+    shapes = {} if plan is None else plan.shapes
+    for key, name, axis in (
+        ("embedding_length", "model.embed_tokens", 1),
+        ("feed_forward_length", "model.layers.0.mlp.up_proj", 0),
+    ):
+        if f"{name}.weight" in shapes:
+            expected[key] = shapes[f"{name}.weight"][axis]
+    if shapes:
+        numbers = (name.split(".")[2] for name in shapes if name.startswith("model.layers."))
+        expected["block_count"] = len(set(numbers))
     for key, value in expected.items():
         there = entries.get(f"{own.name}.{key}")
         if there is not None and not np.isclose(there.value, value, rtol=1e-5):

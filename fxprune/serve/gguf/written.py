@@ -181,6 +181,12 @@ def halves_to_pairs(values: NDArray[Any], heads: int) -> NDArray[Any]:
     return np.ascontiguousarray(split.swapaxes(1, 2).reshape(values.shape))
 
 
+def pairs_to_halves(values: NDArray[Any], heads: int) -> NDArray[Any]:
+    """The opposite of :func:`halves_to_pairs`."""
+    split = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(values.shape))
+
+
 def _joined(parts: list[Blank]) -> Blank:
     rows = sum(part.shape[0] for part in parts)
     made: Callable[[], NDArray[Any]] = lambda: np.concatenate([part.make() for part in parts])  # noqa: E731

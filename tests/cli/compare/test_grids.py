@@ -25,6 +25,8 @@ def test_labels_say_what_is_not_default() -> None:
         "flap, local, aggregate max, normalise kind, not cost-aware, mlp, 4 samples, 16 tokens, "
         "keep 1/0 layers, bias, compensated on 9 samples, 12.5 %"
     )
+    assert label(PruneConfig(target="mlx")) == "obs, for mlx, 20 %"
+    assert label(PruneConfig(target="mlx", ranking="local")) == "obs, local, for mlx, 20 %"
     assert label(PruneConfig(compensation=None)) == "obs, global, not compensated, 20 %"
     assert label(PruneConfig(seed=1)) == label(PruneConfig(seed=2))
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 import fxprune
 from fxprune.errors import CheckpointError, ShrinkError
@@ -164,7 +164,24 @@ def test_saved_once_more(folder: Path, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name
     one, two = (json.loads((each / "config.json").read_text()) for each in (again, folder))
     assert one == two
-    assert one["auto_map"] == {"AutoModelForCausalLM": "modeling_fxprune.LlamaForCausalLM"}
+    assert one["auto_map"] == {
+        "AutoModel": "modeling_fxprune.LlamaModel",
+        "AutoModelForCausalLM": "modeling_fxprune.LlamaForCausalLM",
+    }
+
+
+def test_without_the_head(folder: Path) -> None:
+    """vLLM builds what is below the head, through AutoModel."""
+    whole: Any = fxprune.load(folder)
+    found = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(found).__name__ == "LlamaModel"
+    widths = [layer.mlp.up_proj.out_features for layer in found.layers]
+    assert widths == [layer.mlp.up_proj.out_features for layer in whole.model.layers]
+    assert len(set(widths)) > 1
+    ids = torch.tensor([[5, 3, 8]])
+    with torch.no_grad():
+        expected = whole.model(input_ids=ids).last_hidden_state
+        assert torch.equal(found(input_ids=ids).last_hidden_state, expected)
 
 
 def test_the_original_may_be_consumed(tmp_path: Path) -> None:

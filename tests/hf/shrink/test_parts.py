@@ -423,3 +423,32 @@ def test_a_config_that_says_again_whether_there_is_a_cache(tmp_path: Path) -> No
     again = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
     with torch.no_grad():
         assert torch.equal(again(**traced.kwargs).logits, small(**traced.kwargs).logits)
+
+
+def test_a_part_that_no_module_holds(tmp_path: Path) -> None:
+    """Experts in a loop over those that are hit, whose sizes stand in a config of their own."""
+    torch.manual_seed(0)
+    config = transformers.DbrxConfig(
+        d_model=32, n_heads=4, n_layers=1, vocab_size=48, max_seq_len=32,
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        ffn_config={"ffn_hidden_size": 12, "hidden_size": 32, "moe_num_experts": 5, "moe_top_k": 2},
+    )  # fmt: skip
+    model: Any = transformers.DbrxForCausalLM._from_config(config).eval()
+    zoo.disturb(model)
+    assert parts.unheld(model, ()) == (("attn_config",), ("ffn_config",))
+    traced = fxprune.trace(model)
+    graph = fxprune.discover(traced)
+    kept = {"expert": (0, 2, 4), "mlp": range(1, 8)}
+    found = [group for group in graph.groups if group.kind in kept]
+    assert len(found) == 2
+    plan = Plan.of(graph, {group.name: tuple(kept[group.kind]) for group in found})
+    small: Any = fxprune.shrink(model, plan, traced=traced)
+    assert (small.config.ffn_config.moe_num_experts, small.config.ffn_config.ffn_hidden_size) == (
+        3, 7,
+    )  # fmt: skip
+    graph_module = fxprune.rewrite(traced, plan)
+    assert fxprune.verify(traced, graph_module, plan).relative_error < 1e-5
+    again = type(model).from_pretrained(fxprune.save(small, tmp_path, plan=plan)).eval()
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, small(IDS).logits)
+        torch.testing.assert_close(small(IDS).logits, graph_module(IDS).logits, rtol=0, atol=1e-5)
