@@ -71,8 +71,8 @@ def cut(
     own = architectures.own(blank.config)
     if own is None:
         raise ServeError(f"{source}: {blank.config.model_type} is not cut without its values")
-    entries = metadata_of(source, own, blank.config, plan)
     plan.check_model(blank)
+    entries = metadata_of(source, own, blank.config, plan)
     traced = trace(blank)
     graph, resize = planned(traced, plan)
     engine("llama.cpp").require(plan, graph)
