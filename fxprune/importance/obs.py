@@ -37,9 +37,9 @@ class OBS(Criterion):
     Memory: ``inputs^2 + outputs^2`` float32 numbers per consumer. Where a group has several
     consumers (heads that layers share), the costs of each are added. Where the units are those of
     experts, each expert has an ``A`` of its own, over the tokens that were sent to it, and its part
-    of one ``G``; a unit costs the sum over all, and goes from all at once. Units that a norm
-    averages (the residual stream) cannot be scored, nor those that a convolution reads; a norm
-    over the states of a layer is taken as it is.
+    of one ``G`` (``experts * inputs^2 + outputs^2`` numbers); a unit costs the sum over all, and
+    goes from all at once. Units that a norm averages (the residual stream) cannot be scored, nor
+    those that a convolution reads; a norm over the states of a layer is taken as it is.
 
     Args:
         damping: of A, relative to its diagonal.
