@@ -253,7 +253,7 @@ class TestPrune:
 
     def test_options_reach_the_plan(self, run: Any, folder: Path, tmp_path: Path) -> None:
         options = ("--kinds", "mlp", "--ratio", "0.1", "--keep-first", "1", "--ranking", "global")
-        options += ("--multiple-of", "4", "--no-verify")
+        options += ("--multiple-of", "mlp=4", "--no-verify")
         ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
         assert ran.status == 0, ran.err
         assert "proof" not in ran.out
@@ -427,6 +427,9 @@ class TestPrune:
                 "--compensation-samples 0: a whole number, at least 1",
             ),
             (("--multiple-of", "0"), "--multiple-of 0: a whole number, at least 1"),
+            (("--multiple-of", "mlp=0"), "--multiple-of 0: a whole number, at least 1"),
+            (("--multiple-of", "8,4"), "write a number, or KIND=NUMBER with commas"),
+            (("--multiple-of", "mpl=8"), "unknown kind 'mpl': take mlp"),
             (("--layer-ratio", "*.0.*"), "--layer-ratio '*.0.*': write PATTERN=FRACTION"),
             (
                 ("--layer-ratio", "*.0.*=half"),

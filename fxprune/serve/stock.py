@@ -42,26 +42,24 @@ class Stock(Remote):
         # What may stay of one kind if the others keep all says nothing of several together.
         found = replace(target, kept={}).reasons(graph, plan)
         config, counts = config_of(graph), plan.kept_counts(graph)
-        heads = dict.fromkeys(_heads(graph, layer, counts) for layer in _attention(graph))
-        hidden = _hidden(graph, config, counts)
-        found += [reason for n in heads for reason in _refused(config, n, hidden)]
+        if config is not None:
+            heads = dict.fromkeys(_heads(graph, layer, counts) for layer in _attention(graph))
+            hidden = _hidden(graph, config, counts)
+            found += [reason for n in heads for reason in _refused(config, n, hidden)]
         return found or [why for why in [self._untold(graph, plan)] if why]
 
     def _target(self, graph: DependencyGraph) -> Target:
         config = config_of(graph)
-        if config is None:
-            raise ServeError(
-                f"{type(graph.traced.module).__name__} has no config with hidden_size and "
-                f"num_attention_heads, by which {self.name} is told what stays"
-            )
         alike: dict[tuple[str, int], list[Group]] = {}
         for group in graph.groups:
             alike.setdefault((group.kind, group.size), []).append(group)
-        kinds, kept = [], {}
+        kinds: list[str] = []
+        kept: dict[tuple[str, int], frozenset[int]] = {}
         for (kind, size), groups in alike.items():
             most = _largest(graph, config, groups)
-            if kind in _IN_CONFIG and len(numbers := sizes(graph, config, groups)) < size:
-                kept[kind, size] = frozenset(numbers)
+            if config is not None and kind in _IN_CONFIG:
+                numbers = sizes(graph, config, groups)
+                kept |= {(kind, size): frozenset(numbers)} if len(numbers) < size else {}
             less = {group.name: range(most) for group in groups}
             if most and not self._untold(graph, Plan.of(graph, less)):
                 kinds.append(kind)
@@ -103,9 +101,9 @@ def sizes(graph: DependencyGraph, config: Any, groups: Sequence[Group]) -> tuple
 def _largest(graph: DependencyGraph, config: Any, groups: Sequence[Group]) -> int:
     """The largest number of units below all that these groups might keep; 0 for none."""
     first = groups[0]
-    if first.kind in _IN_CONFIG:
+    if config is not None and first.kind in _IN_CONFIG:
         return next(iter(sizes(graph, config, groups)[-2:-1]), 0)
-    # Some classes have an entry for the number of experts, or of states.
+    # Some classes have an entry for the number of experts, or of states: it is tried.
     every = sum(g.kind == first.kind for g in (*graph.groups, *graph.frozen))
     most = (first.size - 1) // first.multiple * first.multiple
     return most if every == len(groups) and most >= first.least else 0

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 import fxprune
 from fxprune.errors import CheckpointError, FxpruneWarning, TraceError
 from fxprune.plan import Plan
+from fxprune.serve.engine import Pruned, engine
 from tests.hf import tiny
 from tests.models import ResidualConvNet
 
@@ -202,3 +203,17 @@ def test_what_cannot_be_saved(
     monkeypatch.setattr(torch.export, "save", broken)
     with pytest.raises(kind, match=message):
         fxprune.export(llama, file)
+
+
+def test_it_is_an_engine(tmp_path: Path) -> None:
+    """Of any graph, and of a model that still is a module."""
+    net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    x = torch.randn(3, 6)
+    graph = fxprune.trace(net, x).graph_module
+    found = engine("torch")
+    said = found.write(Pruned(graph), tmp_path / "m.pt2", args=x)
+    assert said == f"run it with torch.export.load({str(tmp_path / 'm.pt2')!r}).module()"
+    assert torch.equal(loaded(tmp_path / "m.pt2")(x), net(x))
+    groups = fxprune.discover(fxprune.trace(net, x))
+    plan = Plan.of(groups, {g.name: (0, 1) for g in groups.groups})
+    assert found.check(plan, groups) == engine("onnx").check(plan, groups) == []

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Mamba2Config, Mamba2ForCausalLM
 
 import fxprune
+from fxprune.errors import SelectionError
 from fxprune.plan import Plan
 from fxprune.serve.engine import Pruned, engine
 from tests.serve.fuzz import made
@@ -45,6 +46,22 @@ def test_a_config_that_never_insisted() -> None:
     graph = fxprune.discover(fxprune.trace(type(model)(config).eval()))
     target = engine("transformers").target(graph)
     assert ("attention", 3) not in target.kept
+
+
+def test_experts_and_what_has_no_heads() -> None:
+    """An entry for the number of experts is found by trying; Mamba's sizes hang together."""
+    graph = fxprune.discover(made("mixtral")[1])
+    assert {"mlp", "expert"} <= {*engine("transformers").target(graph).kinds}
+    config = Mamba2Config(
+        vocab_size=31, hidden_size=16, num_heads=4, head_dim=8, state_size=6, n_groups=1,
+        num_hidden_layers=2,
+    )  # fmt: skip
+    graph = fxprune.discover(fxprune.trace(Mamba2ForCausalLM(config).eval()))
+    target = engine("transformers").target(graph)
+    assert target.kinds == ()
+    scores = {g.name: torch.rand(g.size) for g in graph.groups}
+    with pytest.raises(SelectionError, match=r"transformers, which takes .* state groups whole"):
+        fxprune.select(graph, scores, 0.05, target=target, kinds=("state",))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

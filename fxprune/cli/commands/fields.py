@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from fxprune.cli.commands.options import layer_ratio_of, numbers, shape_of
+from fxprune.cli.commands.options import layer_ratio_of, multiples_of, numbers, shape_of
 from fxprune.config import PruneConfig
 from fxprune.errors import FxpruneError
 from fxprune.select.budget import Budget
@@ -74,7 +74,9 @@ OPTIONS = {
         "the criterion's own",
     ),
     "cost_aware": Option("Rank by score per cost of a unit.", "the criterion's own"),
-    "multiple_of": Option("Groups that lose units keep a multiple of this many."),
+    "multiple_of": Option(
+        "Groups that lose units keep a multiple of this many; by kind: mlp=32,attention=2."
+    ),
     "min_kept": Option("Units that stay in every group at least."),
     "target": Option(
         "Engine that must run the result: transformers (a stock checkpoint), transformers-remote,"
@@ -196,7 +198,7 @@ def _annotation(name: str) -> Any:
     each, option, typed = _field(name), OPTIONS[name], _option_name(name)
     kind: Any = list[str] if option.repeated else str
     for start, found in (("bool", bool), ("int", int), ("Mapping", list[str])):
-        if str(each.type).startswith(start):
+        if str(each.type).startswith(start) and not str(each.type).endswith("| Mapping[str, int]"):
             kind = found
     names = f"{typed}/--no-{typed[2:]}" if kind is bool else typed
     shown, default = option.shown, each.default
@@ -213,6 +215,8 @@ def _read(name: str, typed: Any) -> Any:
     kind = str(_field(name).type)
     if name == "budget.shape":
         return shape_of(typed)
+    if name == "multiple_of":
+        return multiples_of(typed)
     if kind.startswith("Mapping"):
         return dict(map(layer_ratio_of, typed))
     if kind.startswith("tuple[int"):

@@ -38,6 +38,16 @@ def layer_ratio_of(given: str) -> tuple[str, str]:
     return pattern, fraction
 
 
+def multiples_of(given: str) -> int | dict[str, int]:
+    """``NUMBER``, or ``KIND=NUMBER`` with commas."""
+    if given.isdecimal():
+        return int(given)
+    pairs = [part.partition("=") for part in given.split(",")]
+    if not all(number.strip().isdecimal() for _, _, number in pairs):
+        raise SelectionError(f"--multiple-of {given!r}: write a number, or KIND=NUMBER with commas")
+    return {kind.strip(): int(number) for kind, _, number in pairs}
+
+
 def check_parent(file: Path | None) -> None:
     """Refuse a file that cannot be written, before any work."""
     if file is None:

@@ -17,7 +17,7 @@ from fxprune.cli.compare import measure as measuring
 from fxprune.cli.compare.command import compare
 from fxprune.config import PruneConfig
 from fxprune.data import text
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.errors import FxpruneError, FxpruneWarning, SelectionError
 from fxprune.hf.open import models
 from fxprune.hf.open.models import load_model
 from fxprune.measure.perplexity import perplexity, windows
@@ -107,6 +107,14 @@ def test_table_has_every_row_and_column(run: Any, files: Any) -> None:
     assert "second.txt @ 32: 4 windows" in page
     pytest.importorskip("matplotlib")
     assert "<svg" in (found.folder / "perplexity-parameters.svg").read_text()
+
+
+def test_for_an_engine_beside_the_free_plan(run: Any) -> None:
+    found = run("magnitude", ratios="0.2", target="none,transformers")
+    labels = [row.label.split(", ")[1] for row in found.rows[1:]]
+    assert labels == ["global", "for transformers"]
+    with pytest.raises(SelectionError, match=r"local, for transformers.* has one number of units"):
+        run("magnitude", ranking="local", target="transformers")
 
 
 def test_numbers_are_those_of_the_stages_by_hand(run: Any, folder: Path, files: Any) -> None:
