@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxprune.errors import ServeError
@@ -93,10 +94,16 @@ def decoder_of(pruned: Pruned) -> Decoder:
             f"{config.model_type} has no model.embed_tokens and model.layers, as a decoder that "
             "engines know has"
         )
-    if config.tie_word_embeddings:
-        outer.pop("lm_head.weight", None)
+    head = outer.get("lm_head.weight")
+    # Values may have been trained apart, whatever the config says.
+    if config.tie_word_embeddings and head is not None and _same(head, embedding):
+        del outer["lm_head.weight"]
     layers = [_layer(place, n, inner[n], size) for place, n in enumerate(sorted(inner))]
     return Decoder(config, embedding.shape[1], size, tuple(layers), outer)
+
+
+def _same(head: Tensor, embedding: Tensor) -> bool:
+    return head is embedding or head.is_meta or torch.equal(head, embedding)
 
 
 def head_dim(config: Any) -> int:

@@ -229,6 +229,19 @@ def test_a_dense_file_is_cut(kind: str, tmp_path: Path) -> None:
     assert llama.compare(small, tmp_path / "m.gguf", IDS, ignored=tokenizer().eos_token_id) < 5e-3
 
 
+@pytest.mark.serve
+def test_a_head_that_was_trained_apart_is_written(tmp_path: Path) -> None:
+    of = traced("llama-biases")
+    plan = Plan.of(fxprune.discover(of), {})
+    small = fxprune.rewrite(of, plan)
+    apart = torch.nn.Parameter(small.get_parameter("model.embed_tokens.weight").detach().flip(0))
+    small.get_submodule("lm_head").weight = apart
+    module: Any = of.module
+    LLAMA_CPP.write(Pruned(small, module.config, plan, tokenizer()), tmp_path / "m.gguf")
+    assert "output.weight" in {t.name for t in file.opened(tmp_path / "m.gguf").tensors}
+    assert llama.compare(small, tmp_path / "m.gguf", IDS, ignored=tokenizer().eos_token_id) < 5e-3
+
+
 def test_files_that_are_not_cut(tmp_path: Path) -> None:
     of = traced("llama", intermediate_size=128)
     graph = fxprune.discover(of)
