@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 # Types whose layers are Llama's if their config asks for nothing else.
@@ -19,11 +20,21 @@ def unlike_llama(config: Any) -> str:
     """
     if config.model_type not in _TYPES:
         return f"{config.model_type} is none of {', '.join(_TYPES)}"
+    return unlike(config, _ROPES)
+
+
+def unlike(config: Any, ropes: Collection[str]) -> str:
+    """What of activations, rotary embeddings and windows differs from Llama; "" if nothing does.
+
+    Args:
+        config: of transformers, of a type whose layers are Llama's otherwise.
+        ropes: types of rotary embeddings that are known.
+    """
     if config.hidden_act not in ("silu", "swish"):
         return f"its MLPs have the activation {config.hidden_act}, and not silu"
     rope = config.rope_parameters or {}
-    if rope.get("rope_type") not in _ROPES:
-        return f"its rotary embedding is {rope.get('rope_type')}, and not {' or '.join(_ROPES)}"
+    if rope.get("rope_type", "default") not in ropes:
+        return f"its rotary embedding is {rope.get('rope_type')}, and not {' or '.join(ropes)}"
     if rope.get("partial_rotary_factor") not in (None, 1):
         return f"its rotary embedding turns a part of each head, {rope['partial_rotary_factor']}"
     if (window := _window(config)) is not None:

@@ -187,11 +187,11 @@ def test_a_dense_file_of_another_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"hidden_act": "gelu"}, "activation gelu"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"sliding_window": 8}, "sliding_window=8"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"sliding_window": 8}, "sliding window of 8"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary embedding is yarn"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "a part of each head"),
     ],
 )
 def test_what_llama_cpp_does_not_compute(change: dict[str, Any], words: str) -> None:

@@ -9,7 +9,9 @@ import gguf
 from gguf import MODEL_ARCH
 
 from fxprune.errors import ServeError
+from fxprune.serve.kin import unlike
 
+_ROPES = ("default", "linear", "llama3")
 _BRANCHES = ("block", "attention", "mlp")
 
 
@@ -59,8 +61,10 @@ def own(config: Any) -> Architecture | None:
     found = _OWN.get(config.model_type)
     if found is None:
         return None
-    for name, why in _unlike(config):
-        raise ServeError(f"llama.cpp: {name} of the config, {why}")
+    if why := unlike(config, _ROPES):
+        raise ServeError(f"llama.cpp cannot run {config.model_type}: {why}")
+    if getattr(config, "mlp_bias", False):
+        raise ServeError(f"llama.cpp has no place for the mlp_bias of {config.model_type}")
     return found
 
 
@@ -91,23 +95,3 @@ def rope(config: Any) -> dict[str, Any]:
     """The parameters of rotary embeddings."""
     found = getattr(config, "rope_parameters", None) or {}
     return {"rope_type": "default", "rope_theta": 10000.0, **found}
-
-
-def _unlike(config: Any) -> list[tuple[str, str]]:
-    """What of a config those architectures do not compute."""
-    parameters = rope(config)
-    found = []
-    if config.hidden_act not in ("silu", "swish"):
-        found.append((f"hidden_act={config.hidden_act!r}", "and only SiLU is known there"))
-    if parameters["rope_type"] not in ("default", "linear", "llama3"):
-        found.append((f"rope_type={parameters['rope_type']!r}", "which is not written"))
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        found.append(("partial_rotary_factor", "where whole heads turn there"))
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True):
-        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-        if kinds != {"full_attention"} and window < config.max_position_embeddings:
-            found.append((f"sliding_window={window}", "which is not written"))
-    if getattr(config, "mlp_bias", False):
-        found.append(("mlp_bias", "for which there is no place"))
-    return found
