@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fxprune.errors import TraceError
+
 _T = torch.Tensor
 # What makes numbers of a tensor, or sizes of its values.
 _READS = {
@@ -21,6 +23,8 @@ _READS = {
     _T.masked_select, _T.repeat_interleave, _T.unique, _T.unique_consecutive, torch.nonzero,
     torch.masked_select, torch.repeat_interleave, torch.unique, torch.unique_consecutive,
 }  # fmt: skip
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
+_WRITES = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
 _MAKES = {torch.tensor, torch.arange, torch.zeros, torch.ones, torch.full, torch.linspace}
 _UNKNOWN = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -35,13 +39,15 @@ class _Held(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        leaves, spec = pytree.tree_flatten((args, kwargs or {}))
+        given = kwargs or {}
+        leaves, spec = pytree.tree_flatten((args, given))
         held = [x for x in leaves if isinstance(x, _Held)]
         alone = all(isinstance(x, _Held) or not isinstance(x, _UNKNOWN) for x in leaves)
         with torch._C.DisableTorchFunctionSubclass():
             plain = [x.as_subclass(torch.Tensor) if isinstance(x, _Held) else x for x in leaves]
             args, kwargs = pytree.tree_unflatten(plain, spec)
             if not alone:
+                _check_unwritten(func, leaves[0], given.get("out"))
                 return func(*args, **kwargs)
             with _disable_current_modes():
                 result = func(*args, **kwargs)
@@ -74,6 +80,25 @@ class _Factories(TorchFunctionMode):
             args, kwargs = pytree.tree_unflatten(plain, spec)
             result = func(*args, **kwargs)
         return hold(result, frozenset(), self._read)
+
+
+def _check_unwritten(func: Any, given: Any, out: Any) -> None:
+    """A graph would hold what is written as a constant, and write into that in every call.
+
+    Args:
+        func: what is called with values of the data.
+        given: the first of its inputs.
+        out: where its result goes, if that is said.
+
+    Raises:
+        TraceError: values of the data are written into numbers.
+    """
+    name = getattr(func, "__name__", "")
+    writes = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+    if (writes and isinstance(given, _Held)) or any(
+        isinstance(each, _Held) for each in pytree.tree_leaves(out)
+    ):
+        raise TraceError(f"{name} writes values of the data into a tensor of plain numbers")
 
 
 def hold(value: Any, places: frozenset[int], read: set[int]) -> Any:

@@ -131,3 +131,50 @@ def test_numbers_made_of_sizes_alone_are_read(length: int) -> None:
     assert not traced.guards.held
     with pytest.raises(InputError):
         traced.graph_module(torch.randn(2, length + 1, 6))
+
+
+class Written(nn.Module):
+    """Reads a size, and writes what it computes into numbers of its own."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.inner = how, nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        values = self.inner(x)
+        if (sizes.max() > 1).item():
+            values = values + 1
+        found = values.argmax(-1)[:2]
+        rows = torch.full((2,), 1)
+        if self.how == "setitem":
+            rows[:2] = found
+        elif self.how == "copy":
+            rows[:2].copy_(found)
+        elif self.how == "operator":
+            rows += found
+        elif self.how == "out":
+            torch.maximum(found, found, out=rows)
+        elif self.how == "scatter":
+            rows.scatter_(0, found % 2, 3)
+        else:
+            rows = x.new_full((2,), 1, dtype=torch.long)
+            rows[:2] = found
+        return F.one_hot(rows, 12) * values[:1].repeat(1, 2)
+
+
+@pytest.mark.parametrize("how", ["setitem", "copy", "operator", "out", "scatter"])
+def test_data_written_into_numbers_is_refused(how: str) -> None:
+    given = {"x": torch.randn(5, 6), "sizes": torch.tensor([2, 1])}
+    with pytest.raises(TraceError, match=r"What runs there depends on values of the data"):
+        fxprune.trace(Written(how).eval(), kwargs=given)
+
+
+@pytest.mark.filterwarnings("ignore::fxprune.FxpruneWarning")
+def test_data_written_into_what_is_made_of_it() -> None:
+    made = fxprune.trace(
+        Written("new").eval(), kwargs={"x": torch.randn(5, 6), "sizes": torch.tensor([2, 1])}
+    )
+    for _ in range(2):
+        given = {"x": torch.randn(5, 6), "sizes": torch.tensor([2, 1])}
+        with torch.no_grad():
+            assert torch.equal(made.graph_module(**given), made.module(**given))
