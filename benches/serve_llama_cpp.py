@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -90,6 +91,7 @@ def run(file: Path) -> dict[str, float]:
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(file)
         parameters.n_parallel, parameters.n_ctx = batch, batch * (PROMPT + NEW + 16)
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = os.cpu_count()
         parameters.warmup, parameters.fit_params, parameters.verbosity = True, False, -1
         server = xllamacpp.Server(parameters)
 
