@@ -107,16 +107,23 @@ def resized(inputs: Any, guards: Guards, sizes: Mapping[str, int]) -> Any:
     return pytree.tree_unflatten(made, spec)
 
 
-class _Example(Protocol):
+class Example(Protocol):
+    """What was captured with inputs."""
+
     @property
-    def guards(self) -> Guards: ...
+    def guards(self) -> Guards:
+        """The inputs that it takes."""
+
     @property
-    def args(self) -> tuple[Any, ...]: ...
+    def args(self) -> tuple[Any, ...]:
+        """The positional inputs that it was captured with."""
+
     @property
-    def kwargs(self) -> dict[str, Any]: ...
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword inputs."""
 
 
-def at_other_size(traced: _Example) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def at_other_size(traced: Example) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """The example inputs with another size along every axis that is free.
 
     Args:

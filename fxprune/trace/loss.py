@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.trace.dynamic import role
 from fxprune.trace.guards import Expression, Guards, holds, symbols
+from fxprune.trace.inputs import Example
 from fxprune.trace.meta import without_values
 from fxprune.trace.state import preserved
 from fxprune.trace.symbols import Asked
@@ -22,15 +23,9 @@ from fxprune.trace.symbols import Asked
 _WEIGHTED = re.compile(r"mm|linear|conv|norm|embedding|lstm|gru|rnn|bias|_check_shape")
 
 
-class _Capture(Protocol):
-    @property
-    def guards(self) -> Guards: ...
+class _Capture(Example, Protocol):
     @property
     def asked(self) -> tuple[Asked, ...]: ...
-    @property
-    def args(self) -> tuple[Any, ...]: ...
-    @property
-    def kwargs(self) -> dict[str, Any]: ...
     @property
     def fixed(self) -> Mapping[tuple[int, int], Asked]: ...
     @property

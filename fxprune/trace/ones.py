@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.trace.guards import Expression, Guards, symbols
-from fxprune.trace.inputs import resized
+from fxprune.trace.inputs import Example, resized
 from fxprune.trace.outputs import compared
 from fxprune.trace.sizes import is_symbolic
 from fxprune.trace.state import preserved
@@ -20,16 +20,7 @@ from fxprune.trace.symbols import spelled
 _SQUEEZES = {torch.ops.aten.squeeze, torch.ops.aten.squeeze_}
 
 
-class _Capture(Protocol):
-    @property
-    def guards(self) -> Guards: ...
-    @property
-    def args(self) -> tuple[Any, ...]: ...
-    @property
-    def kwargs(self) -> dict[str, Any]: ...
-
-
-def with_ones(model: nn.Module, graph: fx.GraphModule, capture: _Capture) -> Guards:
+def with_ones(model: nn.Module, graph: fx.GraphModule, capture: Example) -> Guards:
     """The guards, with a size of one wherever the graph computes there what the model does.
 
     Models and torch often ask whether a size is 1, and in most of them nothing hangs on it: a
