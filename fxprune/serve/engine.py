@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -92,6 +93,15 @@ class Engine(ABC):
         if reasons := self.check(plan, graph):
             listed = "".join(f"\n  {reason}" for reason in reasons)
             raise ServeError(f"{self.name} cannot run what the plan leaves:{listed}")
+
+    def _check_no_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that the engine does not have.
+
+        Raises:
+            ServeError: there are some.
+        """
+        if options:
+            raise ServeError(f"{self.name} has no option {next(iter(options))!r}")
 
     @abstractmethod
     def write(self, pruned: Pruned, path: Path, **options: Any) -> str:

@@ -67,8 +67,7 @@ class NemotronNas(Engine):
 
     def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
         """See :meth:`Engine.write`. There are no options."""
-        if options:
-            raise ServeError(f"{self.name} has no option {next(iter(options))!r}")
+        self._check_no_options(options)
         checkpoint.check_target(path)
         blocks = self._blocks(pruned)
         if blank := [name for name, tensor in blocks.tensors.items() if tensor.is_meta]:

@@ -8,28 +8,22 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxprune.branches.unit import KINDS
 from fxprune.errors import FxpruneWarning, ServeError, TraceError
 from fxprune.files import check_writable, writing
 from fxprune.proof.runs import call
 from fxprune.proof.smaller import first_line
-from fxprune.select.target import Target
-from fxprune.serve.engine import Engine, Pruned
-from fxprune.serve.portable import Portable, graph_of, portable
+from fxprune.serve.portable import File, Portable, portable
 from fxprune.trace import inputs
 from fxprune.trace.guards import Guards
 from fxprune.trace.outputs import compared
 from fxprune.trace.storage import written
-
-if TYPE_CHECKING:
-    from fxprune.groups.dependency import DependencyGraph
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _LARGEST = 2**31 - 2**24  # bytes of a file; what is larger has its tensors beside it
@@ -94,8 +88,9 @@ def check_packages() -> None:
 
 
 def _check_state(graph_module: fx.GraphModule) -> None:
+    changed = written(graph_module.graph)
     for node in graph_module.graph.nodes:
-        if node in written(graph_module.graph) and node.op in ("get_attr", "placeholder"):
+        if node in changed and node.op in ("get_attr", "placeholder"):
             what = "its input" if node.op == "placeholder" else "its buffer"
             raise ServeError(
                 f"the graph writes into {what} {node.target}, and an ONNX model keeps no state: "
@@ -158,25 +153,12 @@ def _check_file(file: Path, found: Portable) -> None:
                 )
 
 
-class Onnx(Engine):
+class Onnx(File):
     """Writes ONNX models."""
 
-    name = "onnx"
-
-    def target(self, graph: DependencyGraph) -> Target:
-        """See :meth:`Engine.target`: a graph says everything."""
-        return Target(self.name, depth=KINDS, biases=True)
-
-    def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
-        """See :meth:`Engine.write`.
-
-        Args:
-            pruned: the model.
-            path: the file.
-            options: ``args``, ``kwargs`` and ``verify``, as for :func:`export`.
-        """
-        export(graph_of(pruned.model), path, **options)
-        return f"run it with onnxruntime.InferenceSession({str(path)!r})"
+    name: ClassVar[str] = "onnx"
+    export = staticmethod(export)
+    how: ClassVar[str] = "run it with onnxruntime.InferenceSession({path!r})"
 
 
 ENGINE = Onnx()

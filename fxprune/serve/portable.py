@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from fxprune.branches.unit import KINDS
 from fxprune.errors import CheckpointError, TraceError
 from fxprune.hf.folder.tensors import tensors_of
+from fxprune.select.target import Target
+from fxprune.serve.engine import Engine, Pruned
 from fxprune.trace import inputs, loss
 from fxprune.trace.export import captured, trace
 from fxprune.trace.given import examples
 from fxprune.trace.guards import Guards
+
+if TYPE_CHECKING:
+    from fxprune.groups.dependency import DependencyGraph
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,33 @@ def portable(
     with captured(plain, args, given) as capture:
         lost = loss.lost(graph_module, capture)
         yield Portable(plain, capture.program, args, given, capture.guards, lost)
+
+
+class File(Engine):
+    """An engine that runs a file which a graph is exported to; a graph says everything.
+
+    Attributes:
+        export: writes a graph to a path; its further arguments are the engine's options.
+        how: how to run ``path``, in words.
+    """
+
+    export: ClassVar[Callable[..., Path]]
+    how: ClassVar[str]
+
+    def target(self, graph: DependencyGraph) -> Target:
+        """See :meth:`Engine.target`."""
+        return Target(self.name, depth=KINDS, biases=True)
+
+    def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
+        """See :meth:`Engine.write`.
+
+        Args:
+            pruned: the model.
+            path: the file.
+            options: those of :attr:`export`.
+        """
+        type(self).export(graph_of(pruned.model), path, **options)
+        return self.how.format(path=str(path))
 
 
 def _plain(graph_module: fx.GraphModule, flat: bool) -> fx.GraphModule:

@@ -6,21 +6,15 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import fx
 
-from fxprune.branches.unit import KINDS
 from fxprune.errors import CheckpointError, FxpruneWarning, TraceError
 from fxprune.files import Patient, check_writable, replacing
-from fxprune.select.target import Target
-from fxprune.serve.engine import Engine, Pruned
-from fxprune.serve.portable import graph_of, portable
+from fxprune.serve.portable import File, portable
 from fxprune.trace import symbols
-
-if TYPE_CHECKING:
-    from fxprune.groups.dependency import DependencyGraph
 
 
 def export(
@@ -48,25 +42,12 @@ def export(
     return path
 
 
-class Torch(Engine):
+class Torch(File):
     """Writes ``.pt2`` archives."""
 
-    name = "torch"
-
-    def target(self, graph: DependencyGraph) -> Target:
-        """See :meth:`Engine.target`: a graph says everything."""
-        return Target(self.name, depth=KINDS, biases=True)
-
-    def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
-        """See :meth:`Engine.write`.
-
-        Args:
-            pruned: the model.
-            path: the file.
-            options: ``args`` and ``kwargs``, as for :func:`export`.
-        """
-        export(graph_of(pruned.model), path, **options)
-        return f"run it with torch.export.load({str(path)!r}).module()"
+    name: ClassVar[str] = "torch"
+    export = staticmethod(export)
+    how: ClassVar[str] = "run it with torch.export.load({path!r}).module()"
 
 
 ENGINE = Torch()

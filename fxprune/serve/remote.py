@@ -53,8 +53,7 @@ class Remote(Engine):
 
     def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
         """See :meth:`Engine.write`. There are no options."""
-        if options:
-            raise ServeError(f"{self.name} has no option {next(iter(options))!r}")
+        self._check_no_options(options)
         checkpoint.check_target(path)
         try:
             model = self._checked(_shrunk(pruned))
