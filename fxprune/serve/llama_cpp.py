@@ -73,8 +73,7 @@ class LlamaCpp(Engine):
         Raises:
             ServeError: llama.cpp cannot say it; nothing is written.
         """
-        if options:
-            raise ServeError(f"{self.name} has no option {next(iter(options))!r}")
+        self._check_no_options(options)
         config = pruned.config
         own = architectures.own(config)
         if own is None:
@@ -84,9 +83,11 @@ class LlamaCpp(Engine):
         kind = file.kind_of(dtype, decoder.tensors["model.embed_tokens.weight"])
         written = Written(decoder, form, kind)
         tensors = dict(written.tensors())
-        base = (
-            vocabulary.of(pruned) if like is None else metadata_of(like, own, config, pruned.plan)
-        )
+        if like is None:
+            base = vocabulary.of(pruned)
+        else:
+            entries = file.metadata(file.opened(like))
+            base = metadata_of(like, entries, own, config, pruned.plan)
         base = file.renamed(base, own.name, form.name)
         file.write(path, form.name, base | written.metadata(), tensors, kind, progress)
         return _HOW.format(path)

@@ -26,7 +26,7 @@ from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
 from fxprune.progress import track
-from fxprune.rewrite.planned import planned
+from fxprune.rewrite.planned import planned, sliced
 from fxprune.trace import trace
 
 if TYPE_CHECKING:
@@ -162,12 +162,10 @@ class _Cut:
     def _sliced(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if self.graph is None or self.resize is None:
             return tensor
-        layouts = self.graph.layouts.get(self.graph.traced.canonical(name))
-        if layouts is None:
-            return tensor
-        if tuple(layout.size for layout in layouts) != tuple(tensor.shape):
+        left = sliced(self.graph, self.resize, name, tensor)
+        if left is None:
             raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}: of another model")
-        return self.resize.slice(tensor, layouts)
+        return left
 
 
 def _dtype(there: object, name: str) -> torch.dtype:

@@ -18,7 +18,7 @@ from fxprune.files import check_writable
 from fxprune.hf.open import architecture
 from fxprune.hf.open.quiet import quiet
 from fxprune.plan import Plan
-from fxprune.rewrite.planned import planned
+from fxprune.rewrite.planned import planned, sliced
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.serve.decoder import decoder_of
 from fxprune.serve.engine import Pruned, engine
@@ -31,7 +31,7 @@ from fxprune.trace import trace
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_WHOLE = {Kind.F32: np.float32, Kind.F16: np.float16, Kind.BF16: np.uint16}
+_WHOLE = {Kind.F32, Kind.F16, Kind.BF16}
 
 
 def cut(
@@ -67,12 +67,13 @@ def cut(
     check_writable(target)
     reader = file.opened(source)
     there = {each.name: each for each in reader.tensors}
-    blank = _model(source, file.metadata(reader), there)
+    entries = file.metadata(reader)
+    blank = _model(source, entries, there)
     own = architectures.own(blank.config)
     if own is None:
         raise ServeError(f"{source}: {blank.config.model_type} is not cut without its values")
     plan.check_model(blank)
-    entries = metadata_of(source, own, blank.config, plan)
+    entries = metadata_of(source, entries, own, blank.config, plan)
     traced = trace(blank)
     graph, resize = planned(traced, plan)
     engine("llama.cpp").require(plan, graph)
@@ -95,14 +96,11 @@ def cut(
 
     def values(name: str) -> NDArray[Any]:
         tensor = found(name)
-        dense = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        layouts = graph.layouts.get(traced.canonical(name))
-        whole = torch.from_numpy(np.array(dense, dtype=np.float32))
-        if layouts is None:
-            return whole.numpy()
-        if tuple(layout.size for layout in layouts) != tuple(whole.shape):
+        whole = torch.from_numpy(np.array(file.values_of(tensor)))  # the file is not writable
+        left = sliced(graph, resize, name, whole)
+        if left is None:
             raise ServeError(f"{source}: {tensor.name} has shape {tuple(whole.shape)}")
-        return resize.slice(whole, layouts).numpy()
+        return left.numpy()
 
     kind = found("model.layers.0.mlp.up_proj.weight").tensor_type
     written = Written(decoder, form, kind, values, paired=own.pairs)
@@ -135,12 +133,17 @@ def _model(source: Path, entries: Metadata, there: Collection[str]) -> PreTraine
 
 
 def metadata_of(
-    like: str | os.PathLike[str], own: Architecture, config: Any, plan: Plan | None
+    like: str | os.PathLike[str],
+    entries: Metadata,
+    own: Architecture,
+    config: Any,
+    plan: Plan | None,
 ) -> Metadata:
     """The metadata of a dense model's file, but for what says its size.
 
     Args:
-        like: the file.
+        like: the file, for messages.
+        entries: all its metadata.
         own: the architecture that it must have.
         config: of the model, dense or pruned.
         plan: what was pruned, whose sizes of the dense model the file must have.
@@ -148,7 +151,6 @@ def metadata_of(
     Raises:
         ServeError: it is of another model.
     """
-    entries = file.metadata(file.opened(like))
     found = entries.get("general.architecture", Entry(None, gguf.GGUFValueType.STRING)).value
     if found != own.name:
         raise ServeError(f"{like} is of the architecture {found}, and the model is {own.name}")

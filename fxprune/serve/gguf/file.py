@@ -70,6 +70,12 @@ def metadata(reader: gguf.GGUFReader) -> Metadata:
     return found
 
 
+def values_of(tensor: gguf.ReaderTensor) -> NDArray[Any]:
+    """The values of a tensor in a file, in float32 and in the shape that torch has."""
+    found: NDArray[Any] = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    return found.astype(np.float32, copy=False)
+
+
 def integers(value: int | Sequence[int]) -> Entry:
     """A number, or one for each layer, as metadata has them."""
     if isinstance(value, int):

@@ -21,7 +21,7 @@ from fxprune.errors import PlanError, ServeError
 from fxprune.hf.open import architecture
 from fxprune.hf.shrink.fill import named_tensors
 from fxprune.plan import Plan
-from fxprune.rewrite.planned import planned
+from fxprune.rewrite.planned import planned, sliced
 from fxprune.serve.decoder import head_dim
 from fxprune.serve.engine import Pruned, engine
 from fxprune.serve.gguf import file
@@ -102,13 +102,10 @@ def matched(pruned: Pruned, reader: gguf.GGUFReader) -> tuple[dict[str, Blank], 
             if inner and inner != "output" and name in held:
                 raise ServeError(f"llama.cpp: the model has {name}, the file has not")
             continue  # a buffer, or a head that is the embedding
-        layouts = graph.layouts.get(graph.traced.canonical(name))
 
-        def left(values: Array, layouts: Any = layouts) -> Array:
-            sizes = None if layouts is None else tuple(layout.size for layout in layouts)
-            if sizes is None or values.shape != sizes:
-                return values
-            return resize.slice(torch.from_numpy(np.array(values)), layouts).numpy()
+        def left(values: Array, name: str = name) -> Array | None:
+            found = sliced(graph, resize, name, torch.from_numpy(np.array(values)))
+            return None if found is None else found.numpy()
 
         found[dense.name] = _blank(tensor, _way(ways, name, tensor, dense, left))
     return _renumbered(reader, found, kept), _sizes(entries, plan, kept)
@@ -182,19 +179,19 @@ def _way(
     name: str,
     tensor: torch.Tensor,
     dense: gguf.ReaderTensor,
-    left: Callable[[Array], Array],
+    left: Callable[[Array], Array | None],
 ) -> Way:
     """How a tensor stands in the file: the way in which it is nearest to what it was.
 
     Raises:
         ServeError: it is not near in any.
     """
-    values = gguf.quants.dequantize(dense.data, dense.tensor_type).astype(np.float32)
+    values = file.values_of(dense)
     own = tensor.detach().float().cpu().numpy()
     scale, gaps = float(np.linalg.norm(own)) or 1.0, {}
     for way in ways:
         kept = left(way.back(values))
-        if kept.shape == own.shape:
+        if kept is not None and kept.shape == own.shape:
             gaps[way] = float(np.linalg.norm(kept - own)) / scale
     best = min(gaps, key=lambda way: gaps[way], default=None)
     if best is None or gaps[best] > _NEAR:
@@ -211,5 +208,5 @@ def _blank(tensor: torch.Tensor, way: Way) -> Blank:
 
 
 def _copied(each: gguf.ReaderTensor) -> Blank:
-    values = gguf.quants.dequantize(each.data, each.tensor_type)
+    values = file.values_of(each)
     return Blank(tuple(values.shape), lambda: values, Kind.F32)
