@@ -167,7 +167,7 @@ def prune(
         with step("verifying", progress):
             report = oracle.compare(expected, small, traced)
     mended = None
-    table, asking = selection["latency"], config.budget and config.budget.latency
+    table, asking = selection["latency"], getattr(config.budget, "latency", None)
     met = latency_report(table, asking, plan, traced, None if free else small)
     if method is not None:
         assert more is not None

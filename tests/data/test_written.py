@@ -106,5 +106,5 @@ def test_pruning_sees_it_beside_the_text() -> None:
         )
         found.append(done.scores)
     assert any(not torch.equal(found[0][name], found[1][name]) for name in found[0])
-    with pytest.raises(CalibrationError, match="no text"):
+    with pytest.raises(CalibrationError, match="joins text"):
         fxprune.prune(model().eval(), calibration=torch.ones(2, 8).long(), written_samples=8)
