@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from fxprune.select.budget import Budget
 from fxprune.cli.compare import comparison
 from fxprune.cli.compare.data import read
 from fxprune.config import PruneConfig
+from fxprune.select.budget import Budget
 
 WINDOWS = {128: 128, 1024: 32}
 # What the default was until this was measured: heads beside MLPs, no text of the model's own.
