@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fxprune.errors import ConfigError, CriterionError, SelectionError
-from fxprune.files import write_text
+from fxprune.files import plain, write_text
 from fxprune.groups.kinds import DEFAULT_KINDS, KINDS
 from fxprune.select.budget import Budget, fraction
 from fxprune.select.depth import FIXED, Depth
@@ -27,7 +27,7 @@ RATIO = 0.2  # if no goal is given
 # What means nothing where only blocks and branches go.
 _OF_UNITS = (
     "kinds", "groups", "ranking", "normalise", "cost_aware", "overrides", "multiple_of", "min_kept",
-    "keep_first", "keep_last", "steps",
+    "keep_first", "keep_last", "steps", "search",
 )  # fmt: skip
 
 
@@ -61,8 +61,10 @@ class PruneConfig:
         min_kept: units that stay in every group at least.
         target: engine that must run the result, by name; its limits bind while units are chosen.
         steps: reach the goal in so many steps, with new scores before each.
-        compensation: ``least-squares``, ``bias`` or None, see :func:`fxprune.compensate`; ``auto``
-            is least squares for a causal language model with calibration data, else none.
+        search: ``predicted`` chooses by the scores; ``measured`` first brings them to costs that
+            are measured in the network, see :func:`fxprune.stream.ladder.measure_ladder`.
+        compensation: ``least-squares``, ``blockwise``, ``bias`` or None, see
+            :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data.
         compensation_scope: ``pruned``, what reads pruned units, or ``all``; None is the latter for
             least squares.
         calibration_samples: crops of text that the criterion sees; None for its own number: 10 as
@@ -97,7 +99,8 @@ class PruneConfig:
     min_kept: int = 1
     target: str | None = None
     steps: int = 1
-    compensation: Literal["auto", "bias", "least-squares"] | None = "auto"
+    search: Literal["predicted", "measured"] = "predicted"
+    compensation: Literal["auto", "bias", "least-squares", "blockwise"] | None = "auto"
     compensation_scope: Literal["pruned", "all"] | None = None
     calibration_samples: int | None = None
     calibration_lengths: tuple[int, ...] | None = None
@@ -260,9 +263,9 @@ class PruneConfig:
                 found[name] = table.described(given)
         for name in ("budget", "depth"):
             if found[name] is not None:
-                found[name] = _plain(dataclasses.asdict(found[name]))
+                found[name] = plain(dataclasses.asdict(found[name]))
         found["compensation"] = "none" if self.compensation is None else self.compensation
-        return _plain(found)
+        return plain(found)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> PruneConfig:
@@ -340,6 +343,7 @@ class PruneConfig:
         for name, choices in (
             ("ranking", RANKINGS),
             ("normalise", NORMALISE),
+            ("search", ("predicted", "measured")),
             ("compensation", ("auto", "none", *get_args(Method))),
         ):
             value = getattr(self, name)
@@ -387,14 +391,3 @@ def _check_names(kind: type, given: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(name, known, n=3)
             hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(known)}"
             raise ConfigError(f"{kind.__name__} has no field {name!r}; {hint}")
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's values, without what is None or empty."""
-    found = {}
-    for name, value in values.items():
-        if value is None or (isinstance(value, tuple | Mapping) and not value):
-            continue
-        plain = dict(value) if isinstance(value, Mapping) else value
-        found[name] = list(plain) if isinstance(plain, tuple) else plain
-    return found

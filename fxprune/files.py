@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and values as they hold them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -141,3 +141,19 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     # Asked of the disk itself: permissions do not tell of a read-only one, or of a quota.
     with writing(path), tempfile.TemporaryFile(dir=there) as stream:
         stream.write(b"0")
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's values, without what is None or empty."""
+    found = {}
+    for name, value in values.items():
+        if value is None or (isinstance(value, tuple | Mapping) and not value):
+            continue
+        found[name] = (
+            dict(value)
+            if isinstance(value, Mapping)
+            else list(value)
+            if isinstance(value, tuple)
+            else value
+        )
+    return found
