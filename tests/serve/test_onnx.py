@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.errors import CheckpointError, FxpruneWarning, ServeError, TraceError
 from fxprune.plan import Plan
 from fxprune.serve import onnx as writer
+from fxprune.serve.engine import engine
 from tests.models import Perceptron
+from tests.serve import fuzz
 from tests.zoo import BY_NAME, traced
 
 X = torch.randn(3, 20)
@@ -230,3 +234,21 @@ def test_weights_on_meta(file: Path) -> None:
         graph = fxprune.trace(Perceptron().eval(), X.to("meta")).graph_module
     with pytest.raises(CheckpointError, match="is on meta"):
         fxprune.export(graph, file)
+
+
+def in_onnx_runtime(how: str, path: Path, small: fx.GraphModule, example: Any) -> None:
+    args, kwargs = example
+    with torch.no_grad():
+        expected = pytree.tree_leaves(small(*args, **kwargs))
+    for one, two in zip(run(path, *args, *kwargs.values()).values(), expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+@serve
+@pytest.mark.parametrize("count", [2, pytest.param(200, marks=pytest.mark.slow)])
+def test_random_plans(count: int) -> None:
+    draw = random.Random(1)
+    models = ["mixtral"] if count == 2 else [*BY_NAME, "wide-biases", "wide-window"]
+    for seed in range(count):
+        name = draw.choice(models)
+        assert not fuzz.tried(engine("onnx"), name, seed, in_onnx_runtime, "m.onnx")
