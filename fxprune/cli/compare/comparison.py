@@ -11,12 +11,12 @@ import torch
 
 from fxprune.cli.compare import draws, plot, results, table
 from fxprune.cli.compare.data import Data
-from fxprune.cli.compare.draws import Draw
 from fxprune.cli.compare.labels import label
 from fxprune.cli.compare.measure import dense, measure, prepare, score, try_selections
 from fxprune.cli.compare.results import Result
 from fxprune.cli.compare.table import Row
 from fxprune.config import PruneConfig
+from fxprune.data.draw import Draw
 from fxprune.errors import (
     CalibrationError,
     FxpruneError,
@@ -131,7 +131,7 @@ def _measure_all(
         keep(dense(bench, keys[None]))
     by_draw: dict[Draw, list[PruneConfig]] = {}
     for each in pending:
-        by_draw.setdefault(draws.draw(loaded, each), []).append(each)
+        by_draw.setdefault(draws.both(loaded, each)[0], []).append(each)
     number = 0
     for draw, members in by_draw.items():
         scores = score(bench, members, crops[draw])
@@ -139,9 +139,8 @@ def _measure_all(
             number += 1
             title = f"[{number}/{len(pending)}] {label(each)}, seed {each.seed}"
             try:
-                keep(
-                    measure(bench, each, scores, crops[draws.more(loaded, each)], keys[each], title)
-                )
+                more = crops[draws.both(loaded, each)[1]]
+                keep(measure(bench, each, scores, more, keys[each], title))
             except FxpruneError as error:
                 raise type(error)(f"{label(each)}, seed {each.seed}: {error}") from error
 

@@ -11,14 +11,13 @@ import torch
 from fxprune.cli.compare.data import Data
 from fxprune.config import PruneConfig
 from fxprune.data import text
-from fxprune.data.draw import lengths_for, mixed_crops, samples
+from fxprune.data.draw import Draw
 from fxprune.errors import CalibrationError
 from fxprune.hf.open.models import LoadedModel
 from fxprune.measure.perplexity import Window
 from fxprune.measure.perplexity import windows as cut
+from fxprune.prune import draws
 from fxprune.trace.digests import digest, model_digest
-
-Draw = tuple[int, int, tuple[int, ...]]  # seed, crops, tokens in them
 
 
 def windows(
@@ -42,29 +41,16 @@ def crops(
 ) -> dict[Draw, list[torch.Tensor]]:
     """Every draw of calibration crops that a configuration needs."""
     assert loaded.tokenizer is not None
-    wanted = dict.fromkeys(
-        each for c in configurations for each in (draw(loaded, c), more(loaded, c))
-    )
-    return {
-        (seed, count, lengths): mixed_crops(
-            loaded.tokenizer, data.calibration, count, lengths, seed
-        )
-        for seed, count, lengths in wanted
-    }
+    found: dict[Draw, list[torch.Tensor]] = {}
+    for config in configurations:
+        for each in both(loaded, config):
+            each.of(loaded.model, loaded.tokenizer, data.calibration, found)
+    return found
 
 
-def draw(loaded: LoadedModel, config: PruneConfig) -> Draw:
-    """The draw that the criterion sees."""
-    criterion = config.make_criterion()
-    covariances = criterion is not None and "moments" in criterion.needs
-    lengths = lengths_for(loaded.model, config.calibration_lengths, covariances)
-    return config.seed, samples(config.calibration_samples, covariances), lengths
-
-
-def more(loaded: LoadedModel, config: PruneConfig) -> Draw:
-    """The draw that compensation sees."""
-    lengths = lengths_for(loaded.model, config.calibration_lengths, covariances=True)
-    return config.seed, config.compensation_samples, lengths
+def both(loaded: LoadedModel, config: PruneConfig) -> tuple[Draw, Draw]:
+    """What the criterion sees, and what compensation sees."""
+    return draws(loaded.model, config, config.make_criterion())
 
 
 def keys(
@@ -85,6 +71,6 @@ def keys(
 
     keys: dict[PruneConfig | None, str] = {None: key("dense")}
     for each in configurations:
-        seen = [of_draw[draw(loaded, each)], of_draw[more(loaded, each)]]
+        seen = [of_draw[draw] for draw in both(loaded, each)]
         keys[each] = key(each.to_dict(), seen)
     return keys
