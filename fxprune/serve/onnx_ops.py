@@ -25,7 +25,7 @@ def settle(graph: fx.Graph) -> None:
     attention = aten.scaled_dot_product_attention.default
     for node in graph.find_nodes(op="call_function", target=attention):
         with graph.inserting_after(node):
-            form = {"memory_format": torch.contiguous_format}
+            form: Any = {"memory_format": torch.contiguous_format}
             plain = graph.call_function(aten.clone.default, (node,), form)
         plain.meta = dict(node.meta)
         node.replace_all_uses_with(plain, lambda user, plain=plain: user is not plain)
@@ -35,8 +35,9 @@ def _grouped(
     rows: Any, weights: Any, ends: Any = None, bias: Any = None, out_dtype: int = -1
 ) -> Any:
     """The rows of each expert, which end where ``ends`` says, by its own matrix."""
-    from onnxscript import opset18 as op
+    import onnxscript
 
+    op: Any = onnxscript.opset18
     whole = op.Cast(ends, to=7)
     found, start = [], op.Constant(value_ints=[0])
     for number in range(weights.shape[0]):
