@@ -38,6 +38,8 @@ def _grouped(
     import onnxscript
 
     op: Any = onnxscript.opset18
+    if ends is None or bias is not None or out_dtype != -1 or len(rows.shape) != 2:
+        raise NotImplementedError("a grouped product of another form")
     whole = op.Cast(ends, to=7)
     found, start = [], op.Constant(value_ints=[0])
     for number in range(weights.shape[0]):

@@ -69,7 +69,6 @@ DENSE: dict[str, tuple[str, Callable[[str, Array], Array], dict[str, Any], dict[
         {**COUNTED, **WIDTH},
     ),
 }
-MIXTURES = ("Mixtral", "Olmoe", "Qwen2Moe", "Qwen3Moe")
 
 
 def dense(name: str, path: Path) -> fxprune.Traced:
@@ -134,7 +133,14 @@ def few(graph: fxprune.DependencyGraph, *kinds: str) -> Plan:
 
 
 @pytest.mark.serve
-@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Mixtral",
+        "Qwen2Moe",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("Olmoe", "Qwen3Moe")),
+    ],
+)
 def test_mixtures_of_experts(name: str, tmp_path: Path) -> None:
     """Experts, their units and whole blocks, in all layers alike, and heads where that is said."""
     of = dense(name, tmp_path / "dense.gguf")

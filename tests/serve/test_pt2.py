@@ -232,9 +232,9 @@ def in_torch(how: str, path: Path, small: fx.GraphModule, example: Any) -> None:
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_random_plans(count: int) -> None:
     draw = random.Random(1)
-    models = ["resnet", "vit"] if count == 4 else [*BY_NAME, "wide-biases", "wide-window"]
+    models = ["resnet"] if count == 3 else [*BY_NAME, "wide-biases", "wide-window"]
     for seed in range(count):
         assert not fuzz.tried(engine("torch"), draw.choice(models), seed, in_torch, "m.pt2")
