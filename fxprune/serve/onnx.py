@@ -174,15 +174,27 @@ class Onnx(File):
         found = super()._refused(graph_module)
         if found or any(importlib.util.find_spec(name) is None for name in _PACKAGES):
             return found
+        try:
+            _check_state(graph_module)
+        except ServeError as error:
+            return str(error)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FxpruneWarning)  # it is for who writes
             try:
-                _check_state(graph_module)
                 with portable(graph_module, flat=True, blank=True) as ready:
                     _converted(ready, optimize=False)  # which computes what is constant
             except ServeError as error:
-                return str(error)
+                return str(error) if _lacks(error) else ""
+            except TraceError:  # what fails without weights need not fail with them
+                return ""
         return ""
+
+
+def _lacks(error: BaseException | None) -> bool:
+    """Whether ONNX has no form for an op."""
+    while error is not None and type(error).__name__ != "DispatchError":
+        error = error.__cause__
+    return error is not None
 
 
 ENGINE = Onnx()

@@ -303,3 +303,16 @@ def test_random_plans(count: int) -> None:
     for seed in range(count):
         name = draw.choice(models)
         assert not fuzz.tried(engine("onnx"), name, seed, in_onnx_runtime, "m.onnx")
+
+
+@serve
+def test_an_op_without_a_form_is_told_before_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writer.onnx_ops, "table", dict)
+    with torch.device("meta"):
+        given = (torch.empty(7, 6), torch.ones(4, dtype=torch.long))
+        graph = fxprune.discover(fxprune.trace(Mixture().eval(), given))
+    (why,) = engine("onnx").check(Plan.of(graph, {}), graph)
+    assert "onnx cannot run this model: torch.onnx cannot say this graph" in why
+    assert "grouped_mm_fallback" in why
