@@ -87,9 +87,8 @@ def run(
     done = results.load(folder)
     loaded = _loaded(model, lengths, device, dtype, progress)
     columns = draws.windows(loaded, data, lengths)
-    crops = draws.crops(loaded, configurations, data)
     with step("fingerprinting the model and the data", progress):
-        keys = draws.keys(loaded, configurations, columns, crops)
+        keys = draws.keys(loaded, configurations, columns, data)
     wanted: list[PruneConfig | None] = [None, *configurations]
     missing = [each for each in wanted if keys[each] not in done]
     with writing(folder):
@@ -102,6 +101,8 @@ def run(
         _write_tables(folder, [done[keys[c]] for c in wanted if keys[c] in done], notes)
 
     if missing:
+        with step("drawing calibration data", progress):
+            crops = draws.crops(loaded, [each for each in missing if each is not None], data)
         _measure_all(loaded, missing, keys, columns, crops, keep, progress)
     found = [done[keys[each]] for each in wanted]
     rows = _write_tables(folder, found, notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -39,7 +40,7 @@ def windows(
 def crops(
     loaded: LoadedModel, configurations: Sequence[PruneConfig], data: Data
 ) -> dict[Draw, list[torch.Tensor]]:
-    """Every draw of calibration crops that a configuration needs."""
+    """Every draw of calibration data that a configuration needs, what the model writes with it."""
     assert loaded.tokenizer is not None
     found: dict[Draw, list[torch.Tensor]] = {}
     for config in configurations:
@@ -57,20 +58,27 @@ def keys(
     loaded: LoadedModel,
     configurations: Sequence[PruneConfig],
     columns: dict[str, list[Window]],
-    crops: dict[Draw, list[torch.Tensor]],
+    data: Data,
 ) -> dict[PruneConfig | None, str]:
-    """What makes a result the same: the version, the weights, the data and the options."""
+    """What makes a result the same: the version, the weights, the data and the options.
+
+    Text that the model writes follows from those, so it is not written to know.
+    """
     from importlib.metadata import version
 
     measured = {name: torch.stack([each.ids for each in cut]) for name, cut in columns.items()}
     common = [version("fxprune"), model_digest(loaded.model), digest(measured)]
-    of_draw = {each: digest({str(n): x for n, x in enumerate(ids)}) for each, ids in crops.items()}
+    crops_alone = [replace(each, written_samples=0) for each in configurations]
+    crops_drawn = crops(loaded, crops_alone, data)
+    of_draw = {
+        each: digest({str(n): x for n, x in enumerate(ids)}) for each, ids in crops_drawn.items()
+    }
 
     def key(*facts: object) -> str:
         return hashlib.sha256(json.dumps([*common, *facts]).encode()).hexdigest()[:32]
 
     keys: dict[PruneConfig | None, str] = {None: key("dense")}
     for each in configurations:
-        seen = [of_draw[draw] for draw in both(loaded, each)]
+        seen = [of_draw[replace(draw, written=0)] for draw in both(loaded, each)]
         keys[each] = key(each.to_dict(), seen)
     return keys
