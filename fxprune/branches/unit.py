@@ -44,3 +44,8 @@ class Unit:
     def __str__(self) -> str:
         inside = f" of {len(self.branches)} branches" if self.branches else ""
         return f"{self.name} ({self.kind}{inside}, {len(self.parameters)} parameters of its own)"
+
+
+def kind_of(name: str) -> str:
+    """The kind that a unit's name ends with; the second of its kind in a place has a number."""
+    return name.rpartition(":")[2].partition("#")[0]

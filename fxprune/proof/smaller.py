@@ -75,7 +75,7 @@ def same_dtypes(small: nn.Module, whole: Traced) -> bool:
     return mine <= {tensor.dtype for tensor in whole.tensors.values()}
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a message that says something."""
     lines = (line.strip() for line in str(error).splitlines())
     return f"{type(error).__name__}: {next(filter(None, lines), '')}"

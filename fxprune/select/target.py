@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fxprune.axes.dims import find
 from fxprune.branches import find_branches
+from fxprune.branches.unit import kind_of
 from fxprune.errors import SelectionError, ServeError
 from fxprune.groups.kinds import KINDS
 
@@ -66,7 +67,7 @@ class Target:
         found = [
             f"{self.name} cannot leave out {name}: it can leave out {_either(self.depth)}"
             for name in self._left_out(graph, plan)
-            if name.rpartition(":")[2] not in self.depth
+            if kind_of(name) not in self.depth
         ]
         counts = plan.kept_counts(graph)
         alike: dict[tuple[str, int], dict[int, str]] = {}
@@ -87,7 +88,7 @@ class Target:
     def _left_out(self, graph: DependencyGraph, plan: Plan) -> list[str]:
         """What a plan removes whole; a block all of whose branches go is a block that goes."""
         removed = set(plan.removed)
-        if {name.rpartition(":")[2] for name in removed} <= set(self.depth):
+        if set(map(kind_of, removed)) <= set(self.depth):
             return list(plan.removed)
         for block in find_branches(graph.traced.original or graph.traced).of("block"):
             if removed.issuperset(block.branches):

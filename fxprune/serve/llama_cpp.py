@@ -37,8 +37,11 @@ class LlamaCpp(Engine):
             raise ServeError(f"{self.name}: not a transformers model")
         own = architectures.own(config)
         if own is None:
-            depth = ("block",) if architectures.alike(config) else ()
-            return Target(self.name, kinds=("mlp",), even=True, prefers={"mlp": 256}, depth=depth)
+            tensors = (graph.traced.original or graph.traced).tensors
+            shapes = {name: tensor.shape for name, tensor in tensors.items()}
+            depth = ("block",) if architectures.alike(config, shapes) else ()
+            kinds = architectures.kinds(config)
+            return Target(self.name, kinds=kinds, even=True, prefers={"mlp": 256}, depth=depth)
         form = architectures.uneven(config)
         return Target(
             self.name,

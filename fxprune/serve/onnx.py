@@ -19,6 +19,7 @@ from fxprune.errors import FxpruneWarning, ServeError, TraceError
 from fxprune.files import check_writable, writing
 from fxprune.proof.runs import call
 from fxprune.proof.smaller import first_line
+from fxprune.serve import onnx_ops
 from fxprune.serve.portable import File, Portable, portable
 from fxprune.trace import inputs
 from fxprune.trace.guards import Guards
@@ -98,15 +99,24 @@ def _check_state(graph_module: fx.GraphModule) -> None:
             )
 
 
-def _converted(found: Portable) -> Any:
+def _converted(found: Portable, optimize: bool = True) -> Any:
     names = [*found.program.call_spec.out_spec.context]
+    onnx_ops.settle(found.program.graph)
     try:
         program = torch.onnx.export(
-            found.program, dynamo=True, output_names=names, verbose=False, optimize=True
+            found.program,
+            dynamo=True,
+            output_names=names,
+            verbose=False,
+            optimize=optimize,
+            custom_translation_table=onnx_ops.table(),
         )
         assert program is not None
     except Exception as error:  # whatever the exporter raises
-        raise ServeError(f"torch.onnx cannot say this graph: {first_line(error)}") from error
+        inner: BaseException = error
+        while inner.__cause__ is not None:  # which says more than what wraps it
+            inner = inner.__cause__
+        raise ServeError(f"torch.onnx cannot say this graph: {first_line(inner)}") from error
     program.model.metadata_props["fxprune"] = "; ".join(_conditions(found.guards))
     return program
 
@@ -159,6 +169,32 @@ class Onnx(File):
     name: ClassVar[str] = "onnx"
     export = staticmethod(export)
     how: ClassVar[str] = "run it with onnxruntime.InferenceSession({path!r})"
+
+    def _refused(self, graph_module: fx.GraphModule) -> str:
+        found = super()._refused(graph_module)
+        if found or any(importlib.util.find_spec(name) is None for name in _PACKAGES):
+            return found
+        try:
+            _check_state(graph_module)
+        except ServeError as error:
+            return str(error)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FxpruneWarning)  # it is for who writes
+            try:
+                with portable(graph_module, flat=True, blank=True) as ready:
+                    _converted(ready, optimize=False)  # which computes what is constant
+            except ServeError as error:
+                return str(error) if _lacks(error) else ""
+            except TraceError:  # what fails without weights need not fail with them
+                return ""
+        return ""
+
+
+def _lacks(error: BaseException | None) -> bool:
+    """Whether ONNX has no form for an op."""
+    while error is not None and type(error).__name__ != "DispatchError":
+        error = error.__cause__
+    return error is not None
 
 
 ENGINE = Onnx()

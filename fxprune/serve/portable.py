@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fxprune.branches.unit import KINDS
-from fxprune.errors import CheckpointError, TraceError
+from fxprune.errors import CheckpointError, ServeError, TraceError
 from fxprune.hf.folder.tensors import tensors_of
+from fxprune.rewrite.history import without_weights
 from fxprune.select.target import Target
 from fxprune.serve.engine import Engine, Pruned
 from fxprune.trace import inputs, loss
@@ -55,6 +56,7 @@ def portable(
     kwargs: Mapping[str, Any] | None = None,
     *,
     flat: bool = False,
+    blank: bool = False,
 ) -> Iterator[Portable]:
     """A graph as a program, in evaluation mode until the block ends.
 
@@ -64,6 +66,7 @@ def portable(
         kwargs: example keyword inputs. If both are left out, zeros of the shapes are used that the
             model was traced with.
         flat: give the outputs as a dict of tensors, however the graph gives them.
+        blank: take a graph without weights, which is not to be written.
 
     Raises:
         TraceError: no inputs are given and none are recorded in the graph, they do not fit, or the
@@ -75,8 +78,9 @@ def portable(
             f"{type(graph_module).__name__} is not a GraphModule; fxprune.trace makes one of "
             "a model: trace(model).graph_module"
         )
-    if blank := [name for name, t in tensors_of(graph_module).items() if t.is_meta]:
-        raise CheckpointError(f"{blank[0]!r} is on meta: a graph without weights cannot be saved")
+    missing = [name for name, t in tensors_of(graph_module).items() if t.is_meta]
+    if missing and not blank:
+        raise CheckpointError(f"{missing[0]!r} is on meta: a graph without weights cannot be saved")
     args, given = examples(graph_module, args, kwargs)
     if not args and not given:
         args, given = inputs.from_placeholders(graph_module)
@@ -87,7 +91,7 @@ def portable(
 
 
 class File(Engine):
-    """An engine that runs a file which a graph is exported to; a graph says everything.
+    """An engine that runs a file which a graph is exported to, whatever its sizes.
 
     Attributes:
         export: writes a graph to a path; its further arguments are the engine's options.
@@ -99,7 +103,21 @@ class File(Engine):
 
     def target(self, graph: DependencyGraph) -> Target:
         """See :meth:`Engine.target`."""
+        traced = graph.traced.original or graph.traced
+        key = f"refused by {self.name}"
+        if key not in traced.cache:  # trying takes its time
+            traced.cache[key] = self._refused(without_weights(traced).graph_module)
+        if why := traced.cache[key]:
+            raise ServeError(f"{self.name} cannot run this model: {why}")
         return Target(self.name, depth=KINDS, biases=True)
+
+    def _refused(self, graph_module: fx.GraphModule) -> str:
+        """Why a graph without weights cannot be said, whatever is removed; "" if it can."""
+        try:
+            _plain(graph_module, False)
+        except TraceError as error:
+            return str(error)
+        return ""
 
     def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
         """See :meth:`Engine.write`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -160,3 +161,11 @@ def test_biases_and_depth() -> None:
         with pytest.raises(ServeError, match=r"box cannot leave out .*: it can leave out block"):
             select(GRAPH, {}, depth=Depth(remove=1, unit=unit), target=target)
     Target("box", depth=("attention", "mlp")).check_depth("branch")
+
+
+def test_the_second_branch_of_a_kind_in_a_place() -> None:
+    """As the attention of T5's decoder to its encoder."""
+    plan = dataclasses.replace(Plan.of(llama(), {}), removed=("decoder.block.1:attention#2",))
+    assert Target("box", depth=("attention",)).reasons(llama(), plan) == []
+    (why,) = Target("box", depth=("mlp",)).reasons(llama(), plan)
+    assert why == "box cannot leave out decoder.block.1:attention#2: it can leave out mlp"

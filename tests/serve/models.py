@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import fxprune
-from tests.zoo import disturb
+from tests.zoo import BY_NAME, Entry, disturb
+from tests.zoo import VOCABULARY as WORDS
 
 VOCABULARY = 300
 SIZES = {
@@ -59,3 +60,44 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     made.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<e>", bos_token="<b>")
+
+
+# Wide enough for engines that take multiples, with heads of a size that all of them have.
+_WIDE = {
+    "hidden_size": 128, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": WORDS, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+
+
+def _entry(name: str, kind: str, model: str = "", **options: Any) -> Entry:
+    """A decoder of a type, by the class of another where transformers has no class of its own."""
+
+    def make(attention: str) -> Any:
+        config = getattr(transformers, f"{kind}Config")(**{**_WIDE, **options})
+        config._attn_implementation = attention
+        return getattr(transformers, f"{model or kind}ForCausalLM")._from_config(config)
+
+    return Entry(name, make, {})
+
+
+WIDE = {
+    entry.name: entry
+    for entry in (
+        _entry("wide", "Llama"),
+        _entry("wide-tied", "Llama", tie_word_embeddings=True),
+        _entry("wide-biases", "Llama", attention_bias=True, mlp_bias=True),
+        _entry("wide-one-kv-head", "Llama", num_key_value_heads=1),
+        _entry("wide-no-groups", "Llama", num_key_value_heads=4),
+        _entry("wide-llama3-rope", "Llama", rope_parameters=LLAMA3),
+        _entry("wide-linear-rope", "Llama", rope_parameters=_LINEAR),
+        _entry("wide-heads", "Llama", hidden_size=96, head_dim=32),
+        _entry("wide-mistral", "Mistral", sliding_window=None),
+        _entry("wide-window", "Mistral", sliding_window=8),
+        _entry("wide-qwen2", "Qwen2"),
+        _entry("wide-seed-oss", "SeedOss", head_dim=32),
+        _entry("wide-internlm3", "InternLM3", "Llama", head_dim=32),
+    )
+}
+ENTRIES = {**BY_NAME, **WIDE}

@@ -40,36 +40,53 @@ def paired(name: str, values: Array) -> Array:
     return values if heads is None else halves_to_pairs(values, heads)
 
 
-# Class, what its converter does, and the metadata of its own.
-DENSE: dict[str, tuple[Callable[[str, Array], Array], dict[str, Entry]]] = {
-    "Gemma": (shifted, {}),
-    "Granite": (
-        paired,
-        {
-            key: Entry(1.0, Type.FLOAT32)
-            for key in ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
-        },
+def as_it_is(name: str, values: Array) -> Array:
+    return values
+
+
+FLOATS = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+EXPERTS = {**ROPE, "num_experts_per_tok": 2, "num_experts": 6, "num_local_experts": 6}
+COUNTED = {"expert_count": integers(6), "expert_used_count": integers(2)}
+MANY = {**COUNTED, "attention.head_count_kv": integers(4)}
+WIDTH = {"expert_feed_forward_length": integers(48)}
+# Class, name in GGUF, what its converter does, more of its config, and the metadata of its own.
+DENSE: dict[str, tuple[str, Callable[[str, Array], Array], dict[str, Any], dict[str, Entry]]] = {
+    "Gemma": ("gemma", shifted, {"head_dim": 16}, {}),
+    "Granite": ("granite", paired, {}, {key: Entry(1.0, Type.FLOAT32) for key in FLOATS}),
+    "Mixtral": ("llama", paired, {**EXPERTS, "sliding_window": None}, COUNTED),
+    "Olmoe": ("olmoe", as_it_is, {**EXPERTS, "num_key_value_heads": 4}, MANY),
+    "Qwen2Moe": (
+        "qwen2moe",
+        as_it_is,
+        {**EXPERTS, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80},
+        {**COUNTED, **WIDTH, "expert_shared_feed_forward_length": integers(80)},
+    ),
+    "Qwen3Moe": (
+        "qwen3moe",
+        as_it_is,
+        {**EXPERTS, "moe_intermediate_size": 48, "head_dim": 16, "norm_topk_prob": True},
+        {**COUNTED, **WIDTH},
     ),
 }
 
 
 def dense(name: str, path: Path) -> fxprune.Traced:
     """A random model, traced, and a dense file of it."""
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, "head_dim": 16})
+    architecture, convert, options, more = DENSE[name]
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, "num_hidden_layers": 3, **options})
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     disturb(model)
-    convert, more = DENSE[name]
-    architecture = name.lower()
     code = next(c for c, each in gguf.MODEL_ARCH_NAMES.items() if each == architecture)
     names = gguf.get_tensor_name_map(code, config.num_hidden_layers)
     tensors = {}
-    for key, tensor in model.named_parameters():
+    for key, values in in_file(model).items():
         stem, _, end = key.rpartition(".")
-        values = convert(key, tensor.detach().numpy())
+        values = convert(key, values)
         tensors[f"{names.get_name(stem)}.{end}"] = Blank(values.shape, lambda v=values: v)
     entries = {
-        "block_count": integers(4), "context_length": integers(128), "vocab_size": integers(300),
+        "block_count": integers(3), "context_length": integers(128), "vocab_size": integers(300),
         "embedding_length": integers(64), "feed_forward_length": integers(96),
         "attention.head_count": integers(4), "attention.head_count_kv": integers(2),
         "attention.key_length": integers(16), "attention.value_length": integers(16),
@@ -83,22 +100,83 @@ def dense(name: str, path: Path) -> fxprune.Traced:
     return fxprune.trace(model, kwargs={"input_ids": torch.zeros(2, 9, dtype=torch.long)})
 
 
+def in_file(model: Any) -> dict[str, Array]:
+    """The tensors of a model, those of experts as converters name and part them."""
+    found = {}
+    for key, tensor in model.named_parameters():
+        values = tensor.detach().numpy()
+        if key.endswith("gate_up_proj"):
+            for half, part in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
+                found[f"{key.removesuffix('gate_up_proj')}{half}_proj.weight"] = part
+        else:
+            found[key if key.endswith((".weight", ".bias")) else f"{key}.weight"] = values
+    return found
+
+
+def check(of: fxprune.Traced, plan: Plan, folder: Path) -> file.Metadata:
+    """What a plan leaves is right in llama.cpp; the metadata of its file."""
+    config: Any = of.module.config
+    small = fxprune.rewrite(of, plan)
+    pruned = Pruned(small, config, plan, tokenizer())
+    LLAMA_CPP.write(pruned, folder / "m.gguf", like=folder / "dense.gguf")
+    ignored = tokenizer().eos_token_id
+    assert llama.compare(small, folder / "m.gguf", IDS, count=4, ignored=ignored) < 5e-3
+    return file.metadata(file.opened(folder / "m.gguf"))
+
+
+def few(graph: fxprune.DependencyGraph, *kinds: str) -> Plan:
+    """Groups of some kinds keep the second half of their units."""
+    groups = [g for g in graph.groups if g.kind in kinds]
+    return Plan.of(
+        graph, {g.name: range(g.size - max(g.least, g.size // 2), g.size) for g in groups}
+    )
+
+
 @pytest.mark.serve
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Mixtral",
+        "Qwen2Moe",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("Olmoe", "Qwen3Moe")),
+    ],
+)
+def test_mixtures_of_experts(name: str, tmp_path: Path) -> None:
+    """Experts, their units and whole blocks, in all layers alike, and heads where that is said."""
+    of = dense(name, tmp_path / "dense.gguf")
+    graph = fxprune.discover(fxprune.bypass(of, ["model.layers.1:block"]))
+    heads = name in ("Mixtral", "Qwen3Moe")
+    plan = few(graph, "mlp", "expert", *(("attention", "query") if heads else ()))
+    assert not LLAMA_CPP.check(plan, graph)
+    found, label = check(of, plan, tmp_path), DENSE[name][0]
+    assert found[f"{label}.block_count"].value == 2
+    assert found[f"{label}.expert_count"].value == 3
+    assert found[f"{label}.attention.head_count"].value == (1 if heads else 4)
+    width = found.get(f"{label}.expert_feed_forward_length", found[f"{label}.feed_forward_length"])
+    assert width.value == (48 if name in ("Mixtral", "Olmoe") else 24)
+    if name == "Qwen2Moe":
+        assert found["qwen2moe.expert_shared_feed_forward_length"].value == 40
+    else:
+        uneven = Plan.of(
+            graph, {next(g.name for g in graph.groups if g.kind == "expert"): range(3)}
+        )
+        assert "one number of expert units of 6" in LLAMA_CPP.check(uneven, graph)[0]
+    if not heads:
+        why = LLAMA_CPP.check(few(graph, "attention"), graph)
+        assert all("takes attention groups whole" in each for each in why)
+        assert why
+
+
+@pytest.mark.serve
+@pytest.mark.parametrize("name", ["Gemma", "Granite"])
 def test_a_model_of_another_kind(name: str, tmp_path: Path) -> None:
     of = dense(name, tmp_path / "dense.gguf")
-    config: Any = of.module.config
     graph = fxprune.discover(fxprune.bypass(of, ["model.layers.1:block"]))
     kept = {g.name: tuple(range(0, g.size, 2)) for g in graph.groups if g.kind == "mlp"}
     plan = Plan.of(graph, kept)
     assert not LLAMA_CPP.check(plan, graph)
-    small = fxprune.rewrite(of, plan)
-    pruned = Pruned(small, config, plan, tokenizer())
-    LLAMA_CPP.write(pruned, tmp_path / "m.gguf", like=tmp_path / "dense.gguf")
-    ignored = tokenizer().eos_token_id
-    assert llama.compare(small, tmp_path / "m.gguf", IDS, ignored=ignored) < 5e-3
-    sizes = file.metadata(file.opened(tmp_path / "m.gguf"))
-    assert sizes[f"{name.lower()}.block_count"].value == 3
+    sizes = check(of, plan, tmp_path)
+    assert sizes[f"{name.lower()}.block_count"].value == 2
     assert sizes[f"{name.lower()}.feed_forward_length"].value == 48
 
 

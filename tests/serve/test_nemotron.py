@@ -227,8 +227,6 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
 def test_without_weights(tmp_path: Path) -> None:
     with torch.device("meta"):
         model: Any = llama()
-    graph = fxprune.discover(fxprune.trace(model))
-    assert engine("mlx").target(graph).name == "mlx"
     with pytest.raises(ServeError, match="on meta"):
         engine("mlx").write(Pruned(model, model.config), tmp_path / "out")
 

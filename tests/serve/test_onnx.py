@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers.integrations.moe  # noqa: F401  # which registers ops
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.errors import CheckpointError, FxpruneWarning, ServeError, TraceError
 from fxprune.plan import Plan
 from fxprune.serve import onnx as writer
+from fxprune.serve.engine import engine
 from tests.models import Perceptron
+from tests.serve import fuzz
 from tests.zoo import BY_NAME, traced
 
 X = torch.randn(3, 20)
@@ -160,6 +166,55 @@ def test_large_tensors_go_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(run(file, X)["output"], graph(X))
 
 
+class Attends(nn.Module):
+    """With a bias that all heads share, as T5 has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.bias = nn.Linear(8, 24), nn.Parameter(torch.randn(1, 2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.inner(x).chunk(3, -1)
+        )
+        bias = self.bias * torch.arange(x.shape[1], dtype=torch.float32)
+        found = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias.expand(-1, -1, x.shape[1], -1)
+        )
+        return found.transpose(1, 2).reshape(*x.shape[:2], -1)
+
+
+class Mixture(nn.Module):
+    """Rows of experts by their matrices; some experts have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6, 5))
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        ends = counts.cumsum(0)
+        found: Tensor = torch.ops.transformers.grouped_mm_fallback(x, self.weight, ends)
+        return found
+
+
+@serve
+@pytest.mark.filterwarnings("ignore:.*is fixed at 4:fxprune.errors.FxpruneWarning")  # experts
+def test_what_the_exporter_has_no_form_for(tmp_path: Path) -> None:
+    x = torch.randn(3, 5, 8)
+    graph = fxprune.trace(Attends().eval(), x).graph_module
+    found = run(fxprune.export(graph, tmp_path / "a.onnx", x), x[:2, :4])["output"]
+    with torch.no_grad():
+        torch.testing.assert_close(found, graph(x[:2, :4]), rtol=1e-4, atol=1e-4)
+    rows, counts = torch.randn(7, 6), torch.tensor([3, 0, 4, 0])
+    graph = fxprune.trace(Mixture().eval(), (rows, counts)).graph_module
+    file = fxprune.export(graph, tmp_path / "b.onnx", (rows, counts))
+    for other in ([0, 7, 0, 0], [1, 2, 3, 1], [0, 0, 0, 7]):
+        counts = torch.tensor(other)
+        with torch.no_grad():
+            expected = graph(rows, counts)
+        torch.testing.assert_close(run(file, rows, counts)["output"], expected)
+
+
 class Counts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -230,3 +285,34 @@ def test_weights_on_meta(file: Path) -> None:
         graph = fxprune.trace(Perceptron().eval(), X.to("meta")).graph_module
     with pytest.raises(CheckpointError, match="is on meta"):
         fxprune.export(graph, file)
+
+
+def in_onnx_runtime(how: str, path: Path, small: fx.GraphModule, example: Any) -> None:
+    args, kwargs = example
+    with torch.no_grad():
+        expected = pytree.tree_leaves(small(*args, **kwargs))
+    for one, two in zip(run(path, *args, *kwargs.values()).values(), expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+@serve
+@pytest.mark.parametrize("count", [1, pytest.param(200, marks=pytest.mark.slow)])
+def test_random_plans(count: int) -> None:
+    draw = random.Random(1)
+    models = ["mixtral"] if count == 1 else [*BY_NAME, "wide-biases", "wide-window"]
+    for seed in range(count):
+        name = draw.choice(models)
+        assert not fuzz.tried(engine("onnx"), name, seed, in_onnx_runtime, "m.onnx")
+
+
+@serve
+def test_an_op_without_a_form_is_told_before_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writer.onnx_ops, "table", dict)
+    with torch.device("meta"):
+        given = (torch.empty(7, 6), torch.ones(4, dtype=torch.long))
+        graph = fxprune.discover(fxprune.trace(Mixture().eval(), given))
+    (why,) = engine("onnx").check(Plan.of(graph, {}), graph)
+    assert "onnx cannot run this model: torch.onnx cannot say this graph" in why
+    assert "grouped_mm_fallback" in why

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from fxprune.plan import Plan
 from fxprune.serve.engine import Pruned, engine
 from tests.hf import tiny
 from tests.models import ResidualConvNet
+from tests.serve import fuzz
+from tests.zoo import BY_NAME
 
 ALONE = """
 import sys
@@ -217,3 +220,21 @@ def test_it_is_an_engine(tmp_path: Path) -> None:
     groups = fxprune.discover(fxprune.trace(net, x))
     plan = Plan.of(groups, {g.name: (0, 1) for g in groups.groups})
     assert found.check(plan, groups) == engine("onnx").check(plan, groups) == []
+
+
+def in_torch(how: str, path: Path, small: fx.GraphModule, example: Any) -> None:
+    args, kwargs = example
+    with torch.no_grad():
+        expected, found = (
+            pytree.tree_leaves(each(*args, **kwargs)) for each in (small, loaded(path))
+        )
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(200, marks=pytest.mark.slow)])
+def test_random_plans(count: int) -> None:
+    draw = random.Random(1)
+    models = ["resnet"] if count == 3 else [*BY_NAME, "wide-biases", "wide-window"]
+    for seed in range(count):
+        assert not fuzz.tried(engine("torch"), draw.choice(models), seed, in_torch, "m.pt2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from fxprune.errors import ServeError
 from fxprune.serve.kin import unlike
 
 _ROPES = ("default", "linear", "llama3")
+_LAYER = re.compile(r"\.(\d+)\.")
 _BRANCHES = ("block", "attention", "mlp")
 
 
@@ -50,6 +53,8 @@ OPENELM = Architecture(MODEL_ARCH.OPENELM, fused=True, uneven=True)
 
 # Type of a transformers config -> what it is itself.
 _OWN = {"llama": LLAMA, "mistral": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3}
+# Others whose architecture takes heads that are narrower together than the stream.
+_ANY_HEADS = ("mixtral", "qwen3_moe")
 
 
 def own(config: Any) -> Architecture | None:
@@ -78,17 +83,40 @@ def uneven(config: Any) -> Architecture | None:
     return OPENELM if config.tie_word_embeddings else None
 
 
-def alike(config: Any) -> bool:
-    """Whether no entry of a config tells layers apart, which would have other numbers."""
-    lists = (value for value in config.to_dict().values() if isinstance(value, list))
-    per_layer = (x for x in lists if len(x) == config.num_hidden_layers)
-    patterns = ("pattern", "interval", "every", "window")
+def kinds(config: Any) -> tuple[str, ...]:
+    """Kinds of units that may go, in all layers alike, where only the dense file tells more."""
+    found = ["mlp"]
+    # Experts in groups, of which some are chosen first, must stay in groups of one size.
+    if (getattr(config, "n_group", None) or 1) == 1:
+        found.append("expert")
+    return (*found, "attention", "query") if config.model_type in _ANY_HEADS else (*found,)
+
+
+def alike(config: Any, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether nothing tells layers apart, which would have other numbers.
+
+    Args:
+        config: of transformers.
+        shapes: of all tensors of the model.
+    """
+    layers: dict[str, dict[str, Sequence[int]]] = {}
+    for name, shape in shapes.items():
+        if found := _LAYER.search(name):
+            layers.setdefault(found[1], {})[name[found.end() :]] = shape
+    first, *others = layers.values() or [{}]
+    entries = config.to_dict()
+    lists = (value for value in entries.values() if isinstance(value, list))
+    per_layer = [x for x in lists if len(x) == config.num_hidden_layers]
+    patterns = ["pattern", "interval", "every"]
+    if entries.get("layer_types") is None:  # which say what windows make of layers
+        patterns.append("window")
     counts = (
         value
-        for name, value in config.to_dict().items()
+        for name, value in entries.items()
         if any(word in name for word in patterns) and isinstance(value, int) and value
     )
-    return all(x.count(x[0]) == len(x) for x in per_layer) and not any(counts)
+    even = all(each == first for each in others)
+    return even and all(x.count(x[0]) == len(x) for x in per_layer) and not any(counts)
 
 
 def rope(config: Any) -> dict[str, Any]:

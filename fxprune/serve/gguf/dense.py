@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,11 +168,30 @@ def metadata_of(
     if shapes:
         numbers = (name.split(".")[2] for name in shapes if name.startswith("model.layers."))
         expected["block_count"] = len(set(numbers))
-    for key, value in expected.items():
-        there = entries.get(f"{own.name}.{key}")
-        if there is not None and not np.isclose(there.value, value, rtol=1e-5):
-            raise ServeError(f"{like} is of another model: {key} is {there.value}, here {value}")
+    check_same(like, entries, own.name, expected)
     tokens = entries.get("tokenizer.ggml.tokens")
     if tokens is not None and len(tokens.value) > config.vocab_size:
         raise ServeError(f"{like} has {len(tokens.value)} tokens, the model {config.vocab_size}")
     return {key: each for key, each in entries.items() if key != "general.size_label"}
+
+
+def check_same(
+    like: str | os.PathLike[str], entries: Metadata, name: str, expected: Mapping[str, Any]
+) -> None:
+    """Refuse a file that says otherwise of a model than its config does.
+
+    Args:
+        like: the file, for messages.
+        entries: all its metadata.
+        name: of its architecture.
+        expected: by key without the architecture; None is not compared.
+
+    Raises:
+        ServeError: something differs.
+    """
+    for key, value in expected.items():
+        there = entries.get(f"{name}.{key}")
+        if there is None or value is None:
+            continue
+        if not np.isclose(there.value, value, rtol=1e-5):
+            raise ServeError(f"{like} is of another model: {key} is {there.value}, here {value}")

@@ -8,7 +8,7 @@ keeps of it, and the way that makes them alike is the one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gguf
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from fxprune.errors import PlanError, ServeError
 from fxprune.hf.open import architecture
 from fxprune.hf.shrink.fill import named_tensors
-from fxprune.plan import Plan
 from fxprune.rewrite.planned import planned, sliced
 from fxprune.serve.decoder import head_dim
 from fxprune.serve.engine import Pruned, engine
-from fxprune.serve.gguf import file
-from fxprune.serve.gguf.file import Blank, Metadata, integers
+from fxprune.serve.gguf import file, sizes
+from fxprune.serve.gguf.dense import check_same
+from fxprune.serve.gguf.file import Blank, Metadata
 from fxprune.serve.gguf.written import halves_to_pairs, pairs_to_halves
 from fxprune.trace import trace
 
@@ -65,7 +65,7 @@ def matched(pruned: Pruned, reader: gguf.GGUFReader) -> tuple[dict[str, Blank], 
     """The tensors of a pruned model as the dense file has them, and the metadata with new sizes.
 
     Args:
-        pruned: the model, with its plan: MLPs pruned alike in all layers, or whole blocks.
+        pruned: the model, with its plan, which prunes all layers alike, or takes whole blocks.
         reader: the dense file.
 
     Raises:
@@ -86,20 +86,27 @@ def matched(pruned: Pruned, reader: gguf.GGUFReader) -> tuple[dict[str, Blank], 
     graph, resize = planned(trace(blank), plan)
     engine("llama.cpp").require(plan, graph)
     entries = file.metadata(reader)
-    count = entries[f"{entries['general.architecture'].value}.block_count"].value
+    label = entries["general.architecture"].value
+    rope = getattr(pruned.config, "rope_parameters", None) or {}
+    plain = rope.get("rope_type", "default") == "default"  # of others converters change the base
+    expected = {
+        "rope.freq_base": rope.get("rope_theta") if plain else None,
+        "attention.layer_norm_rms_epsilon": getattr(pruned.config, "rms_norm_eps", None),
+    }
+    check_same("the dense file", entries, label, expected)
+    count = entries[f"{label}.block_count"].value
     gone = {int(part) for name in plan.removed for part in _NUMBER.findall(name)[:1]}
     kept = [number for number in range(count) if number not in gone]
     names = gguf.get_tensor_name_map(_code(entries), count)
-    ways = _ways(head_dim(pruned.config))
+    of_head = head_dim(pruned.config)
+    ways = _ways(of_head)
     of_file = {each.name: each for each in reader.tensors}
     held = dict(blank.named_parameters())
     found: dict[str, Blank] = {}
     for name, tensor in _dense_names(named_tensors(pruned.model), kept).items():
-        path, _, end = name.rpartition(".")
-        inner = names.get_name(path)
-        dense = of_file.get(f"{inner}.{end}" if inner else str(names.get_name(name)))
-        if dense is None:
-            if inner and inner != "output" and name in held:
+        dense = _in_file(names, of_file, name)
+        if not dense:
+            if name in held and names.get_name(name.rpartition(".")[0]) != "output":
                 raise ServeError(f"llama.cpp: the model has {name}, the file has not")
             continue  # a buffer, or a head that is the embedding
 
@@ -107,8 +114,34 @@ def matched(pruned: Pruned, reader: gguf.GGUFReader) -> tuple[dict[str, Blank], 
             found = sliced(graph, resize, name, torch.from_numpy(np.array(values)))
             return None if found is None else found.numpy()
 
-        found[dense.name] = _blank(tensor, _way(ways, name, tensor, dense, left))
-    return _renumbered(reader, found, kept), _sizes(entries, plan, kept)
+        way = _way(ways, name, tensor, dense, left)
+        for each, part in zip(dense, tensor.chunk(len(dense), _parted(tensor)), strict=True):
+            found[each.name] = _blank(part, way)
+    return _renumbered(reader, found, kept), sizes.of(entries, plan, graph, kept, of_head)
+
+
+def _in_file(
+    names: gguf.TensorNameMap, of_file: Mapping[str, gguf.ReaderTensor], name: str
+) -> list[gguf.ReaderTensor]:
+    """Where a tensor of the model stands in the file: nowhere, or in one tensor, or in two halves.
+
+    Gates and what they let through are one tensor of experts here, and two there.
+    """
+    path, _, end = name.rpartition(".")
+    inner = names.get_name(path)
+    whole = of_file.get(f"{inner}.{end}" if inner else str(names.get_name(name)))
+    if whole is None and not inner:
+        whole = of_file.get(f"{names.get_name(name)}.weight")
+    if whole is not None:
+        return [whole]
+    halves = (names.get_name(name.replace("gate_up_proj", f"{x}_proj")) for x in ("gate", "up"))
+    found = [of_file.get(f"{each}.weight") for each in halves]
+    return [each for each in found if each is not None] if None not in found else []
+
+
+def _parted(tensor: torch.Tensor) -> int:
+    """The axis along which halves of a tensor lie."""
+    return max(tensor.dim() - 2, 0)
 
 
 def _renumbered(
@@ -146,26 +179,6 @@ def _dense_names(tensors: Mapping[str, torch.Tensor], kept: list[int]) -> dict[s
     }
 
 
-def _sizes(entries: Metadata, plan: Plan, kept: list[int]) -> Metadata:
-    """The metadata, with fewer layers and narrower MLPs."""
-    name = entries["general.architecture"].value
-    made = {}
-    for key, entry in entries.items():
-        listed = isinstance(entry.value, list) and key.startswith(f"{name}.")
-        if listed and len(entry.value) == entries[f"{name}.block_count"].value:
-            entry = entry._replace(value=[entry.value[number] for number in kept])
-        made[key] = entry
-    made[f"{name}.block_count"] = integers(len(kept))
-    ratios = {(plan.sizes[group], len(units)) for group, units in plan.kept.items()}
-    key = f"{name}.feed_forward_length"
-    for size, units in ratios:
-        before = made[key].value
-        if len(ratios) > 1 or not isinstance(before, int) or before % size:
-            raise ServeError(f"llama.cpp: {key} is {before}, and MLPs of {size} keep {units}")
-        made[key] = integers(before // size * units)
-    return made
-
-
 def _code(entries: Metadata) -> gguf.MODEL_ARCH:
     name = entries["general.architecture"].value
     codes = [code for code, each in gguf.MODEL_ARCH_NAMES.items() if each == name]
@@ -178,7 +191,7 @@ def _way(
     ways: tuple[Way, ...],
     name: str,
     tensor: torch.Tensor,
-    dense: gguf.ReaderTensor,
+    dense: Sequence[gguf.ReaderTensor],
     left: Callable[[Array], Array | None],
 ) -> Way:
     """How a tensor stands in the file: the way in which it is nearest to what it was.
@@ -186,7 +199,8 @@ def _way(
     Raises:
         ServeError: it is not near in any.
     """
-    values = file.values_of(dense)
+    parts = [file.values_of(each) for each in dense]
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts, _parted(tensor))
     own = tensor.detach().float().cpu().numpy()
     scale, gaps = float(np.linalg.norm(own)) or 1.0, {}
     for way in ways:
@@ -197,7 +211,7 @@ def _way(
     if best is None or gaps[best] > _NEAR:
         how = f"shape {values.shape}" if best is None else f"{gaps[best]:.0%} off at best"
         raise ServeError(
-            f"llama.cpp: {name} is not {dense.name} of the dense file in any known order: {how}"
+            f"llama.cpp: {name} is not {dense[0].name} of the dense file in any known order: {how}"
         )
     return best
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a model as metadata of GGUF, where its rule of splitting text is a known one."""
+"""The tokenizer of a model as metadata of GGUF, where llama.cpp makes the same tokens of a text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gguf import GGUFValueType as Type
 
 from fxprune.errors import ServeError
 from fxprune.serve.engine import Pruned
+from fxprune.serve.gguf import pieces
 from fxprune.serve.gguf.file import Entry, Metadata
 
 _LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -38,30 +39,51 @@ def of(pruned: Pruned) -> Metadata:
     tokenizer: Any = pruned.tokenizer
     if tokenizer is None:
         raise ServeError(f"the model has no tokenizer, which a GGUF holds; {_ADVICE}")
+    size = pruned.config.vocab_size
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        file = Path(folder, "tokenizer.json")
-        if not file.is_file():
-            raise ServeError(f"{type(tokenizer).__name__} has no tokenizer.json; {_ADVICE}")
-        read = json.loads(file.read_text(encoding="utf-8"))
-        special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=pruned.config.vocab_size)
-    splitter = _splitter(read)
-    tokens, kinds = _tokens(read, pruned.config.vocab_size)
+        found, merges = _read(tokenizer, Path(folder), size)
+        special = gguf.SpecialVocab(folder, load_merges=merges, n_vocab=size)
     name = getattr(pruned.config, "name_or_path", "") or pruned.config.model_type
-    found: Metadata = {
-        "general.type": _text("model"),
-        "general.name": _text(Path(name).name),
-        "tokenizer.ggml.model": _text("gpt2"),
-        "tokenizer.ggml.pre": _text(splitter),
-        "tokenizer.ggml.tokens": Entry(tokens, Type.ARRAY, Type.STRING),
-        "tokenizer.ggml.token_type": Entry(kinds, Type.ARRAY, Type.INT32),
-    }
+    found |= {"general.type": _text("model"), "general.name": _text(Path(name).name)}
     writer = gguf.GGUFWriter(None, "")
     special.add_to_gguf(writer, quiet=True)
     own = {
         key: Entry(each.value, each.type, each.sub_type) for key, each in writer.kv_data[0].items()
     }
-    return found | {key: each for key, each in own.items() if key.startswith("tokenizer.")}
+    found |= {key: each for key, each in own.items() if key.startswith("tokenizer.")}
+    ids = tokenizer("a").input_ids  # for what no file says, engines have a guess
+    for which, there in (("bos", ids[:1]), ("eos", ids[-1:])):
+        added = there == [getattr(tokenizer, f"{which}_token_id")]
+        found.setdefault(f"tokenizer.ggml.add_{which}_token", Entry(added, Type.BOOL))
+    return found
+
+
+def _read(tokenizer: Any, folder: Path, size: int) -> tuple[Metadata, bool]:
+    """The tokens of a saved tokenizer, and whether its merges are written too.
+
+    Raises:
+        ServeError: llama.cpp may split text in another way.
+    """
+    file = folder / "tokenizer.json"
+    try:
+        if file.is_file():
+            read = json.loads(file.read_text(encoding="utf-8"))
+            if pieces.are_in(read):
+                return pieces.of_merges(read, size), False
+        elif (folder / "tokenizer.model").is_file():
+            return pieces.of_model(folder, size), False
+        else:
+            raise ServeError(f"{type(tokenizer).__name__} has no tokenizer.json")
+        splitter, (tokens, kinds) = _splitter(read), _tokens(read, size)
+    except ServeError as error:
+        raise ServeError(f"{error}; {_ADVICE}") from error
+    return {
+        "tokenizer.ggml.model": _text("gpt2"),
+        "tokenizer.ggml.pre": _text(splitter),
+        "tokenizer.ggml.tokens": Entry(tokens, Type.ARRAY, Type.STRING),
+        "tokenizer.ggml.token_type": Entry(kinds, Type.ARRAY, Type.INT32),
+    }, True
 
 
 _ADVICE = (
@@ -90,11 +112,9 @@ def _splitter(read: dict[str, Any]) -> str:
     normal = normalizer is None or (normalizer["type"] == "NFC" and found == "qwen2")
     known = model["type"] == "BPE" and model["merges"] and not model.get("byte_fallback")
     if not (known and found and normal):
-        raise ServeError(
-            "it cannot be told how llama.cpp is to split text as this tokenizer does; " + _ADVICE
-        )
+        raise ServeError("it cannot be told how llama.cpp is to split text as this tokenizer does")
     if model.get("ignore_merges", False) != (found == "llama-bpe"):
-        raise ServeError(f"the tokenizer's ignore_merges is not that of {found}; {_ADVICE}")
+        raise ServeError(f"the tokenizer's ignore_merges is not that of {found}")
     return found
 
 
