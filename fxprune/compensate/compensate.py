@@ -106,7 +106,7 @@ def compensate(
         damping: how much the weights of each input are held to what they are, relative to that
             input's own mean square. (Relative to the mean over inputs, the few massive
             activations of language models would hold all others fast.) None chooses for each
-            consumer, from 0.03 to 2, what leaves least on every fourth batch, and then fits to all;
+            consumer, from 0.1 to 8, what leaves least on every fourth batch, and then fits to all;
             0.5 where there are fewer than four batches.
         temperature: fit one after least squares.
         schedule: how long and how fast ``blockwise`` trains each block.

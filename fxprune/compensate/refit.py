@@ -24,7 +24,7 @@ from fxprune.trace.traced import Traced
 Values = dict[fx.Node, Any]
 
 DAMPING = 0.5  # where no batches are held out to choose it
-DAMPINGS = (0.03, 0.1, 0.25, 0.5, 1.0, 2.0)
+DAMPINGS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 ENOUGH = 2  # tokens of an expert for each input: with fewer, a refit does more harm than good
 
 
