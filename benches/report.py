@@ -2,13 +2,15 @@
 
 ``python -m benches.report RESULTS.json ... [--out docs/benchmarks.md]``. Takes what
 ``pytest benches --benchmark-json=RESULTS.json`` and ``python -m benches.gpu --out RESULTS.json``
-wrote; of a bench that was run twice on one machine, the later run counts.
+wrote; of a bench that was run twice on one machine, the later run counts. With ``--keep`` what else
+the page holds stays on it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=PAGE)
+    parser.add_argument("--keep", action="store_true", help="sections of benches not in the JSON")
     options = parser.parse_args()
     runs = []
     for path in options.results:
@@ -39,14 +42,15 @@ def main() -> None:
             runs.append(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise SystemExit(f"{path} is not a saved benchmark: {error}") from error
-    write_text(options.out, page(runs))
+    write_text(options.out, page(runs, options.out.read_text("utf-8") if options.keep else ""))
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[Run], older: str = "") -> str:
     """The page, a chapter for each machine and a section for each bench.
 
     Args:
         runs: what the JSON files hold.
+        older: a page whose other sections stay.
 
     Raises:
         SystemExit: a run was taken with ``BENCH_SIZE=quick``, or holds no benchmark.
@@ -59,15 +63,33 @@ def page(runs: Sequence[Run]) -> str:
             raise SystemExit("a run with BENCH_SIZE=quick: its figures mean nothing")
         facts = "\n".join(_machine(run["machine_info"]))
         machines.setdefault(facts, []).append(run)
-    parts = [HEAD]
+    chapters = _chapters(older)
     for facts, same in machines.items():
-        parts += [f"## {_name(same[0]['machine_info'])}\n", facts + "\n"]
-        sections: dict[str, tuple[Run, list[Any]]] = {}
+        head = f"## {_name(same[0]['machine_info'])}\n\n{facts}\n"
+        sections = chapters.setdefault(head, {})
         for run in same:  # by time
             for file, benches in _by_file(run["benchmarks"]).items():
-                sections[file] = (run, benches)
-        parts += [_section(file, *found) for file, found in sorted(sections.items())]
+                section = _section(file, run, benches)
+                sections[_command_in(section)] = section
+    parts = [HEAD]
+    for head, sections in chapters.items():
+        parts += [head, *(section for _, section in sorted(sections.items()))]
     return "\n".join(parts)
+
+
+def _chapters(text: str) -> dict[str, dict[str, str]]:
+    """A page's sections by command, by the heading and the facts of the machine."""
+    found = {}
+    for chapter in re.split(r"^(?=## )", text, flags=re.MULTILINE)[1:]:
+        head, *sections = (
+            part.rstrip("\n") + "\n" for part in re.split(r"^(?=### )", chapter, flags=re.MULTILINE)
+        )
+        found[head] = {_command_in(section): section for section in sections}
+    return found
+
+
+def _command_in(section: str) -> str:
+    return section.partition("```sh\n")[2].partition("\n")[0]
 
 
 def _section(file: str, run: Run, benches: list[Any]) -> str:

@@ -11,13 +11,14 @@ import torch
 from torch import fx, nn
 
 from fxprune.branches.bypass import bypass
+from fxprune.compensate.blockwise import Schedule, distil, exits, separate
 from fxprune.compensate.edits import own, revocable
 from fxprune.compensate.matching import Match, match
 from fxprune.compensate.refit import Refit
 from fxprune.compensate.report import Compensated, CompensationReport
 from fxprune.compensate.residual import ends
 from fxprune.compensate.temperature import fit_temperature
-from fxprune.data.calibrate import Calibration, batches
+from fxprune.data.calibrate import Batch, Calibration, batches
 from fxprune.data.graph_inputs import graph_inputs, masks
 from fxprune.errors import CalibrationError, PlanError
 from fxprune.groups.dependency import discover
@@ -29,7 +30,7 @@ from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.modes import evaluation
 from fxprune.trace.traced import Traced
 
-Method = Literal["bias", "least-squares"]
+Method = Literal["bias", "least-squares", "blockwise"]
 Target = Literal["residual", "dense", "propagated"]
 Scope = Literal["pruned", "all"]
 
@@ -46,6 +47,7 @@ def compensate(
     ignore: Sequence[str] = (),
     damping: float = 0.5,
     temperature: bool = True,
+    schedule: Schedule | None = None,
     batch_size: int | None = 8,
     progress: bool = False,
 ) -> CompensationReport:
@@ -61,6 +63,11 @@ def compensate(
       ``lambda_j = damping * (X^T X)_jj``, X the inputs in the pruned model. A bias that the
       consumer has, of its own or gained by the plan, is fitted too (X and Y are then centred).
       Tokens that an attention mask hides do not count.
+
+    * ``blockwise``: least squares, then block by block a few epochs of Adam on all parameters that
+      only this block reads, norms included, towards the stream that leaves it in the dense model,
+      see :class:`fxprune.compensate.blockwise.Distillation`. Every eighth batch is held out of all
+      of it and says when to stop.
 
     Least squares refits every product with a weight before the head, not only those that read
     pruned units: a ``q_proj`` or ``gate_proj`` then also gives, for what the pruned model feeds
@@ -87,7 +94,7 @@ def compensate(
             change, nothing else; a bias that it shares with the original becomes its own first.
         plan: the plan.
         calibration: data as for :func:`fxprune.estimate`.
-        method: ``bias`` or ``least-squares``.
+        method: ``bias``, ``least-squares`` or ``blockwise``.
         target: what least squares aims at: ``dense``, the output that the consumer has in the
             dense model; ``residual``, that and what the residual stream which it is added to lacks
             by then, so that the stream, not the branch alone, comes back to what it was; or
@@ -100,6 +107,7 @@ def compensate(
             input's own mean square. (Relative to the mean over inputs, the few massive
             activations of language models would hold all others fast.)
         temperature: fit one after least squares.
+        schedule: how long and how fast ``blockwise`` trains each block.
         batch_size: sequences per forward pass.
         progress: show a progress bar.
 
@@ -123,13 +131,19 @@ def compensate(
     resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
     left = ignored(traced, ignore)
     found = match(graph, small, plan, resize, everywhere=scope == "all", ignore=left)
+    blocks = exits(traced, small) if method == "blockwise" else []
     if method == "bias":
         found = tuple(_with_bias(traced, m) if isinstance(m, Match) else m for m in found)
     if target == "propagated":
         _check_propagated(found)
     matches = [each for each in found if isinstance(each, Match)]
     data = batches(traced.module, calibration, batch_size)
+    held = _held_out(data) if blocks else range(0)
     inputs = [graph_inputs(traced, batch) for batch in data]
+    hidden = [masks(traced, values) for values in inputs]
+    fitted_to = [number for number in range(len(data)) if number not in held]
+    if blocks:
+        separate(traced, small)
     for each in matches:
         own(each.owner, each.weight_name, traced.tensors[each.consumer.site.tensor])
         if each.holder is not None and each.fits_bias:
@@ -139,11 +153,12 @@ def compensate(
         stops = (ends([m.consumer.node for m in matches]), ends([m.node for m in matches]))
         keep = {k: v for m in matches if m.stacked for k, v in m.stacked.reads.items()}
         late = [node for m in matches if m.stacked for node in m.stacked.stacks[1].taken]
+        first = [inputs[number] for number in fitted_to]
         refit = Refit(
             traced=traced,
-            dense=Lockstep(traced.graph_module, inputs, stops[0], keep),
-            pruned=Lockstep(small, inputs, stops[1], keep, late),
-            masks=[masks(traced, values) for values in inputs],
+            dense=Lockstep(traced.graph_module, first, stops[0], keep),
+            pruned=Lockstep(small, first, stops[1], keep, late),
+            masks=[hidden[number] for number in fitted_to],
             target="dense" if method == "bias" else target,
             damping=damping,
             write=write,
@@ -151,8 +166,11 @@ def compensate(
         mend = refit.bias if method == "bias" else refit.least_squares
         for each in track(matches, "compensating", progress):
             results[each.node] = mend(each)
+        del refit, mend
+        how = schedule or Schedule()
+        distilled = distil(traced, small, blocks, inputs, hidden, held, how, write, left, progress)
         fitted = None
-        if temperature and method == "least-squares":
+        if temperature and method != "bias":
             fitted = fit_temperature(graph, small, data, write, ignore=left, progress=progress)
     done = tuple(each if isinstance(each, Compensated) else results[each.node] for each in found)
     return CompensationReport(
@@ -162,7 +180,22 @@ def compensate(
         time.perf_counter() - started,
         temperature=fitted if isinstance(fitted, float) else None,
         no_temperature=fitted if isinstance(fitted, str) else None,
+        blocks=distilled,
     )
+
+
+def _held_out(data: Sequence[Batch]) -> range:
+    """Numbers of the batches that say when to stop.
+
+    Raises:
+        CalibrationError: there are fewer than two.
+    """
+    if len(data) < 2:
+        raise CalibrationError(
+            "method='blockwise' holds every eighth batch out to know when to stop, and there is "
+            "one batch: give more data, or a smaller batch_size="
+        )
+    return range(min(7, len(data) - 1), len(data), 8)
 
 
 def check_options(

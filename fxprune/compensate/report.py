@@ -37,6 +37,8 @@ class CompensationReport:
         seconds: wall-clock time.
         temperature: what the logits are divided by, None if it was not fitted.
         no_temperature: why it was not fitted though it was asked for, or None.
+        blocks: each block that was distilled, with the errors of the stream on the batches held
+            out.
     """
 
     method: str
@@ -45,6 +47,7 @@ class CompensationReport:
     seconds: float
     temperature: float | None = None
     no_temperature: str | None = None
+    blocks: tuple[Compensated, ...] = ()
 
     @property
     def skipped(self) -> tuple[Compensated, ...]:
@@ -62,5 +65,9 @@ class CompensationReport:
         text += f", {len(self.skipped)} skipped" if self.skipped else ""
         rare = sum(each.rare for each in self.consumers)
         text += f", {rare} matrices of experts with too few tokens kept" if rare else ""
+        pairs = [(b.before, b.after) for b in self.blocks if b.skipped is None]
+        if pairs:
+            last = f"{pairs[-1][0]:.3f} -> {pairs[-1][1]:.3f}"
+            text += f"; {len(pairs)} blocks distilled, error of the last {last}"
         text += f", temperature {self.temperature:.3f}" if self.temperature else ""
         return text + (f", no temperature: {self.no_temperature}" if self.no_temperature else "")

@@ -81,6 +81,10 @@ class Lockstep:
                 self._free(environment, node)
         self._pending = self._pending[place + through :]
 
+    def until(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes that are to run next up to one, itself included."""
+        return self._pending[: self._pending.index(node) + 1]
+
     @property
     def values(self) -> list[dict[fx.Node, Any]]:
         """Of each batch, the values that are alive, by node."""

@@ -165,3 +165,13 @@ def test_a_quick_limit_is_noted_and_not_asserted() -> None:
 )
 def test_values_for_people(value: Any, text: str) -> None:
     assert shown(value) == text
+
+
+def test_other_sections_stay_on_a_page() -> None:
+    first, other, machine = made(), made(seconds=0.75, date="2026-03-02"), made(gpu="A GPU")
+    for bench in other["benchmarks"]:
+        bench["fullname"] = bench["fullname"].replace("thing", "another")
+    whole = report.page([first, other, machine])
+    assert report.page([other], report.page([first, machine])) == whole
+    newer = made(seconds=0.5, date="2026-03-03")
+    assert report.page([newer], whole) == report.page([first, newer, other, machine])
