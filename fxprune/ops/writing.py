@@ -106,6 +106,20 @@ def _masked(ctx: Context, node: fx.Node, axes: Axes, indices: list[fx.Node | Non
 @register_op(aten.diagonal, aten.diagonal_copy)
 def diagonal(ctx: Context, node: fx.Node) -> Axes:
     """Two axes become one: they are the same where it meets every unit of both."""
+    return _diagonal(ctx, node, node)
+
+
+@register_op(aten.diagonal_scatter)
+def diagonal_scatter(ctx: Context, node: fx.Node) -> Axes:
+    """What is written has the axes of that diagonal."""
+    target, written = node.args[:2]
+    for mine, theirs in zip(_diagonal(ctx, node, written), ctx.of(written), strict=True):
+        ctx.unify(mine, theirs, node)
+    return ctx.of(target)
+
+
+def _diagonal(ctx: Context, node: fx.Node, part: Any) -> Axes:
+    """The axes of the diagonal that an op reads or writes, which has the shape of ``part``."""
     source: Any = node.args[0]
     axes = ctx.of(source)
     pair = {int(argument(node, name)) % len(axes) for name in ("dim1", "dim2")}
@@ -116,7 +130,7 @@ def diagonal(ctx: Context, node: fx.Node) -> Axes:
         return (*rest, one)
     for layout in (one, other):
         ctx.freeze(layout, "a diagonal of this axis", node)
-    (size, free) = ctx.shape(node)[-1]
+    size, free = ctx.shape(part)[-1]
     return (*rest, dims.Dim(size, free, ctx.why("a diagonal of this axis", node)))
 
 
