@@ -33,7 +33,7 @@ def infer(traced: Traced) -> Inferred:
     decompose(traced)
     ctx = Context(traced.sizes)
     tensors: dict[str, Axes] = {}
-    origin: dict[fx.Node, fx.Node] = {}
+    origin: dict[fx.Node, fx.Node | None] = {}
     intermediate: frozenset[int] = frozenset()
     for node in traced.graph_module.graph.nodes:
         if node.op == "get_attr":
@@ -148,17 +148,19 @@ def _output(ctx: Context, traced: Traced, node: fx.Node) -> frozenset[int]:
     return free
 
 
-def _mark_residual(ctx: Context, node: fx.Node, origin: dict[fx.Node, fx.Node]) -> None:
+def _mark_residual(ctx: Context, node: fx.Node, origin: dict[fx.Node, fx.Node | None]) -> None:
     """Tag axes on which values of different origin are added.
 
     The origin of a value is the contraction or lookup it was computed from; a pointwise chain
-    keeps it, so that an activation function which adds a value to itself is not a residual.
+    keeps it, so that an activation function which adds a value to itself is not a residual. What
+    is made of sizes alone, such as zeros to compare with, has none.
     """
     sources = [n for n in node.all_input_nodes if n in ctx.axes and n not in ctx.derived]
+    sources = [n for n in sources if origin.get(n, n) is not None]
     origins = {origin.get(n, n) for n in sources}
     packet = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
     makes = packet in ("linear", "addmm", "mm", "bmm", "matmul", "embedding") or "conv" in packet
-    origin[node] = next(iter(origins)) if len(origins) == 1 and not makes else node
+    origin[node] = node if makes or len(origins) > 1 else next(iter(origins), None)
     if str(node.target) in _ADDITIONS and len(origins) > 1:
         left, right = ctx.of(sources[0]), ctx.of(sources[1])
         for mine, theirs in zip(reversed(left), reversed(right), strict=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,25 @@ aten = torch.ops.aten
 def einsum(ctx: Context, node: fx.Node) -> Axes:
     """Equal letters are one axis. Letters that only operands have are contracted."""
     operands: Any = node.args[1]
-    terms, output = _spelled_out(str(node.args[0]), [len(ctx.of(x)) for x in operands])
+    return _by_letters(
+        ctx, node, operands, *_spelled_out(str(node.args[0]), [len(ctx.of(x)) for x in operands])
+    )
+
+
+@register_op(aten._trilinear)
+def trilinear(ctx: Context, node: fx.Node) -> Axes:
+    """A sum of products of three, to each of which axes are added first: ``bilinear`` inside."""
+    given: Any = node.args
+    operands, added, summed = given[:3], given[3:6], given[6]
+    axes = range(len(ctx.of(operands[0])) + len(added[0]))
+    terms = ["".join(str(axis) for axis in axes if axis not in new) for new in added]
+    output = "".join(str(axis) for axis in axes if axis not in summed)
+    return _by_letters(ctx, node, operands, terms, output)
+
+
+def _by_letters(
+    ctx: Context, node: fx.Node, operands: Sequence[Any], terms: list[str], output: str
+) -> Axes:
     letters: dict[str, Layout] = {}
     owners: dict[str, list[tuple[Any, Layout]]] = {}
     for term, operand in zip(terms, operands, strict=True):
@@ -38,8 +57,10 @@ def einsum(ctx: Context, node: fx.Node) -> Axes:
             continue
         for owner, own in owners[letter]:
             ctx.flow(owner, own, node, to=layout)
-        if both:
-            ctx.tag(layout, "batch" if len(owners[letter]) > 1 else "outer")
+        if both and len(owners[letter]) > 1:
+            ctx.tag(layout, "batch")
+        elif both and ctx.activation(owners[letter][0][0]):
+            ctx.tag(layout, "outer")
     return tuple(letters.get(letter, dims.ONE) for letter in output)
 
 
@@ -98,3 +119,4 @@ def _einsum_macs(sizes: AxisSizes, node: fx.Node) -> Polynomial:
 
 
 register_op(aten.einsum, contracts=True, macs=_einsum_macs)
+register_op(aten._trilinear, contracts=True)

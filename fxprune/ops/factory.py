@@ -20,6 +20,7 @@ aten = torch.ops.aten
     aten.ones,
     aten.full,
     aten.empty,
+    aten.empty_permuted,
     aten.rand,
     aten.randn,
     aten.new_zeros,
@@ -48,7 +49,9 @@ def numbered(ctx: Context, node: fx.Node) -> Axes:
 
 
 patches(aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty)(list_of_sizes(1))
-patches(aten.zeros, aten.ones, aten.full, aten.empty, aten.rand, aten.randn)(list_of_sizes(0))
+patches(
+    aten.zeros, aten.ones, aten.full, aten.empty, aten.empty_permuted, aten.rand, aten.randn
+)(list_of_sizes(0))  # fmt: skip
 
 
 @patches(aten.arange)

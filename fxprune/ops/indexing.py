@@ -27,7 +27,7 @@ def embedding(ctx: Context, node: fx.Node) -> Axes:
     return (*ctx.of(indices), features)
 
 
-@register_op(aten.embedding_bag)
+@register_op(aten.embedding_bag, aten._embedding_bag, aten._embedding_bag_forward_only)
 def embedding_bag(ctx: Context, node: fx.Node) -> list[Axes]:
     """As embedding, rows being added, averaged or compared by bag; the rest is for gradients."""
     weight: Any = node.args[0]

@@ -8,10 +8,11 @@ import torch
 from torch import fx
 
 from fxprune.axes import dims
-from fxprune.axes.dims import Axes
+from fxprune.axes.dims import Axes, Layout
 from fxprune.ops.context import Context
 from fxprune.ops.op import packet, register_op
 from fxprune.trace.arguments import argument, axes_of, axis_of
+from fxprune.trace.storage import sources
 
 aten = torch.ops.aten
 _EXTREME = "depends on every unit of this axis"
@@ -34,9 +35,32 @@ def _reduced(ctx: Context, node: fx.Node, axes: list[int]) -> Axes:
 def _summed(ctx: Context, node: fx.Node) -> Axes:
     source: Any = node.args[0]
     axes = axes_of(node, len(ctx.of(source)))
+    factors = source.all_input_nodes if packet(source) is aten.mul else [source]
     for axis in axes:
-        ctx.tag(ctx.of(source)[axis], "normalised")
+        layout = ctx.of(source)[axis]
+        if not (_adds(node) and any(_lost(ctx, each, layout) for each in factors)):
+            ctx.tag(layout, "normalised")
     return _reduced(ctx, node, axes)
+
+
+def _adds(node: fx.Node) -> bool:
+    """Whether zeros among the units make no difference to a reduction."""
+    if packet(node) is aten.linalg_vector_norm:
+        return bool(argument(node, "ord") > 0)
+    return packet(node) is aten.sum
+
+
+def _lost(ctx: Context, value: fx.Node, layout: Layout) -> bool:
+    """Whether a value is zero at each unit that is gone, for it is one of zero weights."""
+    if value not in ctx.derived:
+        return False
+    if value.op == "get_attr":
+        own = {dim for each in ctx.of(value) for dim in dims.atoms(each)}
+        return value in ctx.learned and own.issuperset(dims.atoms(layout))
+    if packet(value) is aten.mul:
+        return any(_lost(ctx, each, layout) for each in value.all_input_nodes)
+    through = packet(value) in (aten.clone, aten.sum) or any(sources(value))
+    return through and _lost(ctx, value.all_input_nodes[0], layout)
 
 
 @register_op(

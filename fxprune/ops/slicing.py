@@ -32,18 +32,34 @@ def _cut(ctx: Context, node: fx.Node, layout: Layout, value: Any, place: int, wh
 @register_op(aten.slice.Tensor, aten.narrow)
 def slice_(ctx: Context, node: fx.Node) -> Axes:
     """``x[start:end:step]`` along one axis."""
+    return _piece(ctx, node, node)
+
+
+@register_op(aten.slice_scatter)
+def slice_scatter(ctx: Context, node: fx.Node) -> Axes:
+    """``x[start:end:step] = y``: what is written has the axes of that slice."""
+    target, written = node.args[:2]
+    for mine, theirs in zip(_piece(ctx, node, written), ctx.of(written), strict=True):
+        ctx.unify(mine, theirs, node)
+    return ctx.of(target)
+
+
+def _piece(ctx: Context, node: fx.Node, piece: Any) -> Axes:
+    """The axes of the slice that an op reads or writes, which has the shape of ``piece``."""
     source: Any = node.args[0]
     axes = ctx.of(source)
     place = axis_of(node, len(axes))
     layout = axes[place]
     size, free = ctx.shape(source)[place]
-    start, end, step = argument(node, "start"), argument(node, "end"), argument(node, "step")
-    if free or any(isinstance(bound, fx.Node) for bound in (*node.args[1:], *node.kwargs.values())):
-        piece = _cut(ctx, node, layout, node, place, "a slice of a symbolic axis")
-        return _replaced(axes, place, piece)
-    if node.target is not aten.slice.Tensor:
+    bounds = [argument(node, name) for name in ("start", "end", "step", "length")]
+    if free or any(isinstance(bound, fx.Node) for bound in bounds):
+        return _replaced(
+            axes, place, _cut(ctx, node, layout, piece, place, "a slice of a symbolic axis")
+        )
+    start, end, step, length = bounds
+    if length is not None:
         start = start % size if size else 0
-        end = start + argument(node, "length")
+        end = start + length
     first, last, stride = slice(start, end, step).indices(size)
     if stride == 1:
         halves = dims.split_sum(layout, last)
@@ -55,8 +71,8 @@ def slice_(ctx: Context, node: fx.Node) -> Axes:
         if blocks:
             ctx.freeze(blocks[1], "every n-th unit is taken", node)
             return _replaced(axes, place, blocks[0])
-    piece = _cut(ctx, node, layout, node, place, "a slice that cuts through a block")
-    return _replaced(axes, place, piece)
+    cut = _cut(ctx, node, layout, piece, place, "a slice that cuts through a block")
+    return _replaced(axes, place, cut)
 
 
 @register_op(
@@ -143,10 +159,11 @@ def unbind(ctx: Context, node: fx.Node) -> list[Axes]:
     return [axes[:place] + axes[place + 1 :]] * len(node.meta["val"])
 
 
-@patches(aten.slice.Tensor)
+@patches(aten.slice.Tensor, aten.slice_scatter)
 def slice_bounds(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """A boundary moves to the number of kept units before it."""
     source: Any = old.args[0]
+    tensors = new.args[: 1 if old.target is aten.slice.Tensor else 2]
     axis = int(argument(new, "dim"))
     start, end, step = (argument(new, name) for name in ("start", "end", "step"))
     layout = resize.axes(source)[axis]
@@ -155,10 +172,11 @@ def slice_bounds(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     if step != 1:
         # Every n-th unit of (outer x n): only the outer units can be gone.
         first, _, _ = slice(start, end, step).indices(layout.size)
-        new.args = (new.args[0], axis, first, END, step)
+        new.args = (*tensors, axis, first, END, step)
         return
     first, last, _ = slice(start, end).indices(layout.size)
-    new.args = (new.args[0], axis, resize.before(layout, first), resize.before(layout, last))
+    new.args = (*tensors, axis, resize.before(layout, first), resize.before(layout, last))
+    new.kwargs = {}
 
 
 @patches(aten.narrow)

@@ -20,7 +20,6 @@ _WRITTEN = "written by index"
 @register_op(
     aten.index_add, aten.index_add_, aten.index_copy, aten.index_copy_, aten.index_fill,
     aten.index_fill_, aten.index_reduce, aten.index_reduce_, aten.select_scatter,
-    aten.slice_scatter,
 )  # fmt: skip
 def along_one_axis(ctx: Context, node: fx.Node) -> Axes:
     """Places of one axis are written; what is written has the same other axes."""
@@ -106,14 +105,32 @@ def _masked(ctx: Context, node: fx.Node, axes: Axes, indices: list[fx.Node | Non
 
 @register_op(aten.diagonal, aten.diagonal_copy)
 def diagonal(ctx: Context, node: fx.Node) -> Axes:
-    """Two axes become one."""
+    """Two axes become one: they are the same where it meets every unit of both."""
+    return _diagonal(ctx, node, node)
+
+
+@register_op(aten.diagonal_scatter)
+def diagonal_scatter(ctx: Context, node: fx.Node) -> Axes:
+    """What is written has the axes of that diagonal."""
+    target, written = node.args[:2]
+    for mine, theirs in zip(_diagonal(ctx, node, written), ctx.of(written), strict=True):
+        ctx.unify(mine, theirs, node)
+    return ctx.of(target)
+
+
+def _diagonal(ctx: Context, node: fx.Node, part: Any) -> Axes:
+    """The axes of the diagonal that an op reads or writes, which has the shape of ``part``."""
     source: Any = node.args[0]
     axes = ctx.of(source)
     pair = {int(argument(node, name)) % len(axes) for name in ("dim1", "dim2")}
-    for place in pair:
-        ctx.freeze(axes[place], "a diagonal of this axis", node)
-    (size, free) = ctx.shape(node)[-1]
     rest = [layout for place, layout in enumerate(axes) if place not in pair]
+    one, other = (axes[place] for place in pair)
+    if one.size == other.size and argument(node, "offset") == 0:
+        ctx.unify(one, other, node)
+        return (*rest, one)
+    for layout in (one, other):
+        ctx.freeze(layout, "a diagonal of this axis", node)
+    size, free = ctx.shape(part)[-1]
     return (*rest, dims.Dim(size, free, ctx.why("a diagonal of this axis", node)))
 
 

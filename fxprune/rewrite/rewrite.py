@@ -15,13 +15,14 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.ops.op import find_op
 from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
-from fxprune.rewrite import biases, dropout, leaves, shapes, views
+from fxprune.rewrite import biases, dropout, leaves, shapes
 from fxprune.rewrite.apart import set_apart
 from fxprune.rewrite.history import Step, copied, remember
 from fxprune.rewrite.planned import planned
 from fxprune.trace.attributes import get_attribute, set_attribute
 from fxprune.trace.traced import Traced
 from fxprune.trace.unhit import left_of
+from fxprune.trace.views import relax
 
 
 def rewrite(
@@ -103,7 +104,7 @@ def _skeleton(
     for old, new in list(nodes.items()):
         if new.op == "call_function" and old in affected and (patch := find_op(old.target).patch):
             nodes[old] = patch(resize, old, new) or new
-    views.relax(graph)
+    relax(graph)
     return root, graph, nodes
 
 

@@ -1,8 +1,4 @@
-"""Views that hold at the strides of the trace may not hold at those of a smaller model.
-
-An attention kernel lays out its result otherwise for other head sizes, an axis of one unit merges
-with any other, and export has dropped every ``contiguous()`` that had nothing to do.
-"""
+"""What a module that stands for some nodes makes of the memory of its input."""
 
 from __future__ import annotations
 
@@ -12,18 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from fxprune.trace.storage import Memory, mutates
-
 aten = torch.ops.aten
 _SHAPED = (aten.view.default, aten.reshape.default)
-
-
-def relax(graph: fx.Graph) -> None:
-    """Make every view a reshape, which copies where it must, but for views of memory written to."""
-    memory = Memory(graph) if any(map(mutates, graph.nodes)) else None
-    for node in graph.nodes:
-        if node.target is aten.view.default and not (memory and memory.written(node)):
-            node.target = aten.reshape.default
 
 
 def enters(source: fx.Node, nodes: Iterable[fx.Node]) -> bool:

@@ -20,6 +20,7 @@ from fxprune.proof.examples import checked
 from fxprune.proof.original import placeholders
 from fxprune.trace.attributes import container, get_attribute, set_attribute
 from fxprune.trace.modes import as_captured
+from fxprune.trace.program import module_of
 from fxprune.trace.sizes import form
 from fxprune.trace.state import preserved
 from fxprune.trace.traced import Traced
@@ -75,7 +76,7 @@ def like(
         ) from error
     program = _renewed(program, original)
     if verify:
-        checked(replace(traced, graph_module=program.module(), module=small, original=None))
+        checked(replace(traced, graph_module=module_of(program), module=small, original=None))
     return program
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
@@ -13,6 +13,7 @@ from fxprune.errors import TraceError
 from fxprune.trace.arguments import argument
 from fxprune.trace.attributes import set_attribute
 from fxprune.trace.source import location
+from fxprune.trace.views import relax
 
 _DIALECTS = ("TRAINING", "ATEN")  # what torch.export gives, and the same decomposed
 
@@ -45,9 +46,21 @@ def opened(
             )
     if args in ((), None) and not kwargs and model.example_inputs is not None:
         args, kwargs = model.example_inputs
-    module = model.module()
+    return module_of(model), args, kwargs
+
+
+def module_of(program: ExportedProgram) -> fx.GraphModule:
+    """The module of a program, which runs whatever way the kernels lay out what they give.
+
+    A program that was decomposed views some of it as the ops say that it lies, which is not what
+    all kernels do: code that is generated from it is right, and its own module does not run.
+    """
+    module = program.module()
+    assert isinstance(module, fx.GraphModule)
+    relax(module.graph)
+    module.recompile()
     _tie(module)
-    return module, args, kwargs
+    return module
 
 
 def _tie(module: nn.Module) -> None:

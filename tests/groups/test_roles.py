@@ -100,6 +100,18 @@ class Adapted(nn.Module):
         return self.down((self.up(x) + self.b(self.a(x))).relu())
 
 
+class ByHand(nn.Module):
+    """An MLP with ``logsigmoid`` written out: what is added comes from one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(HIDDEN, 14), nn.Linear(14, HIDDEN)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.up(x)
+        return self.down(torch.minimum(torch.zeros(14), y) - (-y.abs()).exp().log1p())
+
+
 class Narrower(nn.Module):
     """A stream within a branch."""
 
@@ -126,6 +138,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     ),
     "keys in part shared": (lambda: Heads("softmax", shared=True), {"mixer:heads": "attention"}),
     "adapter": (Adapted, {"mixer:units": "mlp"}),
+    "activation by hand": (ByHand, {"mixer:units": "mlp"}),
     "stream within": (Narrower, {"mixer:channels": "channel", "mixer:units": "mlp"}),
 }
 

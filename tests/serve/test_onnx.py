@@ -16,13 +16,16 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import fxprune
+from fxprune import PruneConfig
 from fxprune.errors import CheckpointError, FxpruneWarning, ServeError, TraceError
+from fxprune.passes import PruneProgram
 from fxprune.plan import Plan
 from fxprune.serve import onnx as writer
 from fxprune.serve.engine import engine
+from fxprune.trace.export import captured
 from tests.models import Perceptron
 from tests.serve import fuzz
-from tests.zoo import BY_NAME, traced
+from tests.zoo import BY_NAME, built, traced
 
 X = torch.randn(3, 20)
 
@@ -101,6 +104,38 @@ def test_models(name: str, attention: str, output: str, tmp_path: Path) -> None:
         expected = expected if isinstance(expected, Tensor) else expected.logits
         assert list(found) == [output]
         torch.testing.assert_close(found[output], expected, rtol=1e-4, atol=1e-4)
+
+
+@serve
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's, of copies of its trees
+@pytest.mark.parametrize(
+    ("name", "attention", "apart"),
+    [
+        ("resnet", "eager", True),
+        ("llama", "sdpa", False),
+        pytest.param("resnet", "eager", False, marks=pytest.mark.slow),
+        pytest.param("llama", "sdpa", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_smaller_program(name: str, attention: str, apart: bool, tmp_path: Path) -> None:
+    """By ``torch.onnx.export`` itself, with every size free that was."""
+    args, kwargs = BY_NAME[name].example()
+    with captured(built(name, attention), args, kwargs) as capture:
+        program = capture.program.run_decompositions() if apart else capture.program
+    config = PruneConfig(
+        pruning_ratio=0.3, criterion="magnitude", kinds=("mlp", "attention", "channel")
+    )
+    small = PruneProgram(config)(program).exported_program
+    made = torch.onnx.export(small, dynamo=True, verbose=False)
+    assert made is not None
+    made.save(tmp_path / "m.onnx")
+    for size in ((5, 13), (3, 17)):
+        args, kwargs = BY_NAME[name].example(*size)
+        with torch.no_grad():
+            expected = pytree.tree_leaves(small.module()(*args, **kwargs))
+        found = run(tmp_path / "m.onnx", *args, *kwargs.values())
+        for one, two in zip(found.values(), expected, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
 class Pictures(nn.Module):

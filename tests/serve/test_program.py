@@ -223,6 +223,27 @@ def test_the_least_size_is_that_of_the_original(dim: Any) -> None:
         assert answers[0] == answers[1], rows
 
 
+class Turned(nn.Module):
+    """torch's kernel for the norm lies otherwise than the decomposed op says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(6, 30), nn.BatchNorm1d(30), nn.Linear(30, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.norm(self.up(x).mT).mT)
+
+
+def test_a_program_for_generated_code_only() -> None:
+    original = exported(Turned(), torch.randn(5, 7, 6)).run_decompositions()
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        original.module()(torch.randn(5, 7, 6))
+    small = PruneProgram(HALF)(original).exported_program
+    (kept,) = small.graph_module.meta[META].kept.values()
+    assert small.state_dict["norm.running_var"].shape == (len(kept),)
+    assert {n.target for n in small.graph.nodes} <= {n.target for n in original.graph.nodes}
+
+
 # what is refused
 
 

@@ -137,6 +137,5 @@ CASES = [
         lambda m, x: x * m.s.sum(),
         extra=lambda: {"s": parameter(9)},
         axes={"s[0]": "9"},
-        normalised=True,
     ),
 ]

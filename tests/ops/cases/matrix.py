@@ -153,6 +153,12 @@ CASES = [
         shapes={"c": (12, 12)},
     ),
     product(
+        "diagonal-written",
+        lambda m, x: x @ m.a @ torch.diagonal_scatter(m.c, m.d.exp() - 1) @ m.b,
+        {"a[1]": "12", "c[0]": "12", "c[1]": "12", "d[0]": "12", "b[0]": "12"},
+        shapes={"c": (12, 12), "d": (12,)},
+    ),
+    product(
         "expert-weights",
         lambda m, x: torch.einsum(
             "bsi,bsio->bso",

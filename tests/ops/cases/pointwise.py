@@ -93,7 +93,6 @@ CASES = [
         lambda m, x: (x.unsqueeze(1) * m.scale).sum(1),
         (4, 1, 12),
         2,
-        normalised=True,
     ),
     _scaled("layer-scale-in-place", lambda m, x: x.mul_(m.scale), (12,), 0),
     _scaled("expand-as", lambda m, x: x * m.scale.expand_as(x), (12,), 0),
