@@ -70,6 +70,7 @@ class PruneConfig:
         calibration_lengths: tokens in each; several lengths have an equal share of the tokens.
             None for 128, and for ``obs`` and compensation also 1024.
         compensation_samples: crops that compensation sees; those of the criterion come first.
+        written_samples: sequences that the model writes for both, beginning as crops of the text.
         batch_size: sequences per forward pass of the calibration; None as the data comes.
         seed: of the crops and of random scores.
         verify: run the oracle.
@@ -101,6 +102,7 @@ class PruneConfig:
     calibration_samples: int | None = None
     calibration_lengths: tuple[int, ...] | None = None
     compensation_samples: int = 128
+    written_samples: int = 0
     batch_size: int | None = None
     seed: int = 0
     verify: bool = True
@@ -351,7 +353,7 @@ class PruneConfig:
             raise SelectionError(f"{what}: choose from {', '.join(KINDS)}")
         for name, least in {
             "min_kept": 1, "keep_first": 0, "keep_last": 0, "calibration_samples": 1,
-            "compensation_samples": 1, "batch_size": 1,
+            "compensation_samples": 1, "written_samples": 0, "batch_size": 1,
         }.items():  # fmt: skip
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):

@@ -15,7 +15,7 @@ from fxprune.branches import bypass
 from fxprune.compensate.compensate import Method, compensate
 from fxprune.config import PruneConfig
 from fxprune.data.calibrate import Calibration
-from fxprune.data.draw import as_text, lengths_for, mixed_crops, samples
+from fxprune.data.draw import Draw, as_text, lengths_for, samples
 from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.data.text import Text
@@ -30,7 +30,7 @@ from fxprune.importance.experts import REAP
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
 from fxprune.measure.latency import measure_latency
-from fxprune.measure.latency_report import LatencyReport, corrected, latency_report
+from fxprune.measure.latency_report import corrected, latency_report
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.proof import oracle
@@ -112,7 +112,7 @@ def prune(
             raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # it may be read several times
-    data, more = draw_calibration(model, config, criterion, calibration, tokenizer)
+    data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
     more = more if compensation_data is None else compensation_data
     method = _method(config, causal, more)
     _check_data(config, criterion, of_blocks, data)
@@ -167,7 +167,8 @@ def prune(
         with step("verifying", progress):
             report = oracle.compare(expected, small, traced)
     mended = None
-    met = _latency(selection["latency"], config, plan, traced, None if free else small)
+    table, asking = selection["latency"], getattr(config.budget, "latency", None)
+    met = latency_report(table, asking, plan, traced, None if free else small)
     if method is not None:
         assert more is not None
         mended = compensate(
@@ -211,6 +212,7 @@ def draw_calibration(
     criterion: Criterion | None,
     calibration: Any,
     tokenizer: PreTrainedTokenizerBase | None,
+    progress: bool = False,
 ) -> tuple[Calibration | None, Calibration | None]:
     """Data for the criterion and data for compensation.
 
@@ -221,28 +223,36 @@ def draw_calibration(
         calibration: text as :func:`prune` takes it, of which crops are drawn; any other data is
             both, as it is.
         tokenizer: of the model, for text.
+        progress: show what the model writes.
 
     Raises:
         CalibrationError: the text cannot be read or is too short, or there is no tokenizer.
     """
     text = as_text(calibration)
+    if text is None and config.written_samples:
+        raise CalibrationError("written_samples= joins text, and calibration= is none")
     if text is None:
         return calibration, calibration
     if tokenizer is None:
-        raise CalibrationError(
-            f"calibration is text ({text.name}): give the model's tokenizer= too"
-        )
-
-    def crops(count: int, covariances: bool) -> list[Tensor]:
-        lengths = lengths_for(model, config.calibration_lengths, covariances)
-        return mixed_crops(tokenizer, text, count, lengths, config.seed)
-
-    covariances = criterion is not None and "moments" in criterion.needs
-    count = samples(config.calibration_samples, covariances)
+        raise CalibrationError(f"calibration is text ({text.name}): give its tokenizer= too")
+    first, mends = draws(model, config, criterion)
+    known: dict[Draw, list[Tensor]] = {}
+    found = first.of(model, tokenizer, text, known, progress)
     # For depth alone nothing is mended unless asked for.
-    mends = config.compensation is not None and (config.width or config.compensation != "auto")
-    more = crops(config.compensation_samples, True) if mends else None
-    return crops(count, covariances), more
+    if config.compensation is None or (not config.width and config.compensation == "auto"):
+        return found, None
+    return found, mends.of(model, tokenizer, text, known, progress)
+
+
+def draws(model: nn.Module, config: PruneConfig, criterion: Criterion | None) -> tuple[Draw, Draw]:
+    """What the criterion sees of a text, and what compensation sees."""
+    covariances = criterion is not None and "moments" in criterion.needs
+    first, lengths = (
+        lengths_for(model, config.calibration_lengths, c) for c in (covariances, True)
+    )
+    count, written = samples(config.calibration_samples, covariances), config.written_samples
+    seen = Draw(config.seed, count, first, written)
+    return seen, Draw(config.seed, config.compensation_samples, lengths, written)
 
 
 def _method(config: PruneConfig, causal: bool, data: Calibration | None) -> Method | None:
@@ -369,20 +379,6 @@ def _settled(
     traced = graph.traced.original or graph.traced
     selection["latency"] = corrected(selection["latency"], plan, traced)
     return select(graph, scores, kinds=kinds, **asked[0], **selection)
-
-
-def _latency(
-    table: LatencyTable | None,
-    config: PruneConfig,
-    plan: Plan,
-    traced: Traced,
-    small: nn.Module | None,
-) -> LatencyReport | None:
-    """How a budget of latency was met; measured if the original is still there to compare with."""
-    budget = config.budget
-    if table is None or budget is None or budget.latency is None:
-        return None
-    return latency_report(table, float(budget.latency), plan, traced, small)
 
 
 def _shortened(

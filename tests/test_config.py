@@ -208,6 +208,7 @@ EVERYTHING = PruneConfig(
     calibration_samples=12,
     calibration_lengths=(64, 128),
     compensation_samples=24,
+    written_samples=6,
     batch_size=4,
     seed=3,
     verify=False,

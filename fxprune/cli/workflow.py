@@ -195,7 +195,7 @@ def run(
         )
 
     criterion = None if known is not None else config.make_criterion(calibration is not None)
-    data, more = draw_calibration(model, config, criterion, calibration, tokenizer)
+    data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
     before = measure(model)
     result = prune(
         model,

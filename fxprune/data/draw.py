@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,65 @@ from torch import nn
 
 from fxprune.data import sources
 from fxprune.data.text import Text
+from fxprune.data.written import shares, written
 from fxprune.errors import CalibrationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which crops of a text calibrate, and what the model writes beside them.
+
+    Attributes:
+        seed: the same seed gives the same crops.
+        count: crops, if all were of the first length, see :func:`mixed_crops`.
+        lengths: tokens in them, short ones first.
+        written: sequences that the model writes, counted likewise.
+    """
+
+    seed: int
+    count: int
+    lengths: tuple[int, ...]
+    written: int = 0
+
+    def of(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        text: Text | torch.Tensor,
+        known: dict[Draw, list[torch.Tensor]],
+        progress: bool = False,
+    ) -> list[torch.Tensor]:
+        """The crops and what is written, int64 tensors of shape (batch, length).
+
+        Args:
+            model: writes, in the way of :func:`fxprune.data.written.written`.
+            tokenizer: of the model.
+            text: where crops are taken from, and what is written begins; or token ids (N, L).
+            known: what was made before; keeps what is made now.
+            progress: show a progress bar.
+
+        Raises:
+            CalibrationError: the text is too short, or the model cannot write.
+        """
+        if self not in known:
+            known[self] = mixed_crops(tokenizer, text, self.count, self.lengths, self.seed)
+            if self.written:
+                alone = replace(self, count=0)
+                if alone not in known:
+                    known[alone] = written(
+                        model,
+                        tokenizer,
+                        self.written,
+                        self.lengths,
+                        prompts=text,
+                        seed=self.seed,
+                        progress=progress,
+                    )
+                known[self] = known[self] + known[alone]
+        return known[self]
 
 
 def as_text(given: Any) -> Text | None:
@@ -61,11 +117,10 @@ def mixed_crops(
         CalibrationError: nothing is as long as the first length.
     """
     wanted = [n for n in lengths if n == lengths[0] or _has(tokenizer, data, n, seed)]
-    share = count * lengths[0] // len(wanted)
     # Not the same records again in another length.
     found = [
-        sources.draw(tokenizer, data, max(1, share // length), length, seed + 100 * number)
-        for number, length in enumerate(wanted)
+        sources.draw(tokenizer, data, number, length, seed + 100 * place)
+        for place, (length, number) in enumerate(zip(wanted, shares(count, wanted), strict=True))
     ]
     return [batch for each in found for batch in torch.split(each, max(1, most // each.shape[1]))]
 

@@ -65,9 +65,13 @@ def corrected(table: LatencyTable, plan: Plan, traced: Traced) -> LatencyTable:
 
 
 def latency_report(
-    table: LatencyTable, asked: float, plan: Plan, traced: Traced, small: nn.Module | None
-) -> LatencyReport:
-    """Hold a plan against the table it was chosen by.
+    table: LatencyTable | None,
+    asked: float | str | None,
+    plan: Plan,
+    traced: Traced,
+    small: nn.Module | None,
+) -> LatencyReport | None:
+    """Hold a plan against the table it was chosen by; None where no latency was asked for.
 
     Args:
         table: the table.
@@ -76,7 +80,9 @@ def latency_report(
         traced: the traced original.
         small: the pruned model, to be timed in turns with the original; None leaves that out.
     """
-    measured = None
+    if table is None or asked is None:
+        return None
+    asked, measured = float(asked), None
     if small is not None:
         large, less = timed(traced, [unpruned(traced), small], table.shape, ROUNDS)
         measured = less / large

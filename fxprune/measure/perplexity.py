@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,12 +47,15 @@ class Score:
         stderr: its standard error, from the spread over windows; None for a single window.
         windows: how many windows were seen.
         tokens: how many tokens count.
+        losses: of each window, the mean negative log-likelihood of its tokens; windows that are
+            alike come together, and the same windows in the same order for every model.
     """
 
     perplexity: float
     stderr: float | None
     windows: int
     tokens: int
+    losses: tuple[float, ...] = ()
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, policy: str = "auto") -> int | None:
@@ -170,4 +174,31 @@ def perplexity(
         # Of a ratio of two sums over windows, then through exp (delta method).
         squares = sum((x - mean * n) ** 2 for x, n in sums)
         stderr = found * math.sqrt(count / (count - 1) * squares) / tokens
-    return Score(found, stderr, count, tokens)
+    return Score(found, stderr, count, tokens, tuple(x / n for x, n in sums))
+
+
+def ratio(
+    one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
+) -> tuple[float, float] | None:
+    """How many times as large the perplexity of one model is as another's, and the standard error.
+
+    From the difference on each window, so that how hard a window is does not count.
+
+    Args:
+        one: losses of windows of one length, see :class:`Score`; of one model or of several draws
+            of it, whose mean is taken.
+        other: those of the other model on the same windows.
+
+    Returns:
+        None where windows are missing, fewer than two, or a loss is not finite.
+    """
+    means = [
+        [statistics.fmean(draws) for draws in zip(*each, strict=True)] for each in (one, other)
+    ]
+    if len(means[0]) != len(means[1]) or len(means[0]) < 2:
+        return None
+    differences = [a - b for a, b in zip(*means, strict=True)]
+    if not all(map(math.isfinite, differences)):
+        return None
+    found = math.exp(statistics.fmean(differences))
+    return found, found * statistics.stdev(differences) / math.sqrt(len(differences))

@@ -36,7 +36,7 @@ def training_arguments(
     from transformers import TrainingArguments
 
     steps = training.planned_steps(len(rows.training))
-    every = training.evaluate_every or max(1, steps // 10)
+    every, _ = training.evaluations(len(rows.training), len(rows.validation))
     validates = bool(rows.validation)
     best = validates and (training.keep_best or training.patience is not None)
     assert training.learning_rate is not None

@@ -122,6 +122,8 @@ def recover(
         training.seed,
     )
     rows = prepare(data, tokenizer, reading)
+    rows, every = _evaluated(rows, training, not isinstance(validation, int | float))
+    training = replace(training, evaluate_every=every)
     if training.learning_rate is None:
         training = replace(training, learning_rate=method.learning_rate)
     with contextlib.ExitStack() as stack:
@@ -146,6 +148,17 @@ def recover(
             loop.save_adapter(folder)
         done = loop.finish(merge)
     return Recovery(done, history, loop.step, loop.trained, rows.notes)
+
+
+def _evaluated(rows: Rows, training: Training, whole: bool) -> tuple[Rows, int]:
+    """The rows with as few to validate on as there is time for, and the steps between."""
+    known = len(rows.validation)
+    every, count = training.evaluations(len(rows.training), known, whole)
+    if count == known:
+        return rows, every
+    chosen = [rows.validation[place * known // count] for place in range(count)]
+    said = f"validated on {count} of {known} sequences, every {every} steps: a tenth of the time"
+    return replace(rows, validation=chosen, notes=(*rows.notes, said)), every
 
 
 def _check(module: nn.Module, method: Method, loss_fn: Any, collate_fn: Any) -> None:

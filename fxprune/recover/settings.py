@@ -8,6 +8,7 @@ from math import ceil
 from fxprune.errors import RecoveryError
 
 SCHEDULES = ("cosine", "linear", "constant")
+SHARE, FEW = 0.1, 16  # of the time goes to evaluations; rather fewer of them than fewer rows
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -32,7 +33,9 @@ class Training:
             for bfloat16 on a GPU that has it and else float32.
         gradient_checkpointing: compute each layer twice instead of keeping its intermediate values.
         evaluate_every: steps between evaluations on the validation data, which are also those
-            between checkpoints; None for ten in the whole run.
+            between checkpoints; None for ten in the whole run, or fewer, so that they take
+            about a tenth of the time of training. (Of rows that were held out, some may do; data
+            that is given to validate on is read whole.)
         patience: stop after so many evaluations without improvement; None never.
         keep_best: end with the weights of the best evaluation, not with the last ones.
         checkpoints: how many checkpoints are kept, besides the best.
@@ -110,6 +113,26 @@ class Training:
         if self.steps is not None:
             return self.steps
         return max(1, ceil(self.epochs * ceil(rows / self.batch_size)))
+
+    def evaluations(self, rows: int, validation: int, whole: bool = False) -> tuple[int, int]:
+        """Steps between evaluations, and how many rows each takes.
+
+        A step reads a row three times as long as an evaluation does: forward, and backward for
+        inputs and weights.
+
+        Args:
+            rows: training sequences.
+            validation: sequences to validate on.
+            whole: take all of them each time, rather less often.
+        """
+        steps = self.planned_steps(rows)
+        if self.evaluate_every is not None or not validation:
+            return self.evaluate_every or max(1, steps // 10), validation
+        most = max(2, int(SHARE * 3 * steps * self.batch_size))
+        # One more comes before the first step.
+        count = min(10, max(1, most // (validation if whole else min(validation, FEW)) - 1))
+        taken = validation if whole else max(1, min(validation, most // (count + 1)))
+        return max(1, steps // count), taken
 
 
 def _shown(name: str) -> str:

@@ -193,3 +193,19 @@ def test_bos_policies() -> None:
     silent.add_special_tokens({"bos_token": "<begin>"})
     assert bos_token(silent) is None
     assert bos_token(silent, "window") == silent.bos_token_id
+
+
+def test_the_ratio_of_two_models_counts_each_window_against_itself() -> None:
+    from fxprune.measure.perplexity import ratio
+
+    hard = [1.0, 5.0, 9.0, 3.0]
+    worse = [value + add for value, add in zip(hard, (0.1, 0.2, 0.1, 0.2), strict=True)]
+    found = ratio([worse], [hard])
+    assert found is not None
+    assert found[0] == pytest.approx(math.exp(0.15))
+    assert found[1] == pytest.approx(math.exp(0.15) * 0.05 * math.sqrt(4 / 3) / 2)
+    assert ratio([worse, hard], [hard]) == pytest.approx(
+        (math.exp(0.075), math.exp(0.075) * 0.025 * math.sqrt(4 / 3) / 2)
+    )
+    assert ratio([[1.0]], [[1.0]]) is None
+    assert ratio([[1.0, math.inf]], [[1.0, 2.0]]) is None

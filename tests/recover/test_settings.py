@@ -94,3 +94,26 @@ def test_a_teacher_alone_is_a_distillation() -> None:
     assert found is not None
     assert (found.teacher, found.weight, found.temperature) == (model, 0.5, 1.0)
     assert LoRA().distillation is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "validation", "expected"),
+    [
+        (12, 4, 200, (12, 7)),  # as short as that, once at the end
+        (150, 8, 200, (15, 32)),
+        (1000, 64, 200, (100, 200)),  # all of them, ten times
+        (1, 1, 50, (1, 1)),
+        (12, 4, 0, (1, 0)),
+    ],
+)
+def test_evaluations_take_a_tenth_of_the_time(
+    steps: int, batch: int, validation: int, expected: tuple[int, int]
+) -> None:
+    training = Training(steps=steps, batch_size=batch)
+    every, rows = training.evaluations(10_000, validation)
+    assert (every, rows) == expected
+    # A row is read three times as fast, and one evaluation comes before the first step.
+    if steps > 1:
+        assert rows * (steps // every + 1) / 3 <= 0.1 * steps * batch
+    asked = Training(steps=steps, batch_size=batch, evaluate_every=1)
+    assert asked.evaluations(10_000, validation) == (1, validation)

@@ -61,9 +61,12 @@ def compare(
     ] = None,
     aggregate: Annotated[str | None, typer.Option(help="sum, mean, max, prod, last.")] = None,
     compensate: Annotated[
-        str, typer.Option(help="none, bias, least-squares; auto is least-squares.")
+        str, typer.Option(help="none, bias, least-squares, blockwise; auto is least-squares.")
     ] = "auto",
     compensation_samples: Annotated[int, typer.Option(help="Crops that compensation sees.")] = 128,
+    written: Annotated[
+        str, typer.Option(help="Sequences that the model itself writes beside the crops.")
+    ] = "0",
     ignore: Annotated[
         list[str] | None, typer.Option(help="Module to leave as it is, repeatable.")
     ] = None,
@@ -97,6 +100,7 @@ def compare(
         aggregate=aggregate,
         compensate=compensate,
         compensation_samples=compensation_samples,
+        written=written,
         ignore=tuple(ignore or ()),
         keep_first=keep_first,
         keep_last=keep_last,

@@ -85,8 +85,8 @@ OPTIONS = {
     ),
     "steps": Option("Steps to the goal, with new scores before each."),
     "compensation": Option(
-        "none, bias or least-squares: mend what stays, by forward passes. auto: least-squares for a"
-        " causal language model.",
+        "none, bias or least-squares: mend what stays, by forward passes; blockwise: then train"
+        " block by block towards the original. auto: least-squares for a causal language model.",
         name="--compensate",
     ),
     "compensation_scope": Option(
@@ -112,6 +112,9 @@ OPTIONS = {
         "--calibration-length",
     ),
     "compensation_samples": Option("Crops that compensation sees."),
+    "written_samples": Option(
+        "Sequences that the model itself writes for both, beginning as crops of the text do."
+    ),
     "seed": Option("Seed of the calibration crops and of random scores."),
     "verify": Option("Prove the result against the original."),
 }

@@ -11,12 +11,12 @@ import torch
 
 from fxprune.cli.compare import draws, plot, results, table
 from fxprune.cli.compare.data import Data
-from fxprune.cli.compare.draws import Draw
 from fxprune.cli.compare.labels import label
 from fxprune.cli.compare.measure import dense, measure, prepare, score, try_selections
 from fxprune.cli.compare.results import Result
 from fxprune.cli.compare.table import Row
 from fxprune.config import PruneConfig
+from fxprune.data.draw import Draw
 from fxprune.errors import (
     CalibrationError,
     FxpruneError,
@@ -87,9 +87,8 @@ def run(
     done = results.load(folder)
     loaded = _loaded(model, lengths, device, dtype, progress)
     columns = draws.windows(loaded, data, lengths)
-    crops = draws.crops(loaded, configurations, data)
     with step("fingerprinting the model and the data", progress):
-        keys = draws.keys(loaded, configurations, columns, crops)
+        keys = draws.keys(loaded, configurations, columns, data)
     wanted: list[PruneConfig | None] = [None, *configurations]
     missing = [each for each in wanted if keys[each] not in done]
     with writing(folder):
@@ -102,6 +101,8 @@ def run(
         _write_tables(folder, [done[keys[c]] for c in wanted if keys[c] in done], notes)
 
     if missing:
+        with step("drawing calibration data", progress):
+            crops = draws.crops(loaded, [each for each in missing if each is not None], data)
         _measure_all(loaded, missing, keys, columns, crops, keep, progress)
     found = [done[keys[each]] for each in wanted]
     rows = _write_tables(folder, found, notes)
@@ -131,7 +132,7 @@ def _measure_all(
         keep(dense(bench, keys[None]))
     by_draw: dict[Draw, list[PruneConfig]] = {}
     for each in pending:
-        by_draw.setdefault(draws.draw(loaded, each), []).append(each)
+        by_draw.setdefault(draws.both(loaded, each)[0], []).append(each)
     number = 0
     for draw, members in by_draw.items():
         scores = score(bench, members, crops[draw])
@@ -139,9 +140,8 @@ def _measure_all(
             number += 1
             title = f"[{number}/{len(pending)}] {label(each)}, seed {each.seed}"
             try:
-                keep(
-                    measure(bench, each, scores, crops[draws.more(loaded, each)], keys[each], title)
-                )
+                more = crops[draws.both(loaded, each)[1]]
+                keep(measure(bench, each, scores, more, keys[each], title))
             except FxpruneError as error:
                 raise type(error)(f"{label(each)}, seed {each.seed}: {error}") from error
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from fxprune.cli.compare.data import Data
 from fxprune.config import PruneConfig
 from fxprune.data import text
-from fxprune.data.draw import lengths_for, mixed_crops, samples
+from fxprune.data.draw import Draw
 from fxprune.errors import CalibrationError
 from fxprune.hf.open.models import LoadedModel
 from fxprune.measure.perplexity import Window
 from fxprune.measure.perplexity import windows as cut
+from fxprune.prune import draws
 from fxprune.trace.digests import digest, model_digest
-
-Draw = tuple[int, int, tuple[int, ...]]  # seed, crops, tokens in them
 
 
 def windows(
@@ -40,51 +40,45 @@ def windows(
 def crops(
     loaded: LoadedModel, configurations: Sequence[PruneConfig], data: Data
 ) -> dict[Draw, list[torch.Tensor]]:
-    """Every draw of calibration crops that a configuration needs."""
+    """Every draw of calibration data that a configuration needs, what the model writes with it."""
     assert loaded.tokenizer is not None
-    wanted = dict.fromkeys(
-        each for c in configurations for each in (draw(loaded, c), more(loaded, c))
-    )
-    return {
-        (seed, count, lengths): mixed_crops(
-            loaded.tokenizer, data.calibration, count, lengths, seed
-        )
-        for seed, count, lengths in wanted
-    }
+    found: dict[Draw, list[torch.Tensor]] = {}
+    for config in configurations:
+        for each in both(loaded, config):
+            each.of(loaded.model, loaded.tokenizer, data.calibration, found)
+    return found
 
 
-def draw(loaded: LoadedModel, config: PruneConfig) -> Draw:
-    """The draw that the criterion sees."""
-    criterion = config.make_criterion()
-    covariances = criterion is not None and "moments" in criterion.needs
-    lengths = lengths_for(loaded.model, config.calibration_lengths, covariances)
-    return config.seed, samples(config.calibration_samples, covariances), lengths
-
-
-def more(loaded: LoadedModel, config: PruneConfig) -> Draw:
-    """The draw that compensation sees."""
-    lengths = lengths_for(loaded.model, config.calibration_lengths, covariances=True)
-    return config.seed, config.compensation_samples, lengths
+def both(loaded: LoadedModel, config: PruneConfig) -> tuple[Draw, Draw]:
+    """What the criterion sees, and what compensation sees."""
+    return draws(loaded.model, config, config.make_criterion())
 
 
 def keys(
     loaded: LoadedModel,
     configurations: Sequence[PruneConfig],
     columns: dict[str, list[Window]],
-    crops: dict[Draw, list[torch.Tensor]],
+    data: Data,
 ) -> dict[PruneConfig | None, str]:
-    """What makes a result the same: the version, the weights, the data and the options."""
+    """What makes a result the same: the version, the weights, the data and the options.
+
+    Text that the model writes follows from those, so it is not written to know.
+    """
     from importlib.metadata import version
 
     measured = {name: torch.stack([each.ids for each in cut]) for name, cut in columns.items()}
     common = [version("fxprune"), model_digest(loaded.model), digest(measured)]
-    of_draw = {each: digest({str(n): x for n, x in enumerate(ids)}) for each, ids in crops.items()}
+    crops_alone = [replace(each, written_samples=0) for each in configurations]
+    crops_drawn = crops(loaded, crops_alone, data)
+    of_draw = {
+        each: digest({str(n): x for n, x in enumerate(ids)}) for each, ids in crops_drawn.items()
+    }
 
     def key(*facts: object) -> str:
         return hashlib.sha256(json.dumps([*common, *facts]).encode()).hexdigest()[:32]
 
     keys: dict[PruneConfig | None, str] = {None: key("dense")}
     for each in configurations:
-        seen = [of_draw[draw(loaded, each)], of_draw[more(loaded, each)]]
+        seen = [of_draw[replace(draw, written=0)] for draw in both(loaded, each)]
         keys[each] = key(each.to_dict(), seen)
     return keys

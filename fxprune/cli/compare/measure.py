@@ -20,7 +20,7 @@ from fxprune.errors import FxpruneError, ModelError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.open.models import LoadedModel
 from fxprune.importance import Criterion, Random, Scores, estimate
-from fxprune.measure.perplexity import Window, perplexity
+from fxprune.measure.perplexity import Score, Window, perplexity
 from fxprune.measure.report import parameters
 from fxprune.plan import Plan
 from fxprune.progress import step
@@ -54,7 +54,7 @@ class Bench:
     graph: DependencyGraph
     columns: dict[str, list[Window]]
     progress: bool
-    measured: dict[Any, dict[str, float]] = field(default_factory=dict)
+    measured: dict[Any, dict[str, Score]] = field(default_factory=dict)
 
 
 def prepare(loaded: LoadedModel, columns: dict[str, list[Window]], progress: bool) -> Bench:
@@ -80,8 +80,8 @@ def dense(bench: Bench, key: str) -> Result:
     """The model as it is."""
     seconds: dict[str, float] = {}
     with step("measuring the model as it is", bench.progress), _timed(seconds, "measure"):
-        found = _perplexities(bench, bench.loaded.model)
-    return Result(key, None, parameters(bench.loaded.model), found, seconds)
+        found = _scores(bench, bench.loaded.model)
+    return _result(key, None, parameters(bench.loaded.model), found, seconds)
 
 
 def try_selections(bench: Bench, configurations: Sequence[PruneConfig]) -> None:
@@ -166,10 +166,10 @@ def measure(
         found = bench.measured.get(sliced := tuple(sorted(plan.kept.items()))) if plain else None
         if found is None:
             with _timed(seconds, "measure"):
-                found = _perplexities(bench, small)
+                found = _scores(bench, small)
             if plain:
                 bench.measured[sliced] = found
-    return Result(key, config, parameters(small), found, seconds)
+    return _result(key, config, parameters(small), found, seconds)
 
 
 def criterion_of(config: PruneConfig) -> Criterion:
@@ -190,8 +190,20 @@ def _plan(bench: Bench, config: PruneConfig, scores: Scores) -> Plan:
     return plan
 
 
-def _perplexities(bench: Bench, module: nn.Module) -> dict[str, float]:
-    return {column: perplexity(module, cut).perplexity for column, cut in bench.columns.items()}
+def _scores(bench: Bench, module: nn.Module) -> dict[str, Score]:
+    return {column: perplexity(module, cut) for column, cut in bench.columns.items()}
+
+
+def _result(
+    key: str,
+    config: PruneConfig | None,
+    parameters: int,
+    scores: dict[str, Score],
+    seconds: dict[str, float],
+) -> Result:
+    perplexities = {column: score.perplexity for column, score in scores.items()}
+    losses = {column: list(score.losses) for column, score in scores.items()}
+    return Result(key, config, parameters, perplexities, seconds, losses)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Result:
         perplexity: by column, such as ``text.txt @ 128``.
         seconds: by stage: ``estimate`` (of the pass that all its criteria shared), ``select``,
             ``rewrite``, ``compensate``, ``measure``.
+        losses: by column, the mean loss of each window.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Result:
     parameters: int
     perplexity: dict[str, float]
     seconds: dict[str, float]
+    losses: dict[str, list[float]] = field(default_factory=dict)
 
 
 def check_folder(folder: Path) -> None:
@@ -86,7 +88,10 @@ def add(folder: Path, result: Result) -> None:
 
 def _encode(result: Result) -> dict[str, Any]:
     # Infinity and NaN are not JSON; as words they are, and float() reads them.
-    numbers = {n: v if math.isfinite(v) else str(v) for n, v in result.perplexity.items()}
+    def said(value: float) -> float | str:
+        return value if math.isfinite(value) else str(value)
+
+    numbers = {n: said(v) for n, v in result.perplexity.items()}
     return {
         "key": result.key,
         "label": label(result.config) if result.config else "dense",
@@ -94,6 +99,7 @@ def _encode(result: Result) -> dict[str, Any]:
         "parameters": result.parameters,
         "perplexity": numbers,
         "seconds": result.seconds,
+        "losses": {n: [said(v) for v in each] for n, each in result.losses.items()},
     }
 
 
@@ -105,4 +111,5 @@ def _decode(row: dict[str, Any]) -> Result:
         int(row["parameters"]),
         {name: float(value) for name, value in row["perplexity"].items()},
         {name: float(value) for name, value in row["seconds"].items()},
+        {name: [float(value) for value in each] for name, each in row.get("losses", {}).items()},
     )

@@ -7,11 +7,12 @@ import dataclasses
 import io
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fxprune.cli.compare.labels import label, named
 from fxprune.cli.compare.results import Result
 from fxprune.config import PruneConfig
+from fxprune.measure import perplexity
 
 STAGES = ("estimate", "compensate")
 
@@ -40,6 +41,7 @@ class Row:
         parameters: of the whole model; draws may differ by a unit.
         perplexity: by column.
         seconds: mean by stage.
+        losses: by column, those of each draw's windows.
     """
 
     config: PruneConfig | None
@@ -47,6 +49,7 @@ class Row:
     parameters: Spread
     perplexity: dict[str, Spread]
     seconds: dict[str, float]
+    losses: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -76,7 +79,29 @@ def _row(config: PruneConfig | None, draws: list[Result]) -> Row:
             stage: statistics.fmean(draw.seconds.get(stage, 0.0) for draw in draws)
             for stage in STAGES
         },
+        {column: [draw.losses.get(column, []) for draw in draws] for column in draws[0].perplexity},
     )
+
+
+def ratios(table: Sequence[Row]) -> str:
+    """A Markdown table: perplexities in terms of the first pruned model's, with standard errors.
+
+    Of differences window by window, see :func:`fxprune.measure.perplexity.ratio`. Empty where
+    there is nothing to compare.
+    """
+    pruned = [row for row in table if row.config is not None]
+    if len(pruned) < 2:
+        return ""
+    first, *others = pruned
+    columns = list(first.perplexity)
+    lines = [_line([f"perplexity / that of {first.label}", *columns])]
+    lines.append(_line(["---"] + ["---:"] * len(columns)))
+    for row in others:
+        found = [perplexity.ratio(row.losses[c], first.losses[c]) for c in columns]
+        lines.append(
+            _line([row.label, *("" if f is None else f"{f[0]:.3f} ± {f[1]:.3f}" for f in found)])
+        )
+    return "\n".join(lines) + "\n"
 
 
 def markdown(table: Sequence[Row], notes: Sequence[str] = ()) -> str:
@@ -97,7 +122,8 @@ def markdown(table: Sequence[Row], notes: Sequence[str] = ()) -> str:
                 ]
             )
         )
-    return "\n".join([*lines, "", *(f"* {note}" for note in notes)]).rstrip("\n") + "\n"
+    lines += ["", *ratios(table).splitlines(), ""]
+    return "\n".join([*lines, *(f"* {note}" for note in notes)]).rstrip("\n") + "\n"
 
 
 def as_csv(table: Sequence[Row]) -> str:

@@ -25,7 +25,10 @@ def _result(seed: int, perplexity: float, parameters: int = 80, **options: objec
     config = PruneConfig(seed=seed, **{"criterion": "taylor", **options})  # type: ignore[arg-type]
     columns = {"a.txt @ 8": perplexity, "a.txt @ 16": 2 * perplexity}
     key = f"{label(config)} {seed}"
-    return Result(key, config, parameters, columns, SECONDS)
+    losses = {
+        column: [math.log(value) + n / 8 for n in range(4)] for column, value in columns.items()
+    }
+    return Result(key, config, parameters, columns, SECONDS, losses)
 
 
 DENSE = Result("dense", None, 100, {"a.txt @ 8": 5.0, "a.txt @ 16": 4.0}, {"measure": 1.0})
@@ -100,6 +103,15 @@ def test_markdown() -> None:
     ]  # fmt: skip
     assert cells[4][2] == "inf"
     assert lines[-1] == "* made by hand"
+
+
+def test_ratios_are_of_the_same_windows() -> None:
+    """Draws at 10 and 20 are 14.1 between them; all windows differ alike, so the error is 0."""
+    cells = [line.split("|") for line in table.ratios(table.rows(RESULTS)).splitlines()]
+    assert cells[0][1].strip() == "perplexity / that of taylor, global, 20 %"
+    assert [cell.strip() for cell in cells[2][1:-1]] == ["random, global, mlp, 20 %", "", ""]
+    assert cells[3][2].strip() == "0.495 ± 0.000"
+    assert not table.ratios(table.rows(RESULTS[:2]))
 
 
 def test_csv() -> None:
