@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from fxprune.compensate.temperature import least
 from fxprune.data.loss import batch_loss
 from fxprune.errors import CalibrationError, FxpruneWarning
 from fxprune.plan import Plan
-from tests.zoo import BY_NAME, ZOO, disturb
+from tests.zoo import ALIKE, BY_NAME, disturb
 
 # What scales the logits, less the bias that a norm has beside its weight.
 FACTORS = {
@@ -77,7 +78,13 @@ def loss(logits: Tensor, ids: Tensor = IDS) -> float:
     return float(nn.functional.cross_entropy(flat, ids[:, 1:].flatten()))
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in ZOO])
+def _each(names: Iterable[str]) -> Any:
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in names]
+    )
+
+
+@_each(BY_NAME)
 def test_what_scales_the_logits(name: str) -> None:
     found = factors(fxprune.discover(traced(name)))
     assert not isinstance(found, str)
@@ -86,7 +93,7 @@ def test_what_scales_the_logits(name: str) -> None:
         assert found[1:] == (Factor(found[0].tensor.removesuffix("weight") + "bias"),)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@_each(CAUSAL)
 def test_logits_are_divided_by_the_temperature_of_least_loss(name: str) -> None:
     model = build(name)
     disturb(model)
