@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from fxprune.errors import CalibrationError
 from fxprune.ops.op import packet
 from fxprune.progress import track
 from fxprune.trace.lockstep import Lockstep
-from fxprune.trace.storage import mutates
 from fxprune.trace.traced import Traced
 
 
@@ -184,9 +182,8 @@ class Distillation:
         self._targets.clear()
         for values, masks in zip(self.dense.advance(there, through=True), self.masks, strict=True):
             self._targets.append((values[there].detach(), masks.get(count)))
-        nodes = self.pruned.until(here)
         parameters = self._parameters(exit.block)
-        before, after = self._train(nodes, here, parameters)
+        before, after = self._train(here, parameters)
         for _ in self.pruned.advance(here, through=True):
             pass
         if not math.isfinite(after):
@@ -195,12 +192,9 @@ class Distillation:
             return Compensated(name, skipped="it has no parameters that nothing else reads")
         return Compensated(name, math.sqrt(before), math.sqrt(after))
 
-    def _train(
-        self, nodes: Sequence[fx.Node], exit: fx.Node, parameters: Sequence[nn.Parameter]
-    ) -> tuple[float, float]:
+    def _train(self, here: fx.Node, parameters: Sequence[nn.Parameter]) -> tuple[float, float]:
         """The error held out, before and after."""
-        run = _Run(self.small, self.pruned, nodes, exit)
-        before = best = self._error(run)
+        before = best = self._error(here)
         kept = [parameter.detach().clone() for parameter in parameters]
         masters = [parameter.detach().float().clone() for parameter in parameters]
         train = [n for n in range(len(self._targets)) if n not in self.held]
@@ -214,7 +208,7 @@ class Distillation:
         for _ in range(self.schedule.epochs):
             for place in torch.randperm(len(train), generator=generator).tolist():
                 with torch.enable_grad():
-                    loss = self._loss(run, train[place])
+                    loss = self._loss(here, train[place])
                     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for master, gradient in zip(masters, gradients, strict=True):
                     master.grad = None if gradient is None else gradient.float()
@@ -222,7 +216,7 @@ class Distillation:
                 adam.step()
                 rates.step()
                 _put(parameters, masters)
-            now = self._error(run)
+            now = self._error(here)
             since = 0 if now < best else since + 1
             if now < best:
                 best, kept = now, [parameter.detach().clone() for parameter in parameters]
@@ -231,18 +225,20 @@ class Distillation:
         _put(parameters, kept)
         return before, best
 
-    def _error(self, run: _Run) -> float:
+    def _error(self, here: fx.Node) -> float:
         """The mean loss of the batches that are held out, by tokens."""
-        losses = [(self._loss(run, n), self._targets[n]) for n in self.held]
+        losses = [(self._loss(here, n), self._targets[n]) for n in self.held]
         weights = [len(t.flatten(0, -2)) if m is None else int(m.sum()) for _, (t, m) in losses]
         total = sum(float(loss) * w for (loss, _), w in zip(losses, weights, strict=True) if w)
         return total / max(1, sum(weights))
 
-    def _loss(self, run: _Run, number: int) -> Tensor:
+    def _loss(self, here: fx.Node, number: int) -> Tensor:
         target, mask = self._targets[number]
-        found, target = run(number).flatten(0, -2).float(), target.flatten(0, -2).float()
+        found: Tensor = self.pruned.ahead(number, here).flatten(0, -2).float()
+        target = target.flatten(0, -2).float()
         squares = (found - target).square().sum(-1) / target.square().sum(-1).clamp(min=1e-12)
-        return (squares if mask is None else squares[mask]).mean()
+        loss: Tensor = (squares if mask is None else squares[mask]).mean()
+        return loss
 
     def _parameters(self, block: Unit) -> list[nn.Parameter]:
         """The parameters that nothing outside a block reads."""
@@ -253,29 +249,6 @@ class Distillation:
                 self.write(parameter, parameter.detach())  # on an error later on it comes back
                 found[parameter.requires_grad_()] = None
         return list(found)
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """One block of the smaller graph, from what is alive where it begins to where it ends."""
-
-    small: fx.GraphModule
-    pruned: Lockstep
-    nodes: Sequence[fx.Node]
-    exit: fx.Node
-
-    def __call__(self, number: int) -> Tensor:
-        """What leaves the block, for the batch of a number."""
-        values = self.pruned.values[number]
-        if any(mutates(node) for node in self.nodes):
-            own = {id(each): each for each in self.small.parameters()}
-            values = dict(zip(values, copy.deepcopy(list(values.values()), own), strict=True))
-        run = fx.Interpreter(self.small, garbage_collect_values=False)
-        run.env = dict(values)
-        for node in self.nodes:
-            run.env[node] = run.run_node(node)
-        found: Tensor = run.env[self.exit]
-        return found
 
 
 def _rate(step: int, steps: int) -> float:

@@ -45,7 +45,7 @@ def compensate(
     target: Target = "residual",
     scope: Scope | None = None,
     ignore: Sequence[str] = (),
-    damping: float = 0.5,
+    damping: float | None = None,
     temperature: bool = True,
     schedule: Schedule | None = None,
     batch_size: int | None = 8,
@@ -105,7 +105,9 @@ def compensate(
         ignore: names of modules, or :mod:`fnmatch` patterns, whose tensors keep their values.
         damping: how much the weights of each input are held to what they are, relative to that
             input's own mean square. (Relative to the mean over inputs, the few massive
-            activations of language models would hold all others fast.)
+            activations of language models would hold all others fast.) None chooses for each
+            consumer, from 0.03 to 2, what leaves least on every fourth batch, and then fits to all;
+            0.5 where there are fewer than four batches.
         temperature: fit one after least squares.
         schedule: how long and how fast ``blockwise`` trains each block.
         batch_size: sequences per forward pass.
@@ -161,6 +163,7 @@ def compensate(
             masks=[hidden[number] for number in fitted_to],
             target="dense" if method == "bias" else target,
             damping=damping,
+            held=range(3, len(first), 4) if damping is None else (),
             write=write,
         )
         mend = refit.bias if method == "bias" else refit.least_squares
@@ -199,7 +202,7 @@ def _held_out(data: Sequence[Batch]) -> range:
 
 
 def check_options(
-    method: str, target: str = "residual", scope: str | None = None, damping: float = 0.0
+    method: str, target: str = "residual", scope: str | None = None, damping: float | None = None
 ) -> None:
     """Refuse options that have no meaning, alone or together.
 
@@ -213,7 +216,7 @@ def check_options(
     ):
         if value not in known:
             raise CalibrationError(f"{name}={value!r}: choose from {', '.join(known)}")
-    if not (math.isfinite(damping) and damping >= 0):
+    if damping is not None and not (math.isfinite(damping) and damping >= 0):
         raise CalibrationError(f"damping={damping}: it must be 0 or more")
     if method == "bias" and target == "propagated":
         raise CalibrationError("the means of method='bias' are those of the dense model")

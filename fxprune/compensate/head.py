@@ -45,7 +45,7 @@ class Factor:
 def head(graph: DependencyGraph) -> Consumer | None:
     """The product that the logits are made of; a cap on them may follow it."""
     products = {consumer.node: consumer for consumer in every_consumer(graph)}
-    node = _logits(graph.traced)
+    node = logits_node(graph.traced)
     while node is not None and node not in products:
         activations = _activations(node)
         node = activations[0] if len(activations) == 1 else None
@@ -68,8 +68,8 @@ def factors(graph: DependencyGraph) -> tuple[Factor, ...] | str:
     return tuple(found) or "the weight of its head has other uses, and no norm stands before it"
 
 
-def _logits(traced: Traced) -> fx.Node | None:
-    """The node of the logits."""
+def logits_node(traced: Traced) -> fx.Node | None:
+    """The node of the logits, None where the model gives none."""
     graph = traced.graph_module.graph
     leaves: Any = graph.output_node().args[0]
     values = [leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf for leaf in leaves]

@@ -71,6 +71,19 @@ class Products:
         other.ex = self.ex.new_zeros(outputs, len(self.x))
         return other
 
+    def apart(self) -> Products:
+        """Empty sums for other rows, around the same offset."""
+        other = copy.copy(self)
+        other._unset = other._shared = False
+        other.x, other.xx, other.ex = (torch.zeros_like(t) for t in (self.x, self.xx, self.ex))
+        return other
+
+    def join(self, other: Products) -> Products:
+        """The sums of these rows and of others, around the same offset."""
+        both = copy.copy(self)
+        both.x, both.xx, both.ex = self.x + other.x, self.xx + other.xx, self.ex + other.ex
+        return both
+
     def add(self, x: Tensor, e: Tensor) -> None:
         """Add a batch: inputs (rows, inputs) and residuals (rows, outputs)."""
         if self._unset and len(x):

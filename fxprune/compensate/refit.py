@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from fxprune.trace.traced import Traced
 
 Values = dict[fx.Node, Any]
 
+DAMPING = 0.5  # where no batches are held out to choose it
+DAMPINGS = (0.03, 0.1, 0.25, 0.5, 1.0, 2.0)
 ENOUGH = 2  # tokens of an expert for each input: with fewer, a refit does more harm than good
 
 
@@ -37,6 +39,7 @@ class Refit:
         masks: of each batch.
         target: ``residual``, ``dense`` or ``propagated``.
         damping: see :func:`fxprune.compensate.compensate`.
+        held: numbers of the batches that choose it, where it is None.
         write: puts a value into a tensor.
     """
 
@@ -45,9 +48,12 @@ class Refit:
     pruned: Lockstep
     masks: Sequence[Masks]
     target: str
-    damping: float
+    damping: float | None
+    held: Collection[int]
     write: Write
-    _last: dict[tuple[fx.Node, bool], Products] = field(default_factory=dict, init=False)
+    _last: dict[tuple[fx.Node, bool], tuple[Products, ...]] = field(
+        default_factory=dict, init=False
+    )
 
     def least_squares(self, match: Match) -> Compensated:
         """Refit the weight and, where it may change, the bias.
@@ -58,14 +64,9 @@ class Refit:
         if match.stacked is not None:
             return self._experts(match, match.stacked)
         before = _matrix(match, match.weight)
-        residuals = Residuals(len(before), before.device)
-        products = self._products(match, before)
-        for _, kept, target in self._rows(match):
-            lacking = _lacking(match, before, kept, target)
-            residuals.add(lacking, target)
-            products.add(kept, lacking)
-        _check(match, residuals, products.xx.diagonal().sum())
-        change = solve.least_squares(products, residuals, self.damping, centred=match.fits_bias)
+        sums = self._sums(match, before)
+        residuals, products, damping = self._damped(match, sums)
+        change = solve.least_squares(products, residuals, damping, centred=match.fits_bias)
         new = matrices.weight_tensor(match.consumer, before.double() + change, match.weight)
         self.write(match.weight, new)
         # The weight may be rounded; the bias is fitted to what it is.
@@ -74,7 +75,41 @@ class Refit:
         if match.fits_bias:
             bias = self._shift(match, solve.bias_change(products, residuals, change))
         after = solve.squares_after(products, residuals, change, bias)
-        return self._done(match, residuals, after)
+        return replace(self._done(match, residuals, after), damping=damping)
+
+    def _sums(self, match: Match, before: Tensor) -> list[tuple[Residuals, Products]]:
+        """The sums over the batches, those of batches that are held out second."""
+        whole, *apart = self._products(match, before)
+        sums = [(Residuals(len(before), before.device), whole)]
+        for number, (_, kept, target) in enumerate(self._rows(match)):
+            lacking = _lacking(match, before, kept, target)
+            if number in self.held and len(sums) == 1:
+                # Around the same offset, which is set by now.
+                products = apart[0] if apart else whole.apart()
+                sums.append((Residuals(len(before), before.device), products))
+                if key := self._shared(match):
+                    self._last[key] = (whole, products)
+            residuals, products = sums[number in self.held]
+            residuals.add(lacking, target)
+            products.add(kept, lacking)
+        _check(match, sums[0][0], whole.xx.diagonal().sum())
+        return sums
+
+    def _damped(
+        self, match: Match, sums: Sequence[tuple[Residuals, Products]]
+    ) -> tuple[Residuals, Products, float]:
+        """All sums together, and the damping that leaves least on the batches held out."""
+        residuals, products = sums[0]
+        if len(sums) == 1:
+            return residuals, products, DAMPING if self.damping is None else self.damping
+        held, apart = sums[1]
+        left = {}
+        for damping in DAMPINGS:
+            change = solve.least_squares(products, residuals, damping, centred=match.fits_bias)
+            bias = solve.bias_change(products, residuals, change) if match.fits_bias else None
+            left[damping] = solve.squares_after(apart, held, change, bias)
+        residuals.join(held)
+        return residuals, products.join(apart), min(left, key=left.__getitem__)
 
     def _experts(self, match: Match, stacked: Stacked) -> Compensated:
         """Refit the matrix of each expert to what it gave to the same tokens.
@@ -113,7 +148,8 @@ class Refit:
                 after += float(residuals.ee)
                 continue
             _check(match, residuals, products.xx.diagonal().sum())
-            change = solve.least_squares(products, residuals, self.damping, centred=False)
+            damping = DAMPING if self.damping is None else self.damping
+            change = solve.least_squares(products, residuals, damping, centred=False)
             self.write(matrix, before.double() + change)
             change = matrix.double() - before.double()
             after += solve.squares_after(products, residuals, change, None)
@@ -121,18 +157,21 @@ class Refit:
             _check(match, total, total.e.sum())
         return replace(self._done(match, total, after), rare=rare)
 
-    def _products(self, match: Match, matrix: Tensor) -> Products:
+    def _products(self, match: Match, matrix: Tensor) -> tuple[Products, ...]:
         """Empty sums; those of the inputs are taken over where the last consumer read the same."""
-        key = match.source, match.fits_bias
-        known = self._last.get(key)
+        key = self._shared(match)
+        known = () if key is None else self._last.get(key, ())
         self._last.clear()  # before the next is made: one normal matrix at a time
-        if known is not None:
-            products = known.beside(len(matrix))
-        else:
-            products = Products(matrix.shape[1], len(matrix), matrix.device, match.fits_bias)
-        if not matrices.convolves(match.consumer):  # its rows depend on its kernel
-            self._last[key] = products
-        return products
+        found = tuple(each.beside(len(matrix)) for each in known)
+        if not found:
+            found = (Products(matrix.shape[1], len(matrix), matrix.device, match.fits_bias),)
+        if key is not None:
+            self._last[key] = found
+        return found
+
+    def _shared(self, match: Match) -> tuple[fx.Node, bool] | None:
+        """What other products read the same rows; None for a convolution, where kernels differ."""
+        return None if matrices.convolves(match.consumer) else (match.source, match.fits_bias)
 
     def bias(self, match: Match) -> Compensated:
         """Add to the bias what the removed inputs give on average (FLAP).

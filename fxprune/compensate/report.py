@@ -16,6 +16,7 @@ class Compensated:
             before it being compensated. None if it was skipped.
         after: the same with the new weight and bias. None if it was skipped.
         skipped: why it was left alone, or None.
+        damping: of least squares, None of anything else.
         rare: of stacked weights, to how many experts too few tokens were sent: they keep theirs.
     """
 
@@ -24,6 +25,7 @@ class Compensated:
     after: float | None = None
     skipped: str | None = None
     rare: int = 0
+    damping: float | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,17 @@ def least_squares(
     Returns:
         (outputs, inputs), float64.
     """
-    xx, ex = normal(products, residuals, centred)
+    return damped_solve(*normal(products, residuals, centred), damping)
+
+
+def damped_solve(xx: Tensor, ex: Tensor, damping: float) -> Tensor:
+    """``ex (xx + damping diag(xx))^-1``, nothing in directions without data.
+
+    Args:
+        xx: (inputs, inputs), positive semidefinite, float64.
+        ex: (outputs, inputs).
+        damping: relative to each entry of the diagonal.
+    """
     diagonal = xx.diagonal().clamp(min=0)
     damped = xx + damping * torch.diag(diagonal)
     if damping > 0 and diagonal.min() > 0:

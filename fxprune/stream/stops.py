@@ -55,10 +55,10 @@ def stages_of(
         CriterionError: a group cannot be scored or switched off at one consumer.
     """
     held: dict[fx.Node, tuple[Consumer, list[Group]]] = {}
-    others = _readers(graph)
+    reasons = reasons_against(graph, chosen)
     for group in chosen:
         found = consumers(graph, group)
-        if reason := _reason_against(group, found, others.get(find(group.dim), [])):
+        if reason := reasons.get(group.name):
             raise CriterionError(
                 f"{criterion!r} cannot be propagated through group {group.name!r} "
                 f"({group.kind}): {reason}; {_MEND}"
@@ -73,6 +73,16 @@ def stages_of(
         return number if by == "group" or layer is None else layer
 
     return [tuple(stop for _, stop in each) for _, each in groupby(enumerate(stops), key)]
+
+
+def reasons_against(graph: DependencyGraph, groups: Sequence[Group]) -> dict[str, str]:
+    """Groups whose units cannot be switched off at one consumer, by name, and why."""
+    others = _readers(graph)
+    found = {
+        group.name: _reason_against(group, consumers(graph, group), others.get(find(group.dim), []))
+        for group in groups
+    }
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def _reason_against(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -81,9 +82,33 @@ class Lockstep:
                 self._free(environment, node)
         self._pending = self._pending[place + through :]
 
-    def until(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes that are to run next up to one, itself included."""
-        return self._pending[: self._pending.index(node) + 1]
+    def ahead(
+        self, number: int, node: fx.Node, changed: Mapping[fx.Node, Any] = MappingProxyType({})
+    ) -> Any:
+        """What a later node gives for one batch; the run itself stays where it is.
+
+        Args:
+            number: of the batch.
+            node: one of the ends, not passed yet.
+            changed: values to go on with in the place of those that are alive or would come.
+        """
+        nodes = self._pending[: self._pending.index(node) + 1]
+        values = self._environments[number]
+        if any(mutates(each) for each in nodes):
+            module = self._interpreter.module
+            own = {id(each): each for each in (*module.parameters(), *module.buffers())}
+            values = dict(zip(values, copy.deepcopy(list(values.values()), own), strict=True))
+        environment = {**values, **changed}
+        self._interpreter.env = environment
+        for each in nodes:
+            if each in changed:
+                continue
+            value = self._interpreter.run_node(each)
+            if each.target is not check:
+                environment[each] = value
+            for source in self._last.get(each, ()):
+                environment.pop(source, None)
+        return environment[node]
 
     @property
     def values(self) -> list[dict[fx.Node, Any]]:

@@ -17,8 +17,14 @@ from tests.compensate.test_compensate import Case, masked, values
 from tests.zoo import BY_NAME, disturb
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
-FAST = Schedule(epochs=3, learning_rate=5e-4)
+FAST = Schedule(epochs=6, learning_rate=1e-4, patience=6)
 IDS = torch.randint(3, 101, (24, 13), generator=torch.Generator().manual_seed(7))
+
+
+def disturbed(name: str) -> Any:
+    model = BY_NAME[name].build()
+    disturb(model)
+    return model
 
 
 def mended(case: Case, data: Any, **options: Any) -> tuple[Any, Any]:
@@ -33,7 +39,7 @@ def mended(case: Case, data: Any, **options: Any) -> tuple[Any, Any]:
     ["llama", "bert", "opt", "gpt2", "falcon_grouped", "mixtral", "t5"],
 )
 def test_blocks_come_nearer(name: str) -> None:
-    case = Case(name, "mlp", "attention", model=disturb(BY_NAME[name].build()))
+    case = Case(name, "mlp", "attention", model=disturbed(name))
     _, kwargs = BY_NAME[name].example(8, 13)
     data = kwargs if name == "t5" else {"input_ids": IDS}
     original = values(case.model)
