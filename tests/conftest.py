@@ -22,6 +22,33 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("fixed")
 
 
+# Each of these traces all models of the zoo, so they run in one process.
+OF_THE_ZOO = {
+    "tests/branches/test_by_hand.py",
+    "tests/branches/test_zoo.py",
+    "tests/compensate/test_temperature.py",
+    "tests/costs/test_kv_cache.py",
+    "tests/costs/test_macs.py",
+    "tests/hf/shrink/test_shrink.py",
+    "tests/proof/test_mutants.py",
+    "tests/test_conformance.py",
+    "tests/test_decomposed.py",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile`` takes the files of the zoo for one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "the zoo" if file in OF_THE_ZOO else file
+
+    return Together(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--capture-all", action="store_true", help="trace anew what was traced before")
 

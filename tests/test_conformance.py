@@ -26,7 +26,7 @@ from fxprune.groups.group import Group
 from fxprune.plan import Plan
 from tests import conformance_table
 from tests.vision.families import BY_NAME as FAMILIES
-from tests.zoo import BY_NAME, CASES, OTHER, ZOO, built, traced
+from tests.zoo import ALIKE, BY_NAME, CASES, OTHER, ZOO, Entry, built, traced
 
 
 def one_backend(*both: str) -> Any:
@@ -34,6 +34,11 @@ def one_backend(*both: str) -> Any:
 
     For what hardly depends on how attention is computed: each is another trace.
     """
+
+    def slow(entry: Entry, attention: str) -> bool:
+        other = attention != entry.backends[-1] and entry.name not in both
+        return other or entry.name in ALIKE
+
     return pytest.mark.parametrize(
         ("name", "attention"),
         [
@@ -41,7 +46,7 @@ def one_backend(*both: str) -> Any:
                 entry.name,
                 each,
                 id=f"{entry.name}-{each}",
-                marks=() if each == entry.backends[-1] or entry.name in both else pytest.mark.slow,
+                marks=pytest.mark.slow if slow(entry, each) else (),
             )
             for entry in ZOO
             for each in entry.backends
@@ -50,9 +55,7 @@ def one_backend(*both: str) -> Any:
 
 
 # Of each way to write attention out: grouped, fused, with a window, a bias, absolute positions.
-WRITTEN_OUT = (
-    "llama", "gemma3", "phi3", "gpt2", "falcon_grouped", "t5", "bert", "chatglm_block",
-)  # fmt: skip
+WRITTEN_OUT = ("llama", "gemma3", "phi3", "gpt2", "t5", "chatglm_block")
 every_case = one_backend(*WRITTEN_OUT)
 
 
@@ -225,7 +228,7 @@ def test_the_original_is_untouched(name: str, attention: str) -> None:
 
 
 # One of every kind; the others take long.
-ON_META = ("llama", "gemma3", "bloom", "mixtral", "t5", "chatglm_block", "resnet")
+ON_META = ("llama", "bloom", "mixtral", "t5", "resnet")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +253,26 @@ def test_meta_models_give_the_same_graph(name: str) -> None:
 # the page
 
 
-@one_backend()
+# Of each way that a class says its sizes, or cannot; and what is no language model costs little.
+ON_PAGE = (
+    "llama", "gemma3", "glm", "mixtral", "phi3", "gpt2", "bloom", "falcon_multi_query", "t5",
+    "bert", "vit", "chatglm_block", "resnet", "perceptron",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        pytest.param(
+            entry.name,
+            each,
+            id=f"{entry.name}-{each}",
+            marks=() if each == entry.backends[-1] and entry.name in ON_PAGE else pytest.mark.slow,
+        )
+        for entry in ZOO
+        for each in entry.backends
+    ],
+)
 def test_the_page_is_current(name: str, attention: str) -> None:
     """Every cell; but errors are float noise, other on every machine, and need to be small."""
     said = conformance_table.committed()[name, attention]

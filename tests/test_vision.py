@@ -25,7 +25,10 @@ from tests.vision.families import (
 
 
 def _cases(families: Any) -> Any:
-    return pytest.mark.parametrize("family", list(families), ids=lambda family: family.name)
+    return pytest.mark.parametrize(
+        "family",
+        [pytest.param(f, id=f.name, marks=pytest.mark.slow if f.like else ()) for f in families],
+    )
 
 
 every_family = _cases(FAMILIES)

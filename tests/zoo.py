@@ -383,6 +383,8 @@ BY_NAME: dict[str, Entry] = {entry.name: entry for entry in ZOO}
 CASES: tuple[tuple[str, str], ...] = tuple(
     (entry.name, attention) for entry in ZOO for attention in entry.backends
 )
+# Their like is in the table (llama, stablelm, bert), so their tests are slow.
+ALIKE = frozenset({"mistral", "qwen2", "distilbert"})
 
 
 @functools.cache

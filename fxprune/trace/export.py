@@ -14,6 +14,7 @@ import torch
 import torch._dynamo.config
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import FxpruneWarning, TraceError
@@ -180,6 +181,7 @@ def captured(
         grouped_experts(model),
         # Where layers repeat little, to look up what an op gives takes longer than to find out.
         torch._dynamo.config.patch(fake_tensor_cache_enabled=len([*model.modules()]) > _MANY),
+        _use_lazy_graph_module(True),  # else code is generated after each of torch's passes
         as_on_cpu(model, wide) as (examples, originals),
     ):
         yield replace(_with_numbers(model, *examples, ones=widen), originals=originals)

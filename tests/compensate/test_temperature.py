@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from fxprune.compensate.temperature import least
 from fxprune.data.loss import batch_loss
 from fxprune.errors import CalibrationError, FxpruneWarning
 from fxprune.plan import Plan
-from tests.zoo import BY_NAME, ZOO, disturb
+from tests.zoo import ALIKE, BY_NAME, disturb
 
 # What scales the logits, less the bias that a norm has beside its weight.
 FACTORS = {
@@ -47,9 +48,14 @@ CAUSAL = [
 IDS = torch.randint(3, 101, (12, 13), generator=torch.Generator().manual_seed(8))
 
 
+def build(name: str) -> Any:
+    """With the attention that the other tests of the zoo trace all models with."""
+    return BY_NAME[name].build(BY_NAME[name].backends[-1])
+
+
 def traced(name: str, model: nn.Module | None = None) -> fxprune.Traced:
     args, kwargs = BY_NAME[name].example()
-    return fxprune.trace(BY_NAME[name].build() if model is None else model, args, kwargs)
+    return fxprune.trace(build(name) if model is None else model, args, kwargs)
 
 
 def pruned(traced: fxprune.Traced) -> tuple[Plan, Any, Any]:
@@ -72,7 +78,13 @@ def loss(logits: Tensor, ids: Tensor = IDS) -> float:
     return float(nn.functional.cross_entropy(flat, ids[:, 1:].flatten()))
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in ZOO])
+def _each(names: Iterable[str]) -> Any:
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in names]
+    )
+
+
+@_each(BY_NAME)
 def test_what_scales_the_logits(name: str) -> None:
     found = factors(fxprune.discover(traced(name)))
     assert not isinstance(found, str)
@@ -81,9 +93,9 @@ def test_what_scales_the_logits(name: str) -> None:
         assert found[1:] == (Factor(found[0].tensor.removesuffix("weight") + "bias"),)
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@_each(CAUSAL)
 def test_logits_are_divided_by_the_temperature_of_least_loss(name: str) -> None:
-    model = BY_NAME[name].build()
+    model = build(name)
     disturb(model)
     original = traced(name, model)
     plan, plain, scaled = pruned(original)
@@ -124,7 +136,7 @@ def test_data_that_can_be_read_once() -> None:
 def test_masked_tokens_do_not_count() -> None:
     mask = torch.ones_like(IDS)
     mask[:, 9:] = 0
-    model = BY_NAME["llama"].build()
+    model = build("llama")
     original = fxprune.trace(model, kwargs={"input_ids": IDS, "attention_mask": mask})
     plan, one, other = pruned(original)
     noise = IDS.clone()
@@ -244,7 +256,7 @@ def test_a_graph_that_takes_no_single_sequence() -> None:
 
 
 def test_a_loss_that_is_not_finite_takes_everything_back() -> None:
-    model = BY_NAME["llama"].build()
+    model = build("llama")
     original = traced("llama", model)
     plan, small, _ = pruned(original)
     with torch.no_grad():
@@ -280,7 +292,7 @@ def test_bias_compensation_has_none() -> None:
 
 
 def test_a_model_of_transformers_has_it() -> None:
-    model = BY_NAME["llama"].build()
+    model = build("llama")
     result = fxprune.prune(model, pruning_ratio=0.2, calibration=IDS, compensation="least-squares")
     assert result.compensation is not None
     assert result.compensation.temperature not in (None, 1.0)

@@ -24,7 +24,7 @@ from fxprune.plan import Plan
 from fxprune.proof import oracle
 from fxprune.proof.original import Original
 from tests.graphs import changed_output, copied
-from tests.zoo import BY_NAME, ZOO, built, traced
+from tests.zoo import ALIKE, BY_NAME, ZOO, built, traced
 
 aten = torch.ops.aten
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,10 +38,7 @@ CASES = [
     if dtype == torch.float32 or entry.name not in NOT_IN_HALF
 ]
 # Half precision is compared the same way in all of them: fused, expanded, shared and plain tensors.
-HALVES = {
-    (name, torch.bfloat16)
-    for name in ("llama", "gpt2", "falcon_grouped", "phi3", "t5", "vit", "resnet", "perceptron")
-}
+HALVES = {(name, torch.bfloat16) for name in ("llama", "phi3", "t5", "resnet", "perceptron")}
 LEAST, ALL = 12, 500
 BITS = {2: torch.int16, 4: torch.int32}
 RELU = {aten.relu.default, aten.relu_.default}
@@ -320,8 +317,12 @@ def attribute(module: nn.Module, name: str, value: Any) -> Iterator[None]:
 
 
 def test_there_are_enough() -> None:
-    """Without the slow ones too."""
+    """Without those in float16 too."""
     assert LEAST * sum(dtype != torch.float16 for _, dtype in CASES) >= ALL
+
+
+def slow(name: str, dtype: torch.dtype) -> bool:
+    return name in ALIKE or (dtype != torch.float32 and (name, dtype) not in HALVES)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,7 @@ def test_there_are_enough() -> None:
             name,
             dtype,
             id=f"{name}-{str(dtype)[6:]}",
-            marks=() if dtype == torch.float32 or (name, dtype) in HALVES else pytest.mark.slow,
+            marks=pytest.mark.slow if slow(name, dtype) else (),
         )
         for name, dtype in CASES
     ],

@@ -34,6 +34,7 @@ class Family:
         size: height and width of the pictures it is traced with.
         other: another size.
         fixed: what the refusal of another size says (a pattern); empty if the model takes it.
+        like: another one that has all that makes this one hard, so that its tests are slow.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Family:
     size: tuple[int, int] = (32, 32)
     other: tuple[int, int] = (40, 48)
     fixed: str = ""
+    like: str = ""
 
     def pictures(self, batch: int = 2, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Noise of shape (batch, 3, height, width); the size it is traced with if left out."""
@@ -50,19 +52,19 @@ class Family:
 
 FAMILIES = (
     Family("alexnet", plain.AlexNet),
-    Family("vgg", lambda: plain.VGG(norm=False)),
+    Family("vgg", lambda: plain.VGG(norm=False), like="vgg_bn"),
     Family("vgg_bn", lambda: plain.VGG(norm=True)),
     Family("squeezenet", plain.SqueezeNet),
-    Family("googlenet", lambda: plain.InceptionNet(long=False)),
+    Family("googlenet", lambda: plain.InceptionNet(long=False), like="inception_v3"),
     Family("inception_v3", lambda: plain.InceptionNet(long=True)),
     Family("densenet", plain.DenseNet),
     Family("resnet", residual.resnet),
     Family("resnext", lambda: residual.resnet((12, 20), groups=4)),
-    Family("wide_resnet", lambda: residual.resnet((30, 34))),
+    Family("wide_resnet", lambda: residual.resnet((30, 34)), like="resnet"),
     Family("regnet", residual.regnet),
     Family("mobilenet_v2", residual.mobilenet_v2),
     Family("mobilenet_v3", residual.mobilenet_v3),
-    Family("mnasnet", residual.mnasnet),
+    Family("mnasnet", residual.mnasnet, like="mobilenet_v2"),
     Family("efficientnet", residual.efficientnet),
     Family("efficientnet_v2", lambda: residual.efficientnet(fused=True)),
     Family("shufflenet_v2", residual.shufflenet_v2),
@@ -77,11 +79,11 @@ FAMILIES = (
     Family(
         "maxvit", modern.maxvit, fixed="axis 2 .* has size 40, and the graph was captured for 32"
     ),
-    Family("fcn", segmentation.fcn),
+    Family("fcn", segmentation.fcn, like="deeplab_v3"),
     Family("deeplab_v3", segmentation.deeplab),
     Family("lraspp", segmentation.LRASPP),
     Family("unet", lambda: segmentation.UNet("transposed"), (18, 22), (26, 31)),
-    Family("unet_bilinear", lambda: segmentation.UNet("bilinear"), (18, 22), (26, 31)),
+    Family("unet_bilinear", lambda: segmentation.UNet("bilinear"), (18, 22), (26, 31), like="unet"),
     Family("unet_crop", lambda: segmentation.UNet("crop"), (48, 48), (52, 60)),
     Family("segformer", segmentation.Segformer),
     Family("yolo_v5", lambda: detection.Yolo(split=False)),

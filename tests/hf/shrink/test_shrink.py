@@ -73,8 +73,10 @@ FAMILIES = [e.name for e in ZOO if e.name not in ("chatglm_block", "resnet", "pe
 DECODERS = [name for name in FAMILIES if name not in ("t5", "bert", "distilbert", "vit")]
 
 
-def on(names: list[str]) -> Any:
-    return pytest.mark.parametrize("name", names)
+def on(names: list[str], slow: str = "") -> Any:
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=pytest.mark.slow if n == slow else ()) for n in names]
+    )
 
 
 def of_zoo(name: str) -> tuple[Any, fxprune.Traced]:
@@ -255,7 +257,7 @@ def example(name: str, rows: int = 3, length: int = 17) -> Any:
     return BY_NAME["t5" if name == "t5" else "llama"].example(rows, length)
 
 
-@on(DEEP)
+@on(DEEP, slow="tied")  # so are gpt2, gemma3 and t5
 def test_random_sets_of_blocks(name: str) -> None:
     model, traced = deep_traced(name)
     for names in draws(name):
@@ -270,7 +272,7 @@ def test_random_sets_of_blocks(name: str) -> None:
         assert sum(gone.values()) == len(names)
 
 
-@on([name for name in DEEP if name != "bert"])
+@on([name for name in DEEP if name != "bert"], slow="tied")
 def test_random_sets_generate_and_reload(name: str, tmp_path: Path) -> None:
     model, traced = deep_traced(name)
     # transformers caches no more layers of T5's decoder than the encoder has.
