@@ -117,6 +117,8 @@ class PruneConfig:
             from fxprune.select.schedule import goals
 
             goals(self.steps, **self.goal())
+            if self.search == "measured" and self.steps > 1:
+                raise SelectionError("search='measured' measures once: leave out steps=")
         else:
             self._check_only_depth()
         self.make_criterion()
@@ -237,6 +239,8 @@ class PruneConfig:
             raise CriterionError("give either a criterion or scores=, which have theirs")
         if self.steps > 1:
             raise SelectionError(f"{self.steps} steps need new scores before each: no scores=")
+        if self.search != "predicted":
+            raise SelectionError("scores= are taken as they are: leave out search=")
 
     @classmethod
     def of(cls, config: PruneConfig | None = None, **options: Any) -> PruneConfig:

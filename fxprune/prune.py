@@ -149,6 +149,7 @@ def prune(
             asked=asked,
             kinds=kinds,
             selection=selection,
+            search=config.search,
             **estimation,
         )
     traced = traced.original or traced

@@ -19,6 +19,7 @@ from fxprune.progress import step
 from fxprune.proof.zeroed import zeroed
 from fxprune.select.candidates import choose_groups
 from fxprune.select.select import select
+from fxprune.stream.ladder import measured
 
 
 def iterate(
@@ -31,6 +32,7 @@ def iterate(
     kinds: Collection[str] = DEFAULT_KINDS,
     progress: bool = False,
     selection: Mapping[str, Any] | None = None,
+    search: str = "predicted",
     **estimation: Any,
 ) -> tuple[Scores, Plan]:
     """Prune in steps (LLM-Pruner's and Torch-Pruning's ``iterative_steps``).
@@ -49,6 +51,8 @@ def iterate(
         kinds: kinds of groups to score and to prune.
         progress: show the stages.
         selection: further options of :func:`fxprune.select`.
+        search: ``measured`` brings the scores to costs measured in the network before a plan is
+            made of them, see :func:`fxprune.stream.ladder.measured`.
         estimation: further options of :func:`fxprune.estimate`.
 
     Returns:
@@ -72,6 +76,9 @@ def iterate(
             scores = estimate(
                 model, graph, criterion, calibration, groups=scored, progress=progress, **estimation
             )
+        if search == "measured":
+            size = estimation.get("batch_size") or 8
+            _, scores = measured(graph, scores, calibration, batch_size=size, progress=progress)
         first = scores if first is None else first
         plan = select(graph, scores, kinds=kinds, **goal, **selection, start=plan)
     assert plan is not None

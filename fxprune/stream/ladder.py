@@ -90,6 +90,44 @@ class Ladder:
         return f"{count} options of {groups}{skipped}"
 
 
+def measured(
+    graph: DependencyGraph,
+    scores: Scores,
+    calibration: Calibration,
+    *,
+    batch_size: int | None = 8,
+    progress: bool = False,
+) -> tuple[Ladder, Scores]:
+    """Measure a ladder on a part of the calibration data, and bring the scores to it.
+
+    The last of at least four batches of each length measures; the others are what consumers are
+    refitted to.
+
+    Args:
+        graph: the groups of a model that was traced with its weights.
+        scores: of the groups to measure.
+        calibration: data as for :func:`fxprune.estimate`.
+        batch_size: sequences per forward pass.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: there is too little data; else see :func:`measure_ladder`.
+    """
+    alike: dict[tuple[int, ...], list[Batch]] = {}
+    for batch in batches(graph.traced.module, calibration, batch_size):
+        first = next(value for value in batch.values() if isinstance(value, Tensor))
+        alike.setdefault(tuple(first.shape[1:]), []).append(batch)
+    held = [each[-1] for each in alike.values() if len(each) >= 4]
+    fit = [batch for each in alike.values() for batch in (each[:-1] if len(each) >= 4 else each)]
+    if not held:
+        raise CalibrationError(
+            "too little calibration data to measure costs on a part of it: give at least four "
+            "batches (of 8 sequences, if batch_size= is left out), or leave out search='measured'"
+        )
+    ladder = measure_ladder(graph, scores, fit, held, batch_size=batch_size, progress=progress)
+    return ladder, ladder.scores(graph, scores)
+
+
 def measure_ladder(
     graph: DependencyGraph,
     scores: Scores,

@@ -18,7 +18,7 @@ from tests.zoo import BY_NAME, disturb
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
 FAST = Schedule(epochs=3, learning_rate=3e-4, patience=3)
-IDS = torch.randint(3, 101, (160, 13), generator=torch.Generator().manual_seed(7))
+IDS = torch.randint(3, 101, (96, 13), generator=torch.Generator().manual_seed(7))
 
 
 def disturbed(name: str) -> Any:
@@ -29,7 +29,7 @@ def disturbed(name: str) -> Any:
 
 def mended(case: Case, data: Any, **options: Any) -> tuple[Any, Any]:
     small = case.fresh()
-    options = {"method": "blockwise", "schedule": FAST, "batch_size": 10, **options}
+    options = {"method": "blockwise", "schedule": FAST, "batch_size": 8, **options}
     return small, fxprune.compensate(case.traced, small, case.plan, data, **options)
 
 
@@ -40,7 +40,7 @@ def mended(case: Case, data: Any, **options: Any) -> tuple[Any, Any]:
 )
 def test_blocks_come_nearer(name: str) -> None:
     case = Case(name, "mlp", "attention", model=disturbed(name))
-    _, kwargs = BY_NAME[name].example(160, 13)
+    _, kwargs = BY_NAME[name].example(96, 13)
     data = kwargs if name == "t5" else {"input_ids": IDS}
     original = values(case.model)
     small, report = mended(case, data, temperature=False)
@@ -108,7 +108,7 @@ def test_an_error_takes_everything_back(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Distillation, "_train", second_fails)
     with pytest.raises(CalibrationError, match=r"layers\.1:block"):
         fxprune.compensate(
-            case.traced, small, case.plan, {"input_ids": IDS}, method="blockwise", batch_size=10
+            case.traced, small, case.plan, {"input_ids": IDS}, method="blockwise", batch_size=8
         )
     for name, value in values(small).items():
         assert torch.equal(value, before[name])

@@ -145,3 +145,34 @@ def test_what_cannot_be_measured_says_why() -> None:
     kinds = {graph[name].kind: reason for name, reason in found.skipped.items()}
     assert "mlp" in kinds
     assert all(graph[name].kind == "attention" for name in found.rungs)
+
+
+def test_pruning_chooses_by_it() -> None:
+    """Scores are brought to measured costs, from which another ratio is planned at once."""
+    torch.manual_seed(0)
+    data = torch.randint(3, 101, (32, 13))
+    model = disturbed("llama")
+    done = fxprune.prune(model, calibration=data, search="measured", compensation=None)
+    assert str(done.scores.criterion).startswith("measured(OBS(")
+    predicted = fxprune.prune(model, calibration=data, compensation=None)
+    assert any(not torch.equal(done.scores[n], predicted.scores[n]) for n in done.scores)
+    for name, values in done.scores.items():
+        ordered = values[predicted.scores[name].argsort()]
+        assert (ordered[1:] >= ordered[:-1]).all()
+    again = fxprune.prune(model, calibration=data, scores=done.scores, compensation=None)
+    assert again.plan.kept == done.plan.kept
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 2}, "measures once"),
+        ({"scores": Scores({})}, "taken as they are"),
+        ({"search": "guessed"}, "choose from predicted, measured"),
+        ({"calibration": torch.ones(4, 8).long()}, "at least four batches"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], message: str) -> None:
+    given = {"search": "measured", "calibration": torch.randint(3, 101, (32, 13)), **options}
+    with pytest.raises(fxprune.FxpruneError, match=message):
+        fxprune.prune(disturbed("llama"), **given)

@@ -84,6 +84,10 @@ OPTIONS = {
         name="--for",
     ),
     "steps": Option("Steps to the goal, with new scores before each."),
+    "search": Option(
+        "predicted: choose by the scores; measured: bring them first to costs measured in the"
+        " network, option by option."
+    ),
     "compensation": Option(
         "none, bias or least-squares: mend what stays, by forward passes; blockwise: then train"
         " block by block towards the original. auto: least-squares for a causal language model.",
