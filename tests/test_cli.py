@@ -301,6 +301,20 @@ class TestPrune:
         named = dict(small.named_parameters())
         assert all(named[name].abs().sum() > 0 for name in plan.biases)
 
+    def test_what_takes_more_time(self, run: Any, folder: Path, text: Path, tmp_path: Path) -> None:
+        """Text of its own, measured costs and blocks that are distilled, all at once."""
+        ran = run(
+            "prune", folder, "--out", tmp_path / "o", "--text", text, "--ratio", "0.3",
+            "--calibration-samples", "24", "--calibration-length", "16",
+            "--compensation-samples", "24", "--written-samples", "24", "--search", "measured",
+            "--compensate", "blockwise", "--eval-length", "16", "--eval-samples", "4",
+        )  # fmt: skip
+        assert ran.status == 0, ran.err
+        assert "2 blocks distilled" in ran.out
+        report = json.loads((tmp_path / "o" / "report.json").read_text())
+        assert report["config"]["written_samples"] == 24
+        assert report["criterion"].startswith("measured(OBS(")
+
     def test_a_report_is_a_recipe(self, run: Any, folder: Path, tmp_path: Path) -> None:
         options = ("--ratio", "15%", "--criterion", "magnitude", "--ignore", "*.layers.0.mlp")
         options += ("--compensate", "none", "--macs", "90%", "--keep-last", "0")

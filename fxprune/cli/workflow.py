@@ -200,7 +200,7 @@ def run(
     result = prune(
         model,
         kwargs=example,
-        config=config,
+        config=replace(config, written_samples=0),  # they are in the data
         calibration=data,
         compensation_data=more,
         tokenizer=tokenizer,

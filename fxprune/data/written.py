@@ -78,7 +78,7 @@ def written(
     found = []
     # Sampling draws from torch's own generator.
     devices = [device] if device.type == "cuda" else []
-    with evaluation(model), torch.random.fork_rng(devices), torch.inference_mode():
+    with evaluation(model), torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         for length, start in track(starts, "writing calibration text", progress):
             new = length - start.shape[1]
@@ -96,7 +96,7 @@ def written(
                 use_cache=True,
                 pad_token_id=0,
             )
-            found.append(ids.cpu().clone())
+            found.append(ids.cpu())
     return found
 
 
