@@ -92,7 +92,9 @@ class Refit:
             residuals, products = sums[number in self.held]
             residuals.add(lacking, target)
             products.add(kept, lacking)
-        _check(match, sums[0][0], whole.xx.diagonal().sum())
+        sums = [each for each in sums if each[0].rows] or sums[:1]
+        for residuals, products in sums:
+            _check(match, residuals, products.xx.diagonal().sum())
         return sums
 
     def _damped(

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.compensate import CompensationReport, compensate
+from fxprune.compensate.refit import DAMPING as DAMPING_ALONE
+from fxprune.compensate.refit import DAMPINGS
 from fxprune.errors import CalibrationError, PlanError, RewriteError
 from fxprune.plan import Plan
 from tests.compensate.by_hand import io, relative, ridge
@@ -400,6 +402,40 @@ def test_all_inputs_dead() -> None:
     report = case.run()
     assert all(each.after < each.before for each in report.consumers)  # by the bias alone
     assert all(torch.isfinite(t).all() for t in case.small.parameters())
+
+
+def test_damping_is_chosen_on_batches_held_out() -> None:
+    """Every fourth; the best of what was tried on them, and then a fit to all by it."""
+    case = Case("llama", "mlp")
+    data = [{"input_ids": ids} for ids in IDS.split(3)]  # eight
+    report = case.run(data, damping=None, batch_size=None)
+    (first, *_) = report.consumers
+    assert first.damping in DAMPINGS
+    left = {}
+    for damping in DAMPINGS:
+        tried = Case("llama", "mlp")
+        tried.run(data[:3] + data[4:7], damping=damping, batch_size=None)
+        held = {"input_ids": torch.cat([IDS[9:12], IDS[21:24]])}
+        _, y = io(tried.small, [first.name], held)[first.name]
+        _, target = io(tried.model, [first.name], held)[first.name]
+        left[damping] = float((target - y).square().sum())
+    assert first.damping == min(left, key=left.__getitem__)
+    same = Case("llama", "mlp")
+    again = same.run(data, damping=first.damping, batch_size=None).consumers[0]
+    assert again.after == pytest.approx(first.after, rel=1e-6)
+    few = Case("llama", "mlp").run(damping=None, batch_size=None)
+    assert few.consumers[0].damping == DAMPING_ALONE
+
+
+@pytest.mark.parametrize("hidden", [(3, 7), (0, 1, 2, 4, 5, 6)])
+def test_batches_held_out_that_are_hidden_do_not_count(hidden: tuple[int, ...]) -> None:
+    case = masked()
+    data = [
+        {"input_ids": ids, "attention_mask": torch.full_like(ids, n not in hidden)}
+        for n, ids in enumerate(IDS.split(3))
+    ]
+    report = case.run(data, damping=None, batch_size=None)
+    assert {each.damping for each in report.consumers} == {DAMPING_ALONE}
 
 
 def test_bfloat16_stays() -> None:
