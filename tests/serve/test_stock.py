@@ -38,7 +38,7 @@ def test_several_kinds_together_are_exact() -> None:
 
 def test_a_config_that_never_insisted() -> None:
     """Three heads of 5 and 16 channels: Qwen3 takes that."""
-    model: Any = made("qwen3")[0]
+    model: Any = made("qwen3").module
     config = type(model.config)(
         vocab_size=31, hidden_size=16, intermediate_size=20, num_hidden_layers=2,
         num_attention_heads=3, num_key_value_heads=3, head_dim=6,
@@ -50,7 +50,7 @@ def test_a_config_that_never_insisted() -> None:
 
 def test_experts_and_what_has_no_heads() -> None:
     """An entry for the number of experts is found by trying; Mamba's sizes hang together."""
-    graph = fxprune.discover(made("mixtral")[1])
+    graph = fxprune.discover(made("mixtral"))
     assert {"mlp", "expert"} <= {*engine("transformers").target(graph).kinds}
     config = Mamba2Config(
         vocab_size=31, hidden_size=16, num_heads=4, head_dim=8, state_size=6, n_groups=1,
@@ -66,7 +66,8 @@ def test_experts_and_what_has_no_heads() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_plan_for_it_is_loaded_by_the_stock_class(name: str, tmp_path: Path) -> None:
-    model, traced = made(name)
+    traced = made(name)
+    model: Any = traced.module
     graph = fxprune.discover(traced)
     stock = engine("transformers")
     scores = {g.name: torch.rand(g.size) for g in graph.groups}
