@@ -1,4 +1,4 @@
-"""The defaults of ``fxprune prune`` against what they were, and against the best peer's recipe.
+"""Other ways to prune against the default of ``fxprune prune``, and the best peer's recipe.
 
 ``python -m benches.defaults CALIBRATION EVALUATION ... --out FOLDER`` prunes SmolLM2-135M to
 105,747,264 parameters (or ``--parameters``) in every way below, on three draws of the calibration
@@ -18,12 +18,11 @@ from fxprune.config import PruneConfig
 from fxprune.select.budget import Budget
 
 WINDOWS = {128: 128, 1024: 32}
-# What the default was until this was measured: heads beside MLPs, no text of the model's own.
-EARLIER: dict[str, Any] = {"kinds": ("mlp", "attention"), "written_samples": 0}
 FEW = {"calibration_samples": 10, "calibration_lengths": (128,), "compensation_samples": 10}
 WAYS: dict[str, dict[str, Any]] = {
-    "earlier": EARLIER,
-    "mlp": {"kinds": ("mlp",), "written_samples": 0},
+    "default": {},
+    "mlp": {"kinds": ("mlp",)},
+    "measured": {"search": "measured"},
     "written": {"kinds": ("mlp",), "written_samples": 384},
     "blockwise": {"kinds": ("mlp",), "written_samples": 384, "compensation": "blockwise"},
     # The best peer's: ranges of weights times norms of inputs, the same width in all layers.
