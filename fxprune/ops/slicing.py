@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,8 +39,15 @@ def slice_(ctx: Context, node: fx.Node) -> Axes:
 @register_op(aten.slice_scatter)
 def slice_scatter(ctx: Context, node: fx.Node) -> Axes:
     """``x[start:end:step] = y``: what is written has the axes of that slice."""
+    return scattered(ctx, node, _piece)
+
+
+def scattered(
+    ctx: Context, node: fx.Node, piece_of: Callable[[Context, fx.Node, Any], Axes]
+) -> Axes:
+    """Axes of a value of which a piece is written: what is written has the axes of that piece."""
     target, written = node.args[:2]
-    for mine, theirs in zip(_piece(ctx, node, written), ctx.of(written), strict=True):
+    for mine, theirs in zip(piece_of(ctx, node, written), ctx.of(written), strict=True):
         ctx.unify(mine, theirs, node)
     return ctx.of(target)
 

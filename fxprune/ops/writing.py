@@ -11,6 +11,7 @@ from fxprune.axes import dims
 from fxprune.axes.dims import Axes, Layout
 from fxprune.ops.context import Context
 from fxprune.ops.op import register_op
+from fxprune.ops.slicing import scattered
 from fxprune.trace.arguments import argument, axis_of
 
 aten = torch.ops.aten
@@ -112,10 +113,7 @@ def diagonal(ctx: Context, node: fx.Node) -> Axes:
 @register_op(aten.diagonal_scatter)
 def diagonal_scatter(ctx: Context, node: fx.Node) -> Axes:
     """What is written has the axes of that diagonal."""
-    target, written = node.args[:2]
-    for mine, theirs in zip(_diagonal(ctx, node, written), ctx.of(written), strict=True):
-        ctx.unify(mine, theirs, node)
-    return ctx.of(target)
+    return scattered(ctx, node, _diagonal)
 
 
 def _diagonal(ctx: Context, node: fx.Node, part: Any) -> Axes:
