@@ -99,15 +99,7 @@ class Lockstep:
             own = {id(each): each for each in (*module.parameters(), *module.buffers())}
             values = dict(zip(values, copy.deepcopy(list(values.values()), own), strict=True))
         environment = {**values, **changed}
-        self._interpreter.env = environment
-        for each in nodes:
-            if each in changed:
-                continue
-            value = self._interpreter.run_node(each)
-            if each.target is not check:
-                environment[each] = value
-            for source in self._last.get(each, ()):
-                environment.pop(source, None)
+        self._run(environment, [each for each in nodes if each not in changed])
         return environment[node]
 
     @property
