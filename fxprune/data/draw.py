@@ -55,21 +55,24 @@ class Draw:
         Raises:
             CalibrationError: the text is too short, or the model cannot write.
         """
-        if self not in known:
+        if self in known:
+            return known[self]
+        if not self.written:
             known[self] = mixed_crops(tokenizer, text, self.count, self.lengths, self.seed)
-            if self.written:
-                alone = replace(self, count=0)
-                if alone not in known:
-                    known[alone] = written(
-                        model,
-                        tokenizer,
-                        self.written,
-                        self.lengths,
-                        prompts=text,
-                        seed=self.seed,
-                        progress=progress,
-                    )
-                known[self] = known[self] + known[alone]
+            return known[self]
+        alone = replace(self, count=0)
+        if alone not in known:
+            known[alone] = written(
+                model,
+                tokenizer,
+                self.written,
+                self.lengths,
+                prompts=text,
+                seed=self.seed,
+                progress=progress,
+            )
+        crops = replace(self, written=0).of(model, tokenizer, text, known)
+        known[self] = crops + known[alone]
         return known[self]
 
 

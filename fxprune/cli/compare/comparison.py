@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -88,7 +88,9 @@ def run(
     loaded = _loaded(model, lengths, device, dtype, progress)
     columns = draws.windows(loaded, data, lengths)
     with step("fingerprinting the model and the data", progress):
-        keys = draws.keys(loaded, configurations, columns, data)
+        plain = [replace(each, written_samples=0) for each in configurations]
+        crops = draws.crops(loaded, plain, data, {})
+        keys = draws.keys(loaded, configurations, columns, crops)
     wanted: list[PruneConfig | None] = [None, *configurations]
     missing = [each for each in wanted if keys[each] not in done]
     with writing(folder):
@@ -102,7 +104,7 @@ def run(
 
     if missing:
         with step("drawing calibration data", progress):
-            crops = draws.crops(loaded, [each for each in missing if each is not None], data)
+            draws.crops(loaded, [each for each in missing if each is not None], data, crops)
         _measure_all(loaded, missing, keys, columns, crops, keep, progress)
     found = [done[keys[each]] for each in wanted]
     rows = _write_tables(folder, found, notes)

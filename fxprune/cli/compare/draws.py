@@ -38,15 +38,20 @@ def windows(
 
 
 def crops(
-    loaded: LoadedModel, configurations: Sequence[PruneConfig], data: Data
+    loaded: LoadedModel,
+    configurations: Sequence[PruneConfig],
+    data: Data,
+    known: dict[Draw, list[torch.Tensor]],
 ) -> dict[Draw, list[torch.Tensor]]:
-    """Every draw of calibration data that a configuration needs, what the model writes with it."""
+    """Every draw of calibration data that a configuration needs, what the model writes with it.
+
+    ``known`` holds what was drawn before, keeps what is drawn now, and is what is returned.
+    """
     assert loaded.tokenizer is not None
-    found: dict[Draw, list[torch.Tensor]] = {}
     for config in configurations:
         for each in both(loaded, config):
-            each.of(loaded.model, loaded.tokenizer, data.calibration, found)
-    return found
+            each.of(loaded.model, loaded.tokenizer, data.calibration, known)
+    return known
 
 
 def both(loaded: LoadedModel, config: PruneConfig) -> tuple[Draw, Draw]:
@@ -58,7 +63,7 @@ def keys(
     loaded: LoadedModel,
     configurations: Sequence[PruneConfig],
     columns: dict[str, list[Window]],
-    data: Data,
+    crops: dict[Draw, list[torch.Tensor]],
 ) -> dict[PruneConfig | None, str]:
     """What makes a result the same: the version, the weights, the data and the options.
 
@@ -68,11 +73,7 @@ def keys(
 
     measured = {name: torch.stack([each.ids for each in cut]) for name, cut in columns.items()}
     common = [version("fxprune"), model_digest(loaded.model), digest(measured)]
-    crops_alone = [replace(each, written_samples=0) for each in configurations]
-    crops_drawn = crops(loaded, crops_alone, data)
-    of_draw = {
-        each: digest({str(n): x for n, x in enumerate(ids)}) for each, ids in crops_drawn.items()
-    }
+    of_draw = {each: digest({str(n): x for n, x in enumerate(ids)}) for each, ids in crops.items()}
 
     def key(*facts: object) -> str:
         return hashlib.sha256(json.dumps([*common, *facts]).encode()).hexdigest()[:32]
