@@ -48,6 +48,16 @@ def bypass(traced: Traced, names: Iterable[str]) -> Traced:
     return made[removed]
 
 
+def stands_for(traced: Traced) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """Of each node of a graph, the nodes of the original that it stands for, in graph order.
+
+    First the one that it is itself; then, where units were bypassed behind it, the values that left
+    those, for it takes their place.
+    """
+    known: dict[fx.Node, tuple[fx.Node, ...]] | None = traced.cache.get("stands for")
+    return known or {node: (node,) for node in traced.graph_module.graph.nodes}
+
+
 def canonical(traced: Traced, names: Iterable[str]) -> tuple[str, ...]:
     """The names once each and in graph order, without those inside others.
 
@@ -66,7 +76,7 @@ def canonical(traced: Traced, names: Iterable[str]) -> tuple[str, ...]:
 
 def _shorter(original: Traced, removed: tuple[str, ...], units: list[Unit]) -> Traced:
     module = original.graph_module
-    graph, nodes = _without(module.graph, units)
+    graph, nodes, behind = _without(module.graph, units)
     read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     root = nn.Module()
     for name in read:
@@ -97,7 +107,21 @@ def _shorter(original: Traced, removed: tuple[str, ...], units: list[Unit]) -> T
     )
     # Units keep the names they have in the original.
     made.cache["branches"] = _left(find_branches(original), removed, nodes, made.tensors)
+    made.cache["stands for"] = _places(nodes, behind)
     return made
+
+
+def _places(
+    nodes: dict[fx.Node, fx.Node], behind: dict[fx.Node, fx.Node]
+) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """What each node of the shorter graph stands for, see :func:`stands_for`."""
+    found: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for old, new in nodes.items():
+        found.setdefault(new, (old,))
+    for old, new in behind.items():
+        if new in found and old not in found[new]:
+            found[new] += (old,)
+    return found
 
 
 def _left(
@@ -133,8 +157,13 @@ def _left(
     return Branches(left, found.refused, found.module)
 
 
-def _without(graph: fx.Graph, units: list[Unit]) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """A copy of the graph without the units, and what became of each node that is left."""
+def _without(
+    graph: fx.Graph, units: list[Unit]
+) -> tuple[fx.Graph, dict[fx.Node, fx.Node], dict[fx.Node, fx.Node]]:
+    """A copy of the graph without the units, and what became of each node that is left.
+
+    The last is of the values behind units: what stands before the units now.
+    """
     lost = {node for unit in units for node in unit.inside}
     replaced = {unit.exit: unit.entry for unit in units if unit.kind == "block"}
     # Terms that are no more, and what passes only those on.
@@ -142,13 +171,16 @@ def _without(graph: fx.Graph, units: list[Unit]) -> tuple[fx.Graph, dict[fx.Node
     changed = storage.written(graph)
     short = fx.Graph()
     nodes: dict[fx.Node, Any] = {}
+    behind: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node in replaced:
+            behind[node] = nodes[replaced[node]]
             nodes[node] = _instead(short, node, replaced[node], nodes, changed)
         elif node in lost:
             continue
         elif gone and is_sum(node) and (rest := _rest(node, gone)) is not None:
             if rest:
+                behind[node] = nodes[rest[0]]
                 nodes[node] = _instead(short, node, rest[0], nodes, changed)
             else:
                 gone.add(node)
@@ -159,7 +191,7 @@ def _without(graph: fx.Graph, units: list[Unit]) -> tuple[fx.Graph, dict[fx.Node
             nodes[node].meta = dict(node.meta)
     short.eliminate_dead_code()
     alive = set(short.nodes)
-    return short, {old: new for old, new in nodes.items() if new in alive}
+    return short, {old: new for old, new in nodes.items() if new in alive}, behind
 
 
 def _instead(

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.branches.find import find_branches
 from fxprune.branches.unit import Unit
+from fxprune.compensate.dense import Dense
 from fxprune.compensate.edits import Write
 from fxprune.compensate.places import readers
 from fxprune.compensate.report import Compensated
@@ -29,8 +30,8 @@ class Exit:
     """Where the stream leaves a block.
 
     Attributes:
-        block: the block in the original graph.
-        there: the node that gives the stream there.
+        block: the block.
+        there: the node that gives the stream in the dense model; before a hole, behind that.
         here: the node that gives it in the smaller graph.
     """
 
@@ -61,7 +62,7 @@ class Schedule:
             raise CalibrationError(f"learning_rate={self.learning_rate}: it must be above 0")
 
 
-def exits(traced: Traced, small: fx.GraphModule) -> list[Exit]:
+def exits(traced: Traced, small: fx.GraphModule, dense: Dense) -> list[Exit]:
     """Where the stream leaves each block, in graph order.
 
     Raises:
@@ -69,24 +70,30 @@ def exits(traced: Traced, small: fx.GraphModule) -> list[Exit]:
     """
     calls = readers(traced, small)
     names = {node.name: node for node in small.graph.nodes}
-    found: dict[fx.Node, Exit] = {}
+    found: dict[fx.Node, Unit] = {}
     for unit in find_branches(traced).of("block"):
-        there = unit.exit
-        while (here := _twin(there, names, calls)) is None and packet(there) in SAME_ROWS:
-            there = there.all_input_nodes[0]
+        leaves = unit.exit
+        while (here := _twin(leaves, names, calls)) is None and packet(leaves) in SAME_ROWS:
+            leaves = leaves.all_input_nodes[0]
         if here is not None:
-            found[there] = Exit(unit, there, here)
+            found[here] = unit
     if not found:
         raise CalibrationError(
             f"{type(traced.module).__name__} has no blocks to distil one by one: use "
             "compensation='least-squares'"
         )
     order = {node: place for place, node in enumerate(small.graph.nodes)}
-    return sorted(found.values(), key=lambda each: order[each.here])
+    ordered = sorted(found, key=order.__getitem__)
+    following = [*(dense.node(found[here].exit) for here in ordered[1:]), None]
+    return [
+        Exit(found[here], dense.aim(found[here].exit, before), here)
+        for here, before in zip(ordered, following, strict=True)
+    ]
 
 
 def distil(
     traced: Traced,
+    dense: Dense,
     small: fx.GraphModule,
     blocks: Sequence[Exit],
     inputs: Sequence[Sequence[Any]],
@@ -100,7 +107,8 @@ def distil(
     """Train one block after the other, see :class:`Distillation`.
 
     Args:
-        traced: the original.
+        traced: the original, without the branches and blocks that were removed.
+        dense: the dense model.
         small: the pruned graph, with tensors of its own, see :func:`separate`.
         blocks: what :func:`exits` found.
         inputs: of each batch, the values of the placeholders.
@@ -117,7 +125,7 @@ def distil(
     distillation = Distillation(
         traced=traced,
         small=small,
-        dense=Lockstep(traced.graph_module, inputs, [each.there for each in blocks]),
+        dense=Lockstep(dense.traced.graph_module, inputs, [each.there for each in blocks]),
         pruned=Lockstep(small, inputs, [each.here for each in blocks]),
         masks=masks,
         held=held,
@@ -149,9 +157,9 @@ class Distillation:
     do not drown the others. Weights of the least error on the batches held out are kept.
 
     Attributes:
-        traced: the original.
+        traced: the original, without the branches and blocks that were removed.
         small: the pruned graph.
-        dense: the run of the original graph.
+        dense: the run of the dense model.
         pruned: the run of the smaller one.
         masks: of each batch.
         held: numbers of the batches that are held out.

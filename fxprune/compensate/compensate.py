@@ -12,11 +12,11 @@ from torch import fx, nn
 
 from fxprune.branches.bypass import bypass
 from fxprune.compensate.blockwise import Schedule, distil, exits, separate
+from fxprune.compensate.dense import Dense
 from fxprune.compensate.edits import own, revocable
-from fxprune.compensate.matching import Match, match
+from fxprune.compensate.matching import Match, ends, match
 from fxprune.compensate.refit import Refit
 from fxprune.compensate.report import Compensated, CompensationReport
-from fxprune.compensate.residual import ends
 from fxprune.compensate.temperature import fit_temperature
 from fxprune.data.calibrate import Batch, Calibration, batches
 from fxprune.data.graph_inputs import graph_inputs, masks
@@ -127,13 +127,15 @@ def compensate(
     if scope is None:
         scope = "pruned" if method == "bias" or target == "propagated" else "all"
     traced = bypass(traced, plan.removed)
-    _check_weights(traced)
+    dense = Dense.of(traced, whole=method != "bias" and target != "propagated")
+    _check_weights(dense.traced)
     graph = discover(traced)
     plan.check(graph)
     resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
     left = ignored(traced, ignore)
-    found = match(graph, small, plan, resize, everywhere=scope == "all", ignore=left)
-    blocks = exits(traced, small) if method == "blockwise" else []
+    where = {"everywhere": scope == "all", "stream": target == "residual" and method != "bias"}
+    found = match(graph, dense, small, plan, resize, **where, ignore=left)
+    blocks = exits(traced, small, dense) if method == "blockwise" else []
     if method == "bias":
         found = tuple(_with_bias(traced, m) if isinstance(m, Match) else m for m in found)
     if target == "propagated":
@@ -151,17 +153,17 @@ def compensate(
         if each.holder is not None and each.fits_bias:
             own(each.holder, each.bias_name, traced.tensors.get(each.consumer.bias or ""))
     results: dict[fx.Node, Compensated] = {}
-    with evaluation(traced.graph_module), evaluation(small), torch.no_grad(), revocable() as write:
-        stops = (ends([m.consumer.node for m in matches]), ends([m.node for m in matches]))
-        keep = {k: v for m in matches if m.stacked for k, v in m.stacked.reads.items()}
+    run = dense.traced.graph_module
+    with evaluation(run), evaluation(small), torch.no_grad(), revocable() as write:
+        stops, keep = ends(matches)
         late = [node for m in matches if m.stacked for node in m.stacked.stacks[1].taken]
         first = [inputs[number] for number in fitted_to]
         refit = Refit(
             traced=traced,
-            dense=Lockstep(traced.graph_module, first, stops[0], keep),
+            dense=Lockstep(run, first, stops[0], keep),
             pruned=Lockstep(small, first, stops[1], keep, late),
             masks=[hidden[number] for number in fitted_to],
-            target="dense" if method == "bias" else target,
+            propagated=target == "propagated",
             damping=damping,
             held=range(3, len(first), 4) if damping is None else (),
             write=write,
@@ -171,7 +173,9 @@ def compensate(
             results[each.node] = mend(each)
         del refit, mend
         how = schedule or Schedule()
-        distilled = distil(traced, small, blocks, inputs, hidden, held, how, write, left, progress)
+        distilled = distil(
+            traced, dense, small, blocks, inputs, hidden, held, how, write, left, progress
+        )
         fitted = None
         if temperature and method != "bias":
             fitted = fit_temperature(graph, small, data, write, ignore=left, progress=progress)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.compensate.dense import Dense
 from fxprune.compensate.head import head
 from fxprune.compensate.places import place, readers
 from fxprune.compensate.reasons import reason_against, uses
 from fxprune.compensate.report import Compensated
-from fxprune.compensate.residual import skips
+from fxprune.compensate.residual import addition
 from fxprune.errors import RewriteError
 from fxprune.groups.consumers import (
     Consumer,
@@ -68,8 +69,9 @@ class Match:
         fits_bias: whether the bias may change: nothing else reads it.
         kept_inputs: positions of the weight's input axis that stay, int64.
         kept_outputs: positions of its output axis that stay, None if all.
-        skip: what the output is added to (the residual stream), in the original graph and in the
-            smaller one; None where nothing is, or where it is computed later.
+        wanted: values of the dense model whose sum the output should be, the latest last: its own
+            there or, with what it is added to, the residual stream.
+        added: values of the smaller model that are added to the output, and make up for as much.
         stacked: of a stacked weight, how its rows meet the matrices of experts in both graphs.
     """
 
@@ -84,7 +86,8 @@ class Match:
     fits_bias: bool
     kept_inputs: Tensor
     kept_outputs: Tensor | None
-    skip: tuple[fx.Node, fx.Node] | None
+    wanted: tuple[fx.Node, ...]
+    added: tuple[fx.Node, ...]
     stacked: Stacked | None = None
 
     @property
@@ -94,6 +97,11 @@ class Match:
         return found
 
     @property
+    def stop(self) -> fx.Node:
+        """Where the run of the dense model has all that is wanted."""
+        return self.wanted[-1]
+
+    @property
     def bias(self) -> Tensor | None:
         """The smaller bias."""
         return None if self.holder is None else getattr(self.holder, self.bias_name)
@@ -101,17 +109,20 @@ class Match:
 
 def match(
     graph: DependencyGraph,
+    dense: Dense,
     small: fx.GraphModule,
     plan: Plan,
     resize: Resizer,
     everywhere: bool,
+    stream: bool,
     ignore: Mapping[str, str],
 ) -> tuple[Match | Compensated, ...]:
     """The consumers of the plan's groups, in graph order, or every product with a weight.
 
     The head is left out of the latter unless it reads pruned units: its outputs are as many as the
-    vocabulary has tokens, and what they lack is a matter of loss, not of squares. Tensors in
-    ``ignore`` keep their values, with what they are ignored for.
+    vocabulary has tokens, and what they lack is a matter of loss, not of squares. With ``stream``
+    they aim at the residual stream. Tensors in ``ignore`` keep their values, with what they are
+    ignored for.
 
     Raises:
         RewriteError: ``small`` is not what the plan makes of the model.
@@ -126,13 +137,28 @@ def match(
     stacks = [s for node in small.graph.nodes if (s := stack_in(graph.traced, node)) is not None]
     calls |= {_numbered(str(s.weight.target), s.expert): s.node for s in stacks}
     ordered = [found[node] for node in sorted(found, key=places.__getitem__)]
+    following = [*(dense.node(each.node) for each in ordered[1:]), None]
     return tuple(
         Compensated(named(each), skipped=f"ignore={ignore[each.site.tensor]}")
         if each.site.tensor in ignore
-        else _match(graph, small, plan, resize, each, calls)
-        for each in ordered
+        else _match(graph, dense, small, plan, resize, each, calls, stream, before)
+        for each, before in zip(ordered, following, strict=True)
         if not _gone(graph, resize, each)
     )
+
+
+def ends(
+    matches: Sequence[Match],
+) -> tuple[tuple[list[fx.Node], list[fx.Node]], dict[fx.Node, tuple[fx.Node, ...]]]:
+    """What both runs, of the dense and of the smaller model, come to, and what is kept until there.
+
+    The last is by the node that the run stops at.
+    """
+    there = [node for each in matches for node in each.wanted]
+    here = [node for each in matches for node in (*each.added, each.node)]
+    keep = {each.stop: each.wanted[:-1] for each in matches} | {m.node: m.added for m in matches}
+    keep |= {k: v for m in matches if m.stacked for k, v in m.stacked.reads.items()}
+    return (there, here), keep
 
 
 def named(consumer: Consumer) -> str:
@@ -158,11 +184,14 @@ def _kept_experts(graph: DependencyGraph, resize: Resizer, consumer: Consumer) -
 
 def _match(
     graph: DependencyGraph,
+    dense: Dense,
     small: fx.GraphModule,
     plan: Plan,
     resize: Resizer,
     consumer: Consumer,
     calls: dict[str, fx.Node],
+    stream: bool,
+    before: fx.Node | None,
 ) -> Match | Compensated:
     weight_name, name = consumer.site.tensor, named(consumer)
     if reason := reason_against(graph.traced, consumer):
@@ -177,7 +206,8 @@ def _match(
             f"{weight_name!r} is not used in the smaller model: it is not what the plan makes of "
             "the traced one"
         )
-    stacked = _stacked(graph, resize, consumer.stack, node) if consumer.stack is not None else None
+    there = dense.node(consumer.node)
+    stacked = None if consumer.stack is None else _stacked(graph, dense, resize, there, node)
     if isinstance(stacked, str):
         return Compensated(name, skipped=stacked)
     source = _source(consumer, node) if stacked is None else stacked.stacks[1].source
@@ -198,6 +228,7 @@ def _match(
         bias, fits = gained, True
     outputs = layouts[consumer.output_axis]
     holder, bias_leaf = place(graph.traced, small, node, bias) if bias else (None, "")
+    wanted, added = _stream(dense, consumer.node, node, before, alone=not stream or bool(stacked))
     return Match(
         name=name,
         consumer=consumer,
@@ -210,22 +241,48 @@ def _match(
         fits_bias=fits,
         kept_inputs=resize.index(consumer.site.layout).to(weight.device),
         kept_outputs=resize.index(outputs).to(weight.device) if resize.changed(outputs) else None,
-        skip=skips(consumer.node, node) if stacked is None else None,
+        wanted=wanted,
+        added=added,
         stacked=stacked,
     )
 
 
-def _stacked(graph: DependencyGraph, resize: Resizer, there: Stack, node: fx.Node) -> Stacked | str:
+def _stream(
+    dense: Dense, product: fx.Node, here: fx.Node, before: fx.Node | None, alone: bool
+) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
+    """What a product's output, ``alone`` or with the stream it ends in, should be the sum of.
+
+    And what is added to it here.
+
+    Behind a hole the stream is one value of the dense model, which has to come before the product
+    that is taken next; else it is what the product gives there and what that is added to.
+    """
+    there = dense.node(product)
+    mine, smaller, original = map(addition, (product, here, there))
+    if alone or mine is None or smaller is None or len(mine.others) != len(smaller.others):
+        return (there,), ()
+    aim = dense.aim(mine.node, before)
+    if original is not None and original.node is aim:
+        return (*original.others, there), smaller.others
+    if before is None or aim < before:
+        return (aim,), smaller.others
+    return (there,), ()
+
+
+def _stacked(
+    graph: DependencyGraph, dense: Dense, resize: Resizer, there: fx.Node, node: fx.Node
+) -> Stacked | str:
     """How the rows of a product meet the matrices of experts in both graphs, or why not."""
-    traced, weight = graph.traced, str(there.weight.target)
-    here = stack_in(traced, node)
-    if here is None:
+    stacks = stack_in(dense.traced, there), stack_in(graph.traced, node)
+    assert stacks[0] is not None
+    weight = str(stacks[0].weight.target)
+    if stacks[1] is None:
         raise RewriteError(f"{weight!r} is not used in the smaller model as in the traced one")
-    origins = origin_in(traced, there), origin_in(traced, here)
+    origins = origin_in(dense.traced, stacks[0]), origin_in(graph.traced, stacks[1])
     if origins[0] is None or origins[1] is None:
         return "which token each of its rows is of cannot be told"
     kept = resize.index(graph.layouts[weight][0])
-    return Stacked((there, here), (origins[0], origins[1]), kept)
+    return Stacked((stacks[0], stacks[1]), (origins[0], origins[1]), kept)
 
 
 def _source(consumer: Consumer, node: fx.Node) -> fx.Node | None:

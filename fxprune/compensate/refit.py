@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,11 +35,11 @@ class Refit:
     """The two runs, side by side, and what to do at each stop.
 
     Attributes:
-        traced: the original.
-        dense: the run of the original graph, which gives the targets.
+        traced: the original, without the branches and blocks that were removed.
+        dense: the run of the dense model, which gives the targets.
         pruned: the run of the smaller graph.
         masks: of each batch.
-        target: ``residual``, ``dense`` or ``propagated``.
+        propagated: let the dense run go on with what the pruned model gives.
         damping: see :func:`fxprune.compensate.compensate`.
         held: numbers of the batches that choose it, where it is None.
         write: puts a value into a tensor.
@@ -47,7 +49,7 @@ class Refit:
     dense: Lockstep
     pruned: Lockstep
     masks: Sequence[Masks]
-    target: str
+    propagated: bool
     damping: float | None
     held: Collection[int]
     write: Write
@@ -122,7 +124,7 @@ class Refit:
         meets = [
             pairs(self.traced, stacked, there, here, hidden)
             for there, here, hidden in zip(
-                self.dense.advance(match.consumer.node, through=True),
+                self.dense.advance(match.stop, through=True),
                 self.pruned.advance(match.node),
                 self.masks,
                 strict=True,
@@ -205,29 +207,14 @@ class Refit:
         consumer = match.consumer
         original = self.traced.tensors[consumer.site.tensor]
         count = row_count(self.traced, consumer.source.meta["val"].shape[:-1])
-        dense = self.dense.advance(consumer.node, through=True)
+        dense = self.dense.advance(match.stop, through=True)
         pruned = self.pruned.advance(match.node)
         for there, here, masks in zip(dense, pruned, self.masks, strict=True):
-            target = matrices.output_rows(consumer, there[consumer.node])
-            if match.kept_outputs is not None:
-                target = target.index_select(1, match.kept_outputs)
-            if self.target == "residual" and match.skip is not None:
-                target = target + self._drift(match, there, here)
+            target = _target(match, there, here)
             kept = matrices.input_rows(consumer, here[match.source], match.weight)
             rows = matrices.input_rows(consumer, there[consumer.source], original) if full else kept
             mask = None if matrices.convolves(consumer) else masks.get(count)
             yield (rows, kept, target) if mask is None else (rows[mask], kept[mask], target[mask])
-
-    def _drift(self, match: Match, there: Values, here: Values) -> Tensor:
-        """What the residual stream of the pruned model lacks before the consumer, as rows."""
-        assert match.skip is not None
-        dense, pruned = (
-            matrices.output_rows(match.consumer, values[node])
-            for values, node in zip((there, here), match.skip, strict=True)
-        )
-        if match.kept_outputs is not None:
-            dense = dense.index_select(1, match.kept_outputs)
-        return dense - pruned
 
     def _shift(self, match: Match, change: Tensor) -> Tensor:
         """Add to the bias; returns by how much it changed, rounding included."""
@@ -243,17 +230,28 @@ class Refit:
                 f"{match.name}: its new weight does not fit into {match.weight.dtype}; "
                 "use a larger damping"
             )
-        if self.target == "propagated":
+        if self.propagated:
             self._hand_over(match)
         return Compensated(match.name, residuals.relative(residuals.ee), residuals.relative(after))
 
     def _hand_over(self, match: Match) -> None:
-        """Let the run of the original graph go on with the pruned model's output."""
+        """Let the run of the dense model go on with the pruned model's output."""
         consumer, weight = match.consumer, _matrix(match, match.weight)
         for there, here in zip(self.dense.values, self.pruned.values, strict=True):
             kept = matrices.input_rows(consumer, here[match.source], match.weight)
             rows = _output(match, weight, kept)
             there[consumer.node] = matrices.output_tensor(consumer, rows, there[consumer.node])
+
+
+def _target(match: Match, there: Values, here: Values) -> Tensor:
+    """What the output should be, as rows: what is wanted less what is added to it here."""
+    rows = [matrices.output_rows(match.consumer, there[node]) for node in match.wanted]
+    found = functools.reduce(operator.add, rows)
+    if match.kept_outputs is not None:
+        found = found.index_select(1, match.kept_outputs)
+    for node in match.added:
+        found = found - matrices.output_rows(match.consumer, here[node])
+    return found
 
 
 def _matrix(match: Match, weight: Tensor) -> Tensor:

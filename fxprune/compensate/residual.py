@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from fxprune.ops.op import packet
 from fxprune.trace.sizes import form
 
 aten = torch.ops.aten
@@ -19,51 +20,56 @@ SAME_ROWS = {
 _ADDS = {aten.add, aten.add_}
 
 
-def skips(original: fx.Node, small: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The skip operand that a product's output is added to, in both graphs.
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """The sum that the output of a product goes into, and nothing else reads that output.
 
-    Args:
-        original: the product in the original graph.
-        small: the same product in the smaller graph.
-
-    Returns:
-        None where the output is not added to anything of its shape, or to something that is
-        computed only later (parallel branches).
+    Attributes:
+        node: the sum, of more than two terms the last add.
+        others: its other terms, all computed before the product.
     """
-    pair = addition(original), addition(small)
-    if pair[0] is None or pair[1] is None:
-        return None
-    return pair[0][1], pair[1][1]
+
+    node: fx.Node
+    others: tuple[fx.Node, ...]
 
 
-def ends(products: Sequence[fx.Node]) -> list[fx.Node]:
-    """The products and the additions they end in, so that skip operands stay at hand."""
-    additions = (addition(node) for node in products)
-    return [*products, *(found[0] for found in additions if found is not None)]
+def addition(product: fx.Node) -> Addition | None:
+    """The sum that a product's output ends in.
 
-
-def addition(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The add that a product's output ends in, and its other operand."""
-    value = node
+    None where it is not added to anything of its shape, or to something that is computed only
+    later, as the first of parallel branches is.
+    """
+    value, found = product, None
+    others: list[fx.Node] = []
     while len(value.users) == 1:
         (user,) = value.users
-        packet = getattr(user.target, "overloadpacket", None)
-        if packet in _ADDS or user.target in (operator.add, operator.iadd):
-            return _operands(node, value, user)
-        if packet not in SAME_ROWS or user.args[0] is not value:
-            return None
+        if packet(user) in _ADDS or user.target in (operator.add, operator.iadd):
+            other = _other(product, value, user)
+            if other is None:
+                break
+            found, others = user, [*others, other]
+        elif not _same_rows(user) or user.args[0] is not value:
+            break
         value = user
-    return None
+    return None if found is None else Addition(found, tuple(others))
 
 
-def _operands(node: fx.Node, value: fx.Node, add: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+def _same_rows(node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return packet(node) in SAME_ROWS
+    module = node.graph.owning_module
+    dropout = nn.modules.dropout._DropoutNd
+    return module is not None and isinstance(module.get_submodule(str(node.target)), dropout)
+
+
+def _other(product: fx.Node, value: fx.Node, add: fx.Node) -> fx.Node | None:
     others = [x for x in add.args[:2] if x is not value]
     if len(others) != 1 or add.kwargs.get("alpha", 1) != 1:
         return None
     (other,) = others
-    if not isinstance(other, fx.Node) or not other < node:
+    if not isinstance(other, fx.Node) or not other < product:
         return None
     mine, theirs = (x.meta.get("val") for x in (value, other))
     if not isinstance(mine, torch.Tensor) or not isinstance(theirs, torch.Tensor):
         return None
-    return (add, other) if form(mine) == form(theirs) else None
+    return other if form(mine) == form(theirs) else None

@@ -11,6 +11,7 @@ from torch import nn
 
 import fxprune
 from fxprune.compensate.blockwise import Distillation, Schedule, exits
+from fxprune.compensate.dense import Dense
 from fxprune.errors import CalibrationError
 from fxprune.plan import Plan
 from tests.compensate.test_compensate import Case, masked, values
@@ -45,7 +46,7 @@ def test_blocks_come_nearer(name: str) -> None:
     original = values(case.model)
     small, report = mended(case, data, temperature=False)
     assert [block.name for block in report.blocks] == [
-        e.block.name for e in exits(case.traced, small)
+        e.block.name for e in exits(case.traced, small, Dense.of(case.traced, whole=True))
     ]
     assert len(report.blocks) == len(fxprune.find_branches(case.traced).of("block"))
     nearer = [block.after < block.before for block in report.blocks if block.after is not None]
