@@ -239,8 +239,7 @@ def draw_calibration(
     first, mends = draws(model, config, criterion)
     known: dict[Draw, list[Tensor]] = {}
     found = first.of(model, tokenizer, text, known, progress)
-    # For depth alone nothing is mended unless asked for.
-    if config.compensation is None or (not config.width and config.compensation == "auto"):
+    if config.compensation is None:
         return found, None
     return found, mends.of(model, tokenizer, text, known, progress)
 
@@ -263,7 +262,7 @@ def _method(config: PruneConfig, causal: bool, data: Calibration | None) -> Meth
         CalibrationError: there is no data for it.
     """
     if config.compensation == "auto":
-        return "least-squares" if causal and config.width and data is not None else None
+        return "least-squares" if causal and data is not None else None
     if config.compensation is not None and data is None:
         raise CalibrationError(f"compensation={config.compensation!r} needs calibration data")
     return config.compensation

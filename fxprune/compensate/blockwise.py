@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,10 +85,10 @@ def exits(traced: Traced, small: fx.GraphModule, dense: Dense) -> list[Exit]:
         )
     order = {node: place for place, node in enumerate(small.graph.nodes)}
     ordered = sorted(found, key=order.__getitem__)
-    following = [*(dense.node(found[here].exit) for here in ordered[1:]), None]
+    following = [dense.node(found[here].exit) for here in ordered[1:]]
     return [
         Exit(found[here], dense.aim(found[here].exit, before), here)
-        for here, before in zip(ordered, following, strict=True)
+        for here, before in itertools.zip_longest(ordered, following)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from fxprune.groups.origin import Origin
 from fxprune.groups.stacked import Stack
 from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
+from fxprune.trace.sizes import form
 
 aten = torch.ops.aten
 _VIEWS = {aten.view, aten.reshape, aten._unsafe_view, aten.flatten, aten.contiguous}
@@ -137,12 +139,12 @@ def match(
     stacks = [s for node in small.graph.nodes if (s := stack_in(graph.traced, node)) is not None]
     calls |= {_numbered(str(s.weight.target), s.expert): s.node for s in stacks}
     ordered = [found[node] for node in sorted(found, key=places.__getitem__)]
-    following = [*(dense.node(each.node) for each in ordered[1:]), None]
+    following = [dense.node(each.node) for each in ordered[1:]]
     return tuple(
         Compensated(named(each), skipped=f"ignore={ignore[each.site.tensor]}")
         if each.site.tensor in ignore
         else _match(graph, dense, small, plan, resize, each, calls, stream, before)
-        for each, before in zip(ordered, following, strict=True)
+        for each, before in itertools.zip_longest(ordered, following)
         if not _gone(graph, resize, each)
     )
 
@@ -228,7 +230,7 @@ def _match(
         bias, fits = gained, True
     outputs = layouts[consumer.output_axis]
     holder, bias_leaf = place(graph.traced, small, node, bias) if bias else (None, "")
-    wanted, added = _stream(dense, consumer.node, node, before, alone=not stream or bool(stacked))
+    wanted, added = _stream(dense, consumer, node, before) if stream else ((there,), ())
     return Match(
         name=name,
         consumer=consumer,
@@ -248,25 +250,34 @@ def _match(
 
 
 def _stream(
-    dense: Dense, product: fx.Node, here: fx.Node, before: fx.Node | None, alone: bool
+    dense: Dense, consumer: Consumer, here: fx.Node, before: fx.Node | None
 ) -> tuple[tuple[fx.Node, ...], tuple[fx.Node, ...]]:
-    """What a product's output, ``alone`` or with the stream it ends in, should be the sum of.
+    """What the stream that a product's output ends in should be the sum of, and what is added here.
 
-    And what is added to it here.
-
-    Behind a hole the stream is one value of the dense model, which has to come before the product
-    that is taken next; else it is what the product gives there and what that is added to.
+    Before a hole that is the one value behind it, which must come before the product that is taken
+    next; else it is what the product gives there and what that is added to.
     """
-    there = dense.node(product)
-    mine, smaller, original = map(addition, (product, here, there))
-    if alone or mine is None or smaller is None or len(mine.others) != len(smaller.others):
+    there = dense.node(consumer.node)
+    mine, smaller, original = map(addition, (consumer.node, here, there))
+    if consumer.stack is not None or mine is None or smaller is None:
         return (there,), ()
-    aim = dense.aim(mine.node, before)
+    if len(mine.others) != len(smaller.others):
+        return (there,), ()
+    own = dense.node(mine.node)
+    views = [view for view in mine.views if _alike(consumer, view, mine.node)]
+    behind = [aim for view in views if (aim := dense.aim(view, before)) is not dense.node(view)]
+    aim = behind[0] if behind else own
     if original is not None and original.node is aim:
         return (*original.others, there), smaller.others
     if before is None or aim < before:
         return (aim,), smaller.others
     return (there,), ()
+
+
+def _alike(consumer: Consumer, view: fx.Node, whole: fx.Node) -> bool:
+    """Whether a view of a sum has the same rows."""
+    one, other = form(view.meta["val"]), form(whole.meta["val"])
+    return one == other or (consumer.source_axis == -1 and one[-1:] == other[-1:])
 
 
 def _stacked(

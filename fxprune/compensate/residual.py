@@ -27,10 +27,12 @@ class Addition:
     Attributes:
         node: the sum, of more than two terms the last add.
         others: its other terms, all computed before the product.
+        views: the sum, and what nothing but passes it on in the same rows.
     """
 
     node: fx.Node
     others: tuple[fx.Node, ...]
+    views: tuple[fx.Node, ...]
 
 
 def addition(product: fx.Node) -> Addition | None:
@@ -39,19 +41,22 @@ def addition(product: fx.Node) -> Addition | None:
     None where it is not added to anything of its shape, or to something that is computed only
     later, as the first of parallel branches is.
     """
-    value, found = product, None
+    value = product
     others: list[fx.Node] = []
+    views: list[fx.Node] = []
     while len(value.users) == 1:
         (user,) = value.users
         if packet(user) in _ADDS or user.target in (operator.add, operator.iadd):
             other = _other(product, value, user)
             if other is None:
                 break
-            found, others = user, [*others, other]
+            others, views = [*others, other], [user]
         elif not _same_rows(user) or user.args[0] is not value:
             break
+        elif views:
+            views.append(user)
         value = user
-    return None if found is None else Addition(found, tuple(others))
+    return Addition(views[0], tuple(others), tuple(views)) if views else None
 
 
 def _same_rows(node: fx.Node) -> bool:
