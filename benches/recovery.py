@@ -144,7 +144,9 @@ def pruned(pruning: str, model: Any, tokenizer: Any, corpus: text.Text) -> Any:
             ranking="local", compensation=None,
         )  # fmt: skip
     else:
-        result = fxprune.prune(model, depth=Depth(remove=6), calibration=crops, verify=False)
+        result = fxprune.prune(
+            model, depth=Depth(remove=6), calibration=crops, verify=False, compensation=None
+        )
     return fxprune.shrink(model, result.plan, result.graph_module)
 
 

@@ -64,7 +64,8 @@ class PruneConfig:
         search: ``predicted`` chooses by the scores; ``measured`` first brings them to costs that
             are measured in the network, see :func:`fxprune.stream.ladder.measure_ladder`.
         compensation: ``least-squares``, ``blockwise``, ``bias`` or None, see
-            :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data.
+            :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data,
+            also where only blocks go.
         compensation_scope: ``pruned``, what reads pruned units, or ``all``; None is the latter for
             least squares.
         calibration_samples: crops of text that the criterion sees; None for its own number: 10 as

@@ -361,7 +361,8 @@ def parameters(model: nn.Module) -> int:
 
 def test_depth_alone() -> None:
     model = deep()
-    result = fxprune.prune(model, depth=Depth(remove=2, **FREE), calibration=IDS)
+    options: dict[str, Any] = {"depth": Depth(remove=2, **FREE), "calibration": IDS}
+    result = fxprune.prune(model, **options, compensation=None)
     choice = fxprune.choose_depth(fxprune.trace(model), Depth(remove=2, **FREE), PPL(), IDS)
     assert result.removal == choice
     assert result.scores == choice.scores
@@ -485,7 +486,7 @@ def test_consume_with_depth(ratio: float | None) -> None:
 
 
 def test_compensation_with_depth(trained: nn.Module) -> None:
-    """Nothing is mended but what the pruned units left behind."""
+    """What the block did is made up for, and what the pruned units did."""
     before = copy.deepcopy(trained.state_dict())
     options: dict[str, Any] = {
         "depth": Depth(remove=1, **FREE), "pruning_ratio": 0.6, "criterion": fxprune.Magnitude(),
@@ -499,11 +500,10 @@ def test_compensation_with_depth(trained: nn.Module) -> None:
     assert len(plain.plan.removed) == 1
     assert mended.compensation is not None
     assert len(mended.compensation.consumers) == 2  # of the one layer that is left
-    dense = fxprune.bypass(mended.traced, mended.plan.removed).graph_module
 
     def distance(module: nn.Module) -> float:
         with torch.no_grad():
-            apart = module(input_ids=IDS).logits - dense(input_ids=IDS).logits
+            apart = module(input_ids=IDS).logits - trained(input_ids=IDS).logits
         return float(apart.norm())
 
     assert distance(mended.graph_module) < 0.9 * distance(plain.graph_module)
@@ -513,6 +513,26 @@ def test_compensation_with_depth(trained: nn.Module) -> None:
     )
     assert alone.compensation is not None
     assert not alone.compensation.consumers
+
+
+def test_depth_alone_is_mended_by_default() -> None:
+    """The proof is of the model before; the transformers model has the mended weights."""
+    model, options = deep(), {"depth": Depth(remove=2, **FREE), "calibration": IDS}
+    plain = fxprune.prune(model, **options, compensation=None)
+    mended = fxprune.prune(model, **options)
+    assert mended.plan == plain.plan
+    assert mended.report is not None
+    assert plain.compensation is None
+    assert mended.compensation is not None
+    assert mended.compensation.method == "least-squares"
+    with torch.no_grad():
+        dense, before, after, stock = (
+            each(input_ids=IDS).logits
+            for each in (model, plain.graph_module, mended.graph_module, mended.model)
+        )
+    assert (after - dense).norm() < 0.5 * (before - dense).norm()
+    torch.testing.assert_close(stock, after, atol=1e-4, rtol=1e-3)
+    assert fxprune.prune(deep(), depth=Depth(schedule="alternate")).compensation is None  # no data
 
 
 def test_steps_after_depth() -> None:

@@ -51,9 +51,9 @@ def compensate(
     batch_size: int | None = 8,
     progress: bool = False,
 ) -> CompensationReport:
-    """Mend a pruned model by forward passes only: new values for the consumers of pruned units.
+    """Mend a pruned model by forward passes only: new values for the weights that stay.
 
-    The consumers (``o_proj``, ``down_proj``, whatever reads the units) are taken in graph order.
+    The consumers (``o_proj``, ``down_proj``, whatever reads pruned units) are taken in graph order.
     Each sees the inputs that the pruned model gives it, all consumers before it being mended.
 
     * ``bias`` (FLAP, 2312.11983, section 4.3): the bias gains ``W_removed mean(x_removed)``, the
@@ -81,8 +81,14 @@ def compensate(
     the dense model to the tokens that are sent to it in both, as long as these are twice as many as
     its inputs.
 
-    Where the plan removes residual branches or blocks, the dense model is the original without
-    those. A consumer whose weight is used in several places (tied or shared) is left alone, and a
+    The dense model is the whole original, so that what stays makes up for the residual branches and
+    blocks that the plan removes: the last product that is added to the stream before them aims at
+    the stream behind them, all that follow at what the original has where they are. If a norm
+    stands between that product and the stream, or if the stream before them is read elsewhere too,
+    those that follow do it alone. ``bias`` and ``propagated`` mend what units left behind and
+    nothing else: for them the dense model is the original without those branches and blocks.
+
+    A consumer whose weight is used in several places (tied or shared) is left alone, and a
     convolution in groups, three dimensions or transposed; the report says which and why.
 
     Memory: the values alive at one node, of all batches, of the dense and of the pruned model;
@@ -118,7 +124,8 @@ def compensate(
 
     Raises:
         CalibrationError: the data does not fit the graph or gives values that are not finite (the
-            message names the consumer), or an option has no meaning. ``small`` is then unchanged.
+            message names the consumer), the original has lost weights, or an option has no meaning.
+            ``small`` is then unchanged.
         PlanError: the plan does not fit the model, or ``bias`` meets a Linear without a bias.
         RewriteError: ``small`` is not what the plan makes of the model.
     """

@@ -245,13 +245,16 @@ class Refit:
 
 def _target(match: Match, there: Values, here: Values) -> Tensor:
     """What the output should be, as rows: what is wanted less what is added to it here."""
-    rows = [matrices.output_rows(match.consumer, there[node]) for node in match.wanted]
-    found = functools.reduce(operator.add, rows)
-    if match.kept_outputs is not None:
-        found = found.index_select(1, match.kept_outputs)
-    for node in match.added:
-        found = found - matrices.output_rows(match.consumer, here[node])
-    return found
+
+    def rows(values: Values, node: fx.Node) -> Tensor:
+        found = matrices.output_rows(match.consumer, values[node])
+        if values is here or match.kept_outputs is None:
+            return found
+        return found.index_select(1, match.kept_outputs)
+
+    # Streams are large beside what is between them: their difference comes first.
+    *others, last = (rows(there, node) for node in match.wanted)
+    return functools.reduce(operator.add, [*others, *(-rows(here, n) for n in match.added), last])
 
 
 def _matrix(match: Match, weight: Tensor) -> Tensor:

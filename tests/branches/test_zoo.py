@@ -12,6 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import fxprune
+from fxprune.branches.bypass import stands_for
 from fxprune.plan import Plan
 from tests.test_conformance import one_backend
 from tests.zoo import BY_NAME, OTHER, ZOO, traced
@@ -48,6 +49,26 @@ def test_a_block_owns_what_its_module_holds(name: str, attention: str) -> None:
             f"{block.place}.{n}" for n, _ in model.get_submodule(block.place).named_parameters()
         }
         assert set(block.parameters) == held - SHARED, block.name
+
+
+@every_case
+def test_every_node_of_a_shorter_graph_stands_for_one_of_the_original(
+    name: str, attention: str
+) -> None:
+    whole = traced(name, attention)
+    unit = units(name, attention).of("block")[-1]
+    shorter = fxprune.bypass(whole, [unit.name])
+    fxprune.discover(shorter)  # which may take ops apart
+    places = stands_for(shorter)
+    assert set(shorter.graph_module.graph.nodes) == set(places)
+    order = {node: number for number, node in enumerate(whole.graph_module.graph.nodes)}
+    firsts = [order[places[node][0]] for node in shorter.graph_module.graph.nodes]
+    assert firsts == sorted(firsts)
+    for node, values in places.items():
+        assert node.target == values[0].target
+        assert [order[each] for each in values] == sorted(order[each] for each in values)
+    (before,) = [node for node, values in places.items() if len(values) > 1]
+    assert places[before] == (unit.entry, unit.exit)
 
 
 @pytest.mark.parametrize(
