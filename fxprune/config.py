@@ -62,7 +62,7 @@ class PruneConfig:
         target: engine that must run the result, by name; its limits bind while units are chosen.
         steps: reach the goal in so many steps, with new scores before each.
         search: ``predicted`` chooses by the scores; ``measured`` first brings them to costs that
-            are measured in the network, see :func:`fxprune.stream.ladder.measure_ladder`.
+            are measured in the network, see :func:`fxprune.stream.options.measure_ladder`.
         compensation: ``least-squares``, ``blockwise``, ``bias`` or None, see
             :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data,
             also where only blocks go.

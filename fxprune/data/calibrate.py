@@ -142,19 +142,47 @@ def _check_tokens(ids: Tensor) -> None:
         )
 
 
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """Some examples of a batch."""
+    count = rows(batch)
+    # What has another first axis (position_ids of shape (1, L)) belongs to every part.
+    return type(batch)(
+        (name, value[start:stop])
+        if isinstance(value, Tensor) and value.ndim and value.shape[0] == count
+        else (name, value)
+        for name, value in batch.items()
+    )
+
+
+def held_out(data: Sequence[Batch], every: int) -> tuple[list[Batch], list[Batch]]:
+    """The data in two parts: what is left, and the last ``1 / every`` of the examples of a shape.
+
+    That is at least one of four examples or more, and none of fewer.
+    """
+    alike: dict[tuple[int, ...], list[Batch]] = {}
+    for batch in data:
+        first = next(value for value in batch.values() if isinstance(value, Tensor))
+        alike.setdefault(tuple(first.shape[1:]), []).append(batch)
+    left, held = list[Batch](), list[Batch]()
+    for each in alike.values():
+        count = sum(map(rows, each))
+        stay = count - max(1, count // every) if count >= 4 else count
+        for batch in each:
+            size = rows(batch)
+            cut = min(max(stay, 0), size)
+            left += [batch if cut == size else part(batch, 0, cut)] if cut else []
+            held += [batch if not cut else part(batch, cut, size)] if cut < size else []
+            stay -= size
+    return left, held
+
+
 def _split(batch: Batch, size: int | None) -> Iterator[Batch]:
     count = rows(batch)
     if size is None or size >= count:
         yield batch
         return
     for start in range(0, count, size):
-        # What has another first axis (position_ids of shape (1, L)) belongs to every part.
-        yield type(batch)(
-            (name, value[start : start + size])
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] == count
-            else (name, value)
-            for name, value in batch.items()
-        )
+        yield part(batch, start, start + size)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -19,7 +19,7 @@ from fxprune.progress import step
 from fxprune.proof.zeroed import zeroed
 from fxprune.select.candidates import choose_groups
 from fxprune.select.select import select
-from fxprune.stream.ladder import measured
+from fxprune.stream.options import measured
 
 
 def iterate(
@@ -52,7 +52,7 @@ def iterate(
         progress: show the stages.
         selection: further options of :func:`fxprune.select`.
         search: ``measured`` brings the scores to costs measured in the network before a plan is
-            made of them, see :func:`fxprune.stream.ladder.measured`.
+            made of them, see :func:`fxprune.stream.options.measured`.
         estimation: further options of :func:`fxprune.estimate`.
 
     Returns:
