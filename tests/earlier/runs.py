@@ -78,7 +78,7 @@ RUNS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 def recorded(name: str) -> dict[str, Any]:
     """What a run chose: scores, kept units, removed branches, parameters, and a digest of all."""
     make, options = RUNS[name]
-    options = ({} if "depth" in options else EARLIER) | options
+    options = ({"compensation": None} if "depth" in options else EARLIER) | options
     model = make()
     example: Any = {}
     if name in BY_NAME:
