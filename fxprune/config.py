@@ -27,7 +27,7 @@ RATIO = 0.2  # if no goal is given
 # What means nothing where only blocks and branches go.
 _OF_UNITS = (
     "kinds", "groups", "ranking", "normalise", "cost_aware", "overrides", "multiple_of", "min_kept",
-    "keep_first", "keep_last", "steps", "search",
+    "keep_first", "keep_last", "steps", "search", "branches",
 )  # fmt: skip
 
 
@@ -63,6 +63,8 @@ class PruneConfig:
         steps: reach the goal in so many steps, with new scores before each.
         search: ``predicted`` chooses by the scores; ``measured`` first brings them to costs that
             are measured in the network, see :func:`fxprune.stream.options.measure_ladder`.
+        branches: with measured costs, what may go as a whole where that costs less than units:
+            ``attention``, ``mlp``, ``block``.
         compensation: ``least-squares``, ``blockwise``, ``bias`` or None, see
             :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data,
             also where only blocks go.
@@ -101,6 +103,7 @@ class PruneConfig:
     target: str | None = None
     steps: int = 1
     search: Literal["predicted", "measured"] = "predicted"
+    branches: tuple[str, ...] = ()
     compensation: Literal["auto", "bias", "least-squares", "blockwise"] | None = "auto"
     compensation_scope: Literal["pruned", "all"] | None = None
     calibration_samples: int | None = None
@@ -323,7 +326,7 @@ class PruneConfig:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("kinds", "groups", "ignore", "calibration_lengths"):
+        for name in ("kinds", "groups", "ignore", "branches", "calibration_lengths"):
             value = getattr(self, name)
             if isinstance(value, str | int):
                 put(name, (value,))

@@ -150,8 +150,10 @@ def prune(
             kinds=kinds,
             selection=selection,
             search=config.search,
+            branches=config.branches,
             **estimation,
         )
+        graph = discover(bypass(traced, plan.removed))
     traced = traced.original or traced
     plan = _settled(graph, scores, plan, kinds, asked, selection)
     cost = _surcharge(graph, config, scores, plan, {"kinds": kinds, **selection}, asked)

@@ -203,6 +203,7 @@ EVERYTHING = PruneConfig(
     min_kept=4,
     target="mlx",
     steps=2,
+    branches=("mlp",),
     compensation=None,
     compensation_scope="pruned",
     calibration_samples=12,

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.groups.dependency import DependencyGraph
+from fxprune.branches import bypass, find_branches
+from fxprune.errors import DepthError, SelectionError
+from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.groups.kinds import DEFAULT_KINDS
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.estimate import estimate
@@ -17,9 +19,13 @@ from fxprune.importance.scores import Scores
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.proof.zeroed import zeroed
+from fxprune.select.budget import fraction
 from fxprune.select.candidates import choose_groups
 from fxprune.select.select import select
+from fxprune.stream.knapsack import cheapest
+from fxprune.stream.ladder import Ladder
 from fxprune.stream.options import measured
+from fxprune.trace.ignored import ignored
 
 
 def iterate(
@@ -33,6 +39,7 @@ def iterate(
     progress: bool = False,
     selection: Mapping[str, Any] | None = None,
     search: str = "predicted",
+    branches: Collection[str] = (),
     **estimation: Any,
 ) -> tuple[Scores, Plan]:
     """Prune in steps (LLM-Pruner's and Torch-Pruning's ``iterative_steps``).
@@ -53,6 +60,8 @@ def iterate(
         selection: further options of :func:`fxprune.select`.
         search: ``measured`` brings the scores to costs measured in the network before a plan is
             made of them, see :func:`fxprune.stream.options.measured`.
+        branches: with measured costs, kinds of branches and blocks that may go as a whole, see
+            :func:`fxprune.stream.knapsack.cheapest`.
         estimation: further options of :func:`fxprune.estimate`.
 
     Returns:
@@ -65,6 +74,7 @@ def iterate(
     selection = dict(selection or {})
     alike = {group.name: torch.zeros(group.size) for group in graph.groups}
     select(graph, alike, kinds=kinds, **asked[-1], **selection)
+    units = _units(graph, branches, search, asked[-1], selection)
     scored, _ = choose_groups(graph, kinds, names=selection.get("groups"))
     plan: Plan | None = None
     first: Scores | None = None
@@ -78,9 +88,59 @@ def iterate(
             )
         if search == "measured":
             size = estimation.get("batch_size") or 8
-            _, scores = measured(graph, scores, calibration, batch_size=size, progress=progress)
+            ladder, scores = measured(
+                graph, scores, calibration, units=units, batch_size=size, progress=progress
+            )
+            if units:
+                graph, scores = _shorter(graph, ladder, scores, goal)
         first = scores if first is None else first
         plan = select(graph, scores, kinds=kinds, **goal, **selection, start=plan)
     assert plan is not None
     assert first is not None
     return first, plan
+
+
+def _units(
+    graph: DependencyGraph,
+    branches: Collection[str],
+    search: str,
+    goal: Mapping[str, Any],
+    selection: Mapping[str, Any],
+) -> list[str]:
+    """Names of the branches and blocks that may go as a whole.
+
+    Raises:
+        SelectionError: nothing is measured, or an option does not go with it.
+        DepthError: there is no such kind, or nothing of it.
+    """
+    if not branches:
+        return []
+    budget = goal.get("budget")
+    if search != "measured":
+        raise SelectionError("branches= go where measured costs say so: give search='measured' too")
+    if budget is not None and (budget.removed is not None or budget.latency is not None):
+        raise SelectionError("branches= compete for parameters, MACs or the KV cache")
+    if selection.get("target") is not None:
+        for kind in branches:
+            selection["target"].check_depth(kind)
+    found = find_branches(graph.traced)
+    left = ignored(graph.traced, selection.get("ignore", ()))
+    units = [unit for kind in branches for unit in found.of(kind)]
+    if not units:
+        raise DepthError(f"{found.module} has no {' or '.join(branches)} that can be removed")
+    return [unit.name for unit in units if left.keys().isdisjoint(unit.parameters)]
+
+
+def _shorter(
+    graph: DependencyGraph, ladder: Ladder, scores: Scores, goal: Mapping[str, Any]
+) -> tuple[DependencyGraph, Scores]:
+    """The groups and their scores without the branches and blocks that are best left out."""
+    ratio, budget = goal.get("pruning_ratio"), goal.get("budget")
+    asked = fraction("pruning_ratio", ratio) if budget is None else budget
+    choice = cheapest(graph, ladder, asked)
+    if not choice.units:
+        return graph, scores
+    shorter = discover(bypass(graph.traced, choice.units))
+    names = {group.name for group in shorter.groups}
+    left = {name: values for name, values in scores.items() if name in names}
+    return shorter, Scores(left, criterion=scores.criterion, ranking=scores.ranking)

@@ -165,9 +165,45 @@ def test_pruning_chooses_by_it() -> None:
     assert again.plan.kept == done.plan.kept
 
 
+def test_without_a_branch_or_block_it_is_the_bypassed_model() -> None:
+    graph = graph_of("llama")
+    names = list(fxprune.find_branches(graph.traced).units)
+    found = measure_ladder(graph, drawn(graph, "mlp"), FIT, HELD, units=names)
+    assert list(found.units) == sorted(names, key=list(found.units).index)
+    assert set(found.units) == set(names)
+    with torch.no_grad():
+        before = graph.traced.module(input_ids=HELD).logits.log_softmax(-1)
+        for name in names:
+            shorter = fxprune.bypass(graph.traced, [name]).graph_module
+            after = shorter(input_ids=HELD).logits.log_softmax(-1)
+            each = functional.kl_div(after, before, reduction="none", log_target=True).sum(-1)
+            expected = float(each.flatten()[EVERY - 1 :: EVERY].mean())
+            assert found.units[name] == pytest.approx(expected, rel=1e-4), name
+
+
+def test_width_and_depth_in_one_plan() -> None:
+    """What goes as a whole is decided by measured costs; the rest of the budget is width."""
+    torch.manual_seed(0)
+    data = torch.randint(3, 101, (32, 13))
+    model = disturbed("llama")
+    with torch.no_grad():  # a branch that does next to nothing costs nothing
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
+    options: Any = {"calibration": data, "search": "measured", "branches": ("attention", "mlp")}
+    done = fxprune.prune(model, pruning_ratio=0.3, **options)
+    assert done.plan.removed == ("model.layers.1:mlp",)
+    assert done.plan.parameters_after <= 0.7 * model.num_parameters()
+    assert done.report is not None
+    assert done.report.relative_error <= done.report.tolerance
+    assert "model.layers.1.mlp:units" not in [group.name for group in done.graph.groups]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"branches": ("mlp",), "search": "predicted"}, "give search='measured' too"),
+        ({"branches": ("mlps",)}, "no unit 'mlps'"),
+        ({"branches": ("other",)}, "has no other that can be removed"),
+        ({"branches": ("mlp",), "budget": fxprune.Budget(units=0.1)}, "compete for parameters"),
         ({"steps": 2}, "measures once"),
         ({"scores": Scores({})}, "taken as they are"),
         ({"search": "guessed"}, "choose from predicted, measured"),

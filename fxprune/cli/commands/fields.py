@@ -88,6 +88,10 @@ OPTIONS = {
         "predicted: choose by the scores; measured: bring them first to costs measured in the"
         " network, option by option."
     ),
+    "branches": Option(
+        "With measured costs: attention, mlp, block (with commas), which may go as a whole where"
+        " that costs less than units."
+    ),
     "compensation": Option(
         "none, bias or least-squares: mend what stays, by forward passes; blockwise: then train"
         " block by block towards the original. auto: least-squares for a causal language model.",
