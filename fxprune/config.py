@@ -63,8 +63,7 @@ class PruneConfig:
         steps: reach the goal in so many steps, with new scores before each.
         search: ``predicted`` chooses by the scores; ``measured`` first brings them to costs that
             are measured in the network, see :func:`fxprune.stream.options.measure_ladder`.
-        branches: with measured costs, what may go as a whole where that costs less than units:
-            ``attention``, ``mlp``, ``block``.
+        branches: ``attention``, ``mlp``, ``block`` that may go as a whole, with measured costs.
         compensation: ``least-squares``, ``blockwise``, ``bias`` or None, see
             :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data,
             also where only blocks go.
@@ -75,7 +74,7 @@ class PruneConfig:
         calibration_lengths: tokens in each; several lengths have an equal share of the tokens.
             None for 128, and for ``obs`` and compensation also 1024.
         compensation_samples: crops that compensation sees; those of the criterion come first.
-        written_samples: sequences that the model writes for both, beginning as crops of the text.
+        written_samples: short sequences that a language model writes beside them; None for as many.
         batch_size: sequences per forward pass of the calibration; None as the data comes.
         seed: of the crops and of random scores.
         verify: run the oracle.
@@ -109,7 +108,7 @@ class PruneConfig:
     calibration_samples: int | None = None
     calibration_lengths: tuple[int, ...] | None = None
     compensation_samples: int = 128
-    written_samples: int = 0
+    written_samples: int | None = None
     batch_size: int | None = None
     seed: int = 0
     verify: bool = True

@@ -27,7 +27,7 @@ class Draw:
         seed: the same seed gives the same crops.
         count: crops, if all were of the first length, see :func:`mixed_crops`.
         lengths: tokens in them, short ones first.
-        written: sequences that the model writes, counted likewise.
+        written: sequences of the first length that the model writes.
     """
 
     seed: int
@@ -66,7 +66,7 @@ class Draw:
                 model,
                 tokenizer,
                 self.written,
-                self.lengths,
+                self.lengths[:1],
                 prompts=text,
                 seed=self.seed,
                 progress=progress,

@@ -55,10 +55,9 @@ def written(
         int64 tensors of shape (batch, length).
 
     Raises:
-        CalibrationError: the model cannot generate, or an option is out of its range.
+        CalibrationError: the model cannot generate, or fails to, or an option is out of its range.
     """
-    generate: Any = getattr(model, "generate", None)
-    if generate is None or not getattr(model, "can_generate", lambda: True)():
+    if not writes(model):
         raise CalibrationError(
             f"{type(model).__name__} cannot write its own calibration text: give text instead"
         )
@@ -74,6 +73,7 @@ def written(
             max(1, TOKENS // length),
         )
     ]
+    generate: Any = model.generate
     device = next(model.parameters()).device
     found = []
     # Sampling draws from torch's own generator.
@@ -82,22 +82,35 @@ def written(
         torch.manual_seed(seed)
         for length, start in track(starts, "writing calibration text", progress):
             new = length - start.shape[1]
-            ids = generate(
-                start.to(device),
-                attention_mask=torch.ones_like(start, device=device),
-                do_sample=True,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=0,
-                min_new_tokens=new,
-                max_new_tokens=new,
-                num_beams=1,
-                repetition_penalty=1.0,
-                use_cache=True,
-                pad_token_id=0,
-            )
+            try:
+                ids = generate(
+                    start.to(device),
+                    attention_mask=torch.ones_like(start, device=device),
+                    do_sample=True,
+                    temperature=temperature,
+                    top_p=top_p,
+                    top_k=0,
+                    min_new_tokens=new,
+                    max_new_tokens=new,
+                    num_beams=1,
+                    repetition_penalty=1.0,
+                    use_cache=True,
+                    pad_token_id=0,
+                )
+            except Exception as error:  # whatever the code of a model raises
+                raise CalibrationError(
+                    f"{type(model).__name__} cannot write its own calibration text "
+                    f"({str(error) or type(error).__name__}): leave it out, written_samples=0"
+                ) from error
             found.append(ids.cpu())
     return found
+
+
+def writes(model: nn.Module) -> bool:
+    """Whether a model generates text that continues its input."""
+    able: Any = getattr(model, "can_generate", bool)
+    seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return hasattr(model, "generate") and able() and not seq2seq
 
 
 def shares(count: int, lengths: Sequence[int]) -> list[int]:
