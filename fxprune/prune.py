@@ -79,8 +79,8 @@ def prune(
         kwargs: example keyword inputs.
         config: how to prune; the defaults if left out.
         calibration: data for the criterion and for compensation, see :func:`fxprune.estimate`; or
-            text: a list of strings, or what :func:`fxprune.data.sources.source` reads, such as a
-            file or ``datasets:NAME``. Crops are drawn from text as the configuration says.
+            text, of which crops are drawn: a list of strings, ``self`` (the model writes it), or
+            what :func:`fxprune.data.sources.source` reads, such as a file or ``datasets:NAME``.
         compensation_data: data for compensation, if not that.
         tokenizer: of the model, for text. It is saved along.
         scores: those of an earlier run on this model, such as :meth:`Scores.load` reads, instead
@@ -94,9 +94,8 @@ def prune(
         consume: free the original weights while rewriting; ``model`` cannot be used afterwards.
             Compensation needs them, so with it they are kept.
         progress: show the stages.
-        options: fields of :class:`fxprune.PruneConfig`, in place of those of ``config``:
-            ``pruning_ratio="20%"``, ``budget``, ``criterion``, ``depth``, ``kinds``, ``ignore``,
-            ``compensation``, ``target`` (the engine that must run the result), ...
+        options: fields of :class:`fxprune.PruneConfig`, in place of those of ``config``, such as
+            ``pruning_ratio="20%"``.
 
     Raises:
         FxpruneError: any of its kinds, from the stage that failed.
@@ -224,8 +223,7 @@ def draw_calibration(
         model: the model; its config says how many positions it has.
         config: how many crops of text, how long, and their seed.
         criterion: whether it needs covariances decides the defaults.
-        calibration: text as :func:`prune` takes it, of which crops are drawn; any other data is
-            both, as it is.
+        calibration: text, of which crops are drawn; any other data is both, as it is.
         tokenizer: of the model, for text.
         progress: show what the model writes.
 
@@ -241,7 +239,9 @@ def draw_calibration(
         raise CalibrationError(f"calibration is text ({text.name}): give its tokenizer= too")
     first, mends = draws(model, config, criterion)
     known: dict[Draw, list[Tensor]] = {}
-    found = first.of(model, tokenizer, text, known, progress)
+    criteria = (criterion, config.make_depth_criterion())
+    hungry = config.search == "measured" or any(c is not None and needs_data(c) for c in criteria)
+    found = first.of(model, tokenizer, text, known, progress) if hungry else None
     if config.compensation is None:
         return found, None
     return found, mends.of(model, tokenizer, text, known, progress)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxprune.data import sources
-from fxprune.data.text import Text
+from fxprune.data.text import OWN, Text
 from fxprune.data.written import shares, written
 from fxprune.errors import CalibrationError
 
@@ -48,7 +48,8 @@ class Draw:
         Args:
             model: writes, in the way of :func:`fxprune.data.written.written`.
             tokenizer: of the model.
-            text: where crops are taken from, and what is written begins; or token ids (N, L).
+            text: where crops are taken from, and what is written begins; or token ids (N, L); or
+                :data:`OWN`, and the model writes all of it.
             known: what was made before; keeps what is made now.
             progress: show a progress bar.
 
@@ -56,6 +57,17 @@ class Draw:
             CalibrationError: the text is too short, or the model cannot write.
         """
         if self in known:
+            return known[self]
+        if text is OWN:
+            both = (self.count, self.lengths), (self.written, self.lengths[:1])
+            known[self] = [
+                batch
+                for part, (count, lengths) in enumerate(both)
+                if count
+                for batch in written(
+                    model, tokenizer, count, lengths, seed=self.seed + 10 * part, progress=progress
+                )
+            ]
             return known[self]
         if not self.written:
             known[self] = mixed_crops(tokenizer, text, self.count, self.lengths, self.seed)
@@ -79,11 +91,15 @@ class Draw:
 def as_text(given: Any) -> Text | None:
     """Calibration data as text, if it is a text, the name of one, or a list of strings.
 
+    The name ``self`` is the model's own.
+
     Raises:
         CalibrationError: it names something that cannot be read, or is not text.
     """
     if isinstance(given, Text):
         return given
+    if given == "self":
+        return OWN
     if isinstance(given, str | Path):
         found = sources.source(given)
         if not isinstance(found, Text):

@@ -30,6 +30,9 @@ class Text:
     records: tuple[str, ...]
 
 
+OWN = Text("text that the model writes itself", ())
+
+
 def read(path: str | Path) -> Text:
     """Read a text file: ``.jsonl`` gives one record per line (its ``text``), any other file one.
 
