@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.data.calibrate import batches
+from fxprune.data.calibrate import batches, held_out
 from fxprune.errors import CalibrationError
 from tests.toys import ToyLM
 
@@ -91,3 +91,20 @@ def test_other_things(data: Any, message: str) -> None:
 def test_batch_size_is_positive() -> None:
     with pytest.raises(CalibrationError, match="at least 1"):
         batches(ToyLM(), IDS, 0)
+
+
+def test_the_last_examples_of_each_shape_are_held_out() -> None:
+    short = torch.arange(3, 3 + 20 * 4).view(20, 4)
+    data = batches(ToyLM(), [short[:8], torch.ones(9, 6).long(), short[8:]], batch_size=8)
+    left, held = held_out(data, 8)
+    assert [tuple(each["input_ids"].shape) for each in left] == [(8, 4), (8, 4), (2, 4), (8, 6)]
+    assert [tuple(each["input_ids"].shape) for each in held] == [(2, 4), (1, 6)]
+    assert torch.equal(held[0]["input_ids"], short[-2:])
+    assert torch.equal(torch.cat([each["input_ids"] for each in left[:3]]), short[:-2])
+
+
+def test_of_few_examples_one_or_none_is_held_out() -> None:
+    data = batches(ToyLM(), [torch.ones(4, 6).long(), torch.ones(3, 5).long()])
+    left, held = held_out(data, 8)
+    assert [len(each["input_ids"]) for each in left] == [3, 3]
+    assert [tuple(each["input_ids"].shape) for each in held] == [(1, 6)]

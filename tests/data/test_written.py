@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.data.text import Text, crops
+from fxprune.config import PruneConfig
+from fxprune.data.draw import Draw, as_text
+from fxprune.data.text import OWN, Text, crops
 from fxprune.data.written import PROMPT, written
 from fxprune.errors import CalibrationError
+from fxprune.prune import draws
 from tests.zoo import BY_NAME
 
 
@@ -108,3 +111,48 @@ def test_pruning_sees_it_beside_the_text() -> None:
     assert any(not torch.equal(found[0][name], found[1][name]) for name in found[0])
     with pytest.raises(CalibrationError, match="joins text"):
         fxprune.prune(model().eval(), calibration=torch.ones(2, 8).long(), written_samples=8)
+
+
+def test_as_much_as_there_is_text_unless_a_number_is_given() -> None:
+    def counts(name: str, **options: Any) -> tuple[int, int]:
+        config = PruneConfig(**options)
+        return tuple(d.written for d in draws(model(name), config, config.make_criterion()))  # type: ignore[return-value]
+
+    assert counts("llama") == (128, 128)
+    assert counts("llama", calibration_samples=6, compensation_samples=9) == (6, 9)
+    assert counts("llama", written_samples=0) == (0, 0)
+    assert counts("llama", written_samples=7) == (7, 7)
+    # The papers of other criteria take text alone.
+    assert counts("llama", criterion="taylor") == (0, 128)
+    # Nothing is written by what does not continue its input.
+    assert counts("bert") == counts("t5") == (0, 0)
+
+
+def test_the_models_own_text_is_all_written() -> None:
+    assert as_text("self") is OWN
+    draw = Draw(3, 8, (8, 32), 5)
+    known: dict[Draw, list[torch.Tensor]] = {}
+    found = draw.of(model(), TOKENIZER, OWN, known)
+    assert [tuple(each.shape) for each in found] == [(4, 8), (1, 32), (5, 8)]
+    assert all((each[:, 0] == 1).all() for each in found)
+    assert not torch.equal(found[0][:4], found[2][:4])
+    assert draw.of(model(), TOKENIZER, OWN, known) is found
+    options: Any = {"calibration_samples": 4, "compensation_samples": 4}
+    done = fxprune.prune(
+        model().eval(),
+        calibration="self",
+        tokenizer=TOKENIZER,
+        calibration_lengths=(16,),
+        **options,
+    )
+    assert done.compensation is not None
+
+
+def test_a_model_whose_code_cannot_generate_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise AttributeError("no cache")
+
+    llama = model()
+    monkeypatch.setattr(llama, "generate", fails)
+    with pytest.raises(CalibrationError, match=r"\(no cache\): leave it out, written_samples=0"):
+        written(llama, TOKENIZER, 2, (16,), prompts=TEXT)
