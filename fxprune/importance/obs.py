@@ -37,7 +37,7 @@ class OBS(Criterion):
     arXiv 2302.04089, with the Fisher of van der Ouderaa et al., LLM Surgeon, arXiv 2312.17244).
     Being increases of the loss per token, scores of all layers and kinds compare as they are: rank
     them globally, and compensate by least squares, which is what they assume. A global ranking
-    counts those of attention heads fourfold, for other text needs other heads than the calibration's.
+    counts those of attention heads fourfold, for other text needs other heads.
 
     Memory: ``inputs^2 + outputs^2`` float32 numbers per consumer. Where a group has several
     consumers (heads that layers share), the costs of each are added. Where the units are those of
