@@ -73,10 +73,16 @@ def main() -> None:
         scores = fxprune.estimate(model, graph, fxprune.OBS(), many, kinds=KINDS)
         estimated = time.perf_counter() - start
         plan = fxprune.select(
-            graph, scores, budget=fxprune.Budget(params=PARAMETERS), ranking="global"
+            graph,
+            scores,
+            budget=fxprune.Budget(params=PARAMETERS),
+            ranking="global",
+            normalise="none",  # heads count no more than MLP units, as the table has it
         )
         small = fxprune.rewrite(traced, plan)
-        done = fxprune.compensate(traced, small, plan, many, scope=options.scope, batch_size=None)
+        done = fxprune.compensate(
+            traced, small, plan, many, scope=options.scope, damping=0.5, batch_size=None
+        )
         show(
             f"obs, least squares, scope {options.scope}",
             small,
