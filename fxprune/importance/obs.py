@@ -16,8 +16,8 @@ from fxprune.importance.criterion import Criterion, Needs
 from fxprune.importance.evidence import Evidence, Input
 from fxprune.importance.surgery import Block, gradient_root, removal_costs
 
-# A head looks as cheap as the calibration text makes it; other text asks for other heads. In the
-# ranking it counts for so much more (docs/importance.md has what that was measured to bring).
+# Heads stand in for each other: one is cheap while the others are there, several cost far more than
+# their sum, most of all on text unlike the calibration. So a ranking counts one for this many.
 HEADS = 4.0
 
 
@@ -37,7 +37,7 @@ class OBS(Criterion):
     arXiv 2302.04089, with the Fisher of van der Ouderaa et al., LLM Surgeon, arXiv 2312.17244).
     Being increases of the loss per token, scores of all layers and kinds compare as they are: rank
     them globally, and compensate by least squares, which is what they assume. A global ranking
-    counts those of attention heads fourfold, for other text needs other heads.
+    counts those of attention heads fourfold: one is cheap only while the others are there.
 
     Memory: ``inputs^2 + outputs^2`` float32 numbers per consumer. Where a group has several
     consumers (heads that layers share), the costs of each are added. Where the units are those of

@@ -9,8 +9,12 @@ from fxprune.config import PruneConfig
 
 def label(config: PruneConfig) -> str:
     """A short name for tables: what differs from the defaults, the seed left out."""
-    ratio = float(config.goal()["pruning_ratio"])
-    return f"{series(config)}, {100 * ratio:g} %"
+    goal = config.goal()
+    if (budget := goal.get("budget")) is None:
+        return f"{series(config)}, {100 * float(goal['pruning_ratio']):g} %"
+    limits = budget.limits or {"units removed": budget.removed}
+    words = [f"{name} {number:,}" for name, number in limits.items()]
+    return ", ".join([series(config), *words])
 
 
 def series(config: PruneConfig) -> str:

@@ -10,12 +10,16 @@ from fxprune.cli.compare.grids import grid
 from fxprune.cli.compare.labels import label
 from fxprune.config import PruneConfig
 from fxprune.errors import FxpruneError
+from fxprune.select.budget import Budget
 
 ONE: dict[str, Any] = {"criterion": ("taylor",), "pruning_ratio": (0.2,)}
 
 
 def test_labels_say_what_is_not_default() -> None:
     assert label(PruneConfig()) == "obs, global, 20 %"
+    number = PruneConfig(budget=Budget(params=105_747_264, kv_cache=0.5))
+    assert label(number) == "obs, global, params 105,747,264, kv_cache 0.5"
+    assert label(PruneConfig(budget=Budget(units=0.1))) == "obs, global, units removed 0.1"
     whole = PruneConfig(
         criterion={"name": "flap", "aggregate": "max"}, pruning_ratio=0.125, ranking="local",
         normalise="kind", cost_aware=False, kinds=("mlp",), calibration_samples=4,
