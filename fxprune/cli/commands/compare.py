@@ -65,9 +65,8 @@ def compare(
     ] = "auto",
     compensation_samples: Annotated[int, typer.Option(help="Crops that compensation sees.")] = 128,
     written: Annotated[
-        str | None,
-        typer.Option(help="Short sequences that the model itself writes; else as many as crops."),
-    ] = None,
+        str, typer.Option(help="Short sequences that the model itself writes beside the crops.")
+    ] = "0",
     ignore: Annotated[
         list[str] | None, typer.Option(help="Module to leave as it is, repeatable.")
     ] = None,

@@ -29,8 +29,7 @@ def prune(
         Path | None,
         typer.Option(
             help="Text or .jsonl to calibrate on; half of it measures, unless --eval-text is given."
-            " Without it, text that the model writes itself calibrates, if its tokenizer has a BOS"
-            " token to begin with, and prose that comes with Python measures."
+            " Without it, prose that comes with Python."
         ),
     ] = None,
     eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
@@ -107,7 +106,7 @@ def prune(
         loaded,
         config,
         out,
-        calibration=workflow.own(loaded, calibration if causal else None, text),
+        calibration=calibration if causal else None,
         evaluation=evaluation if causal else None,
         windows=(eval_samples, eval_length),
         reload=lambda: load(model, device).model,
