@@ -13,6 +13,8 @@ import torch
 import transformers
 
 import fxprune
+from fxprune.cli.compare import comparison
+from fxprune.cli.compare import data as comparison_data
 from fxprune.cli.compare import measure as measuring
 from fxprune.cli.compare.command import compare
 from fxprune.config import PruneConfig
@@ -21,6 +23,7 @@ from fxprune.errors import FxpruneError, FxpruneWarning, SelectionError
 from fxprune.hf.open import models
 from fxprune.hf.open.models import load_model
 from fxprune.measure.perplexity import perplexity, windows
+from fxprune.select.budget import Budget
 from tests.hf import tiny
 
 QUICK: dict[str, Any] = {
@@ -237,6 +240,20 @@ def test_compensation(run: Any, method: str) -> None:
     assert mended.seconds["compensate"] > 0
     assert mended.perplexity != plain.perplexity
     assert mended.parameters.mean <= 0.8 * tiny.PARAMETERS
+
+
+def test_a_budget_instead_of_a_ratio(folder: Path, files: Any, tmp_path: Path) -> None:
+    """As the benches compare: a list of configurations with absolute budgets."""
+    few: Any = {"criterion": "magnitude", "compensation": None}
+    asked = [PruneConfig(budget=Budget(params=share), **few) for share in (0.8, 0.7)]
+    data = comparison_data.read(files[0], [files[1]])
+    out = tmp_path / "out"
+    found = comparison.run(str(folder), asked, data, out, lengths={8: 2}, progress=False)
+    assert [row.label for row in found.rows] == [
+        "dense",
+        "magnitude, global, not compensated, params 0.8",
+        "magnitude, global, not compensated, params 0.7",
+    ]
 
 
 def test_the_model_is_not_changed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
