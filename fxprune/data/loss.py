@@ -254,8 +254,11 @@ def _predicted(model: nn.Module, batch: Batch) -> int:
 
 def _shifts(model: nn.Module) -> bool:
     """Whether the loss compares position t with label t + 1."""
-    if "labels" not in arguments(model)[0]:
-        return True
+    return "labels" not in arguments(model)[0] or continues(model)
+
+
+def continues(model: nn.Module) -> bool:
+    """Whether a model generates text that continues its input."""
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return _generates(model) and not encodes
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fxprune.data.loss import continues
 from fxprune.data.sources import draw
 from fxprune.data.text import Text
 from fxprune.errors import CalibrationError
@@ -57,7 +58,7 @@ def written(
     Raises:
         CalibrationError: the model cannot generate, or fails to, or an option is out of its range.
     """
-    if not writes(model):
+    if not (hasattr(model, "generate") and continues(model)):
         raise CalibrationError(
             f"{type(model).__name__} cannot write its own calibration text: give text instead"
         )
@@ -104,13 +105,6 @@ def written(
                 ) from error
             found.append(ids.cpu())
     return found
-
-
-def writes(model: nn.Module) -> bool:
-    """Whether a model generates text that continues its input."""
-    able: Any = getattr(model, "can_generate", bool)
-    seq2seq = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return hasattr(model, "generate") and able() and not seq2seq
 
 
 def shares(count: int, lengths: Sequence[int]) -> list[int]:
