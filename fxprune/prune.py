@@ -181,6 +181,7 @@ def prune(
             method=method,
             scope=config.compensation_scope,
             ignore=config.ignore,
+            only=config.only,
             progress=progress,
         )
     return PruneResult(
