@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fxprune.axes.dims import Dim, find
-from fxprune.axes.positions import Units, as_ranges, from_ranges
+from fxprune.axes.positions import Units, as_ranges, check_units, from_ranges
 from fxprune.errors import PlanError
 from fxprune.files import write_text
 from fxprune.groups.dependency import DependencyGraph
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fxprune.groups.group import Group
+    from fxprune.trace.traced import Traced
 
 FORMAT = "fxprune-plan"
 VERSION = 1
@@ -169,7 +170,7 @@ class Plan:
             size = self.sizes.get(name)
             if size is None:
                 raise PlanError(f"group {name!r} has no size in the plan")
-            _check_units(name, size, units)
+            check_units(name, size, units)
 
     def check(self, graph: DependencyGraph) -> None:
         """Check that the plan fits a model.
@@ -224,6 +225,22 @@ class Plan:
         if digest(shapes) != self.fingerprint:
             raise PlanError(f"the plan is for another model: {_difference(self.shapes, shapes)}")
 
+    def then(self, other: Plan, traced: Traced) -> Plan:
+        """This plan and then another as one, for the model that this one is for.
+
+        Args:
+            other: a plan for what this one leaves: as a graph, or as a model of transformers, where
+                layers behind a removed one have other numbers.
+            traced: the model that this plan is for; its weights are not needed.
+
+        Raises:
+            PlanError: one of the two is for another model, or the model's groups and branches
+                cannot say what is left.
+        """
+        from fxprune.hf.shrink.chain import then
+
+        return then(self, other, traced)
+
     def kept_units(self, graph: DependencyGraph) -> dict[Dim, Units]:
         """The units that stay, int64 and ascending, by the dim of each group that loses units."""
         return {
@@ -234,26 +251,6 @@ class Plan:
     def kept_counts(self, graph: DependencyGraph) -> dict[Dim, int]:
         """How many units stay, by the dim of each group that loses units."""
         return {find(graph[name].dim): len(units) for name, units in self.kept.items()}
-
-
-def _check_units(name: str, size: int, units: Sequence[int]) -> None:
-    if not units:
-        raise PlanError(f"group {name!r} keeps 0 of its {size} units; at least 1 must stay")
-    array = np.asarray(units)
-    if array.dtype.kind != "i":
-        raise PlanError(f"group {name!r}: kept units must be integers")
-    outside = array[(array < 0) | (array >= size)]
-    if outside.size:
-        raise PlanError(
-            f"group {name!r}: unit {outside[0]} is out of range; it has {size} units, "
-            f"0 to {size - 1}"
-        )
-    steps = np.diff(array)
-    if (steps == 0).any():
-        unit = array[int(np.argmax(steps == 0))]
-        raise PlanError(f"group {name!r}: unit {unit} is a duplicate")
-    if (steps < 0).any():
-        raise PlanError(f"group {name!r}: kept units are not sorted")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -37,6 +37,7 @@ from fxprune.proof import oracle
 from fxprune.proof.examples import Examples, checked
 from fxprune.result import PruneResult
 from fxprune.rewrite import optimizer as optimizers
+from fxprune.rewrite.history import history_of, pruned_first
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select.candidates import choose_groups
 from fxprune.select.depth import Depth
@@ -107,7 +108,7 @@ def prune(
     check_loss(loss_fn)
     model, args, kwargs = opened(model, args, kwargs)
     optimizers.check(optimizer, model)
-    causal = is_causal_model(model)
+    causal = is_causal_model(pruned_first(model))
     criterion = config.make_criterion(causal) if scores is None else None
     of_blocks = config.make_depth_criterion()
     if scores is not None:
@@ -125,6 +126,7 @@ def prune(
     selection = config.selection() | {"latency": latency}
     with step("tracing", progress):
         traced = trace(model, args, kwargs)
+    loss_fn = _loss(model) if loss_fn is None else loss_fn
     estimation: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": config.batch_size}
     estimation["progress"] = progress
     examples = _checked(traced, progress) if config.verify else None
@@ -195,6 +197,12 @@ def prune(
     )
 
 
+def _loss(model: nn.Module) -> LossFunction | None:
+    """The loss of a graph that was pruned before: what its model's is; None for any other."""
+    known = history_of(model)
+    return None if known is None else GraphLoss(known.original())
+
+
 def _able(
     model: nn.Module, graph: DependencyGraph, config: PruneConfig, criterion: Criterion
 ) -> Criterion:
@@ -257,7 +265,7 @@ def draws(model: nn.Module, config: PruneConfig, criterion: Criterion | None) ->
     """What the criterion sees of a text, and what compensation sees."""
     covariances = criterion is not None and "moments" in criterion.needs
     first, lengths = (
-        lengths_for(model, config.calibration_lengths, c) for c in (covariances, True)
+        lengths_for(pruned_first(model), config.calibration_lengths, c) for c in (covariances, True)
     )
     count, written = samples(config.calibration_samples, covariances), config.written_samples
     seen = Draw(config.seed, count, first, written)

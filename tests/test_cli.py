@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -575,6 +576,37 @@ class TestPrune:
 
 FREE = ("--keep-first", "0", "--keep-last", "0")
 LAYER = 3 * 24 * 24 + 3 * 24 * 40 + 2 * 24  # parameters of one of the tiny model's two
+
+
+class TestPruneAgain:
+    @pytest.mark.parametrize("save_as", ["auto", "graph"])
+    def test_every_folder_that_it_writes(
+        self, run: Any, folder: Path, tmp_path: Path, save_as: str
+    ) -> None:
+        """Layers of their own sizes, or a graph; scored, cut, saved, and once more."""
+        words = ("--ratio", "0.1", "--save-as", save_as)
+        parameters = [tiny.PARAMETERS]
+        for number, source in enumerate((folder, tmp_path / "0", tmp_path / "1")):
+            ran = run("prune", source, "--out", tmp_path / str(number), *words, *QUICK)
+            assert ran.status == 0, ran.err
+            assert "proof:" in ran.out
+            report = json.loads((tmp_path / str(number) / "report.json").read_text())
+            assert report["criterion"].startswith("OBS(")
+            assert report["before"]["parameters"] == parameters[-1]
+            small = fxprune.load(tmp_path / str(number))
+            parameters.append(sum(p.numel() for p in small.parameters()))
+            assert isinstance(small, torch.fx.GraphModule) == (save_as == "graph")
+        ratios = [after / before for before, after in pairwise(parameters)]
+        assert all(0.88 < ratio <= 0.9 for ratio in ratios)
+
+    def test_a_graph_is_no_checkpoint(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        words = ("--ratio", "0.1", "--criterion", "magnitude", *QUICK)
+        run("prune", folder, "--out", tmp_path / "g", "--save-as", "graph", *words)
+        ran = run(
+            "prune", tmp_path / "g", "--out", tmp_path / "s", "--save-as", "transformers", *words
+        )
+        assert ran.status == 2
+        assert "this folder holds a graph" in ran.err
 
 
 class TestPruneForAnEngine:

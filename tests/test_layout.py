@@ -27,6 +27,7 @@ DELEGATES = {
     ("fxprune.groups.dependency", "fxprune.inspect.explain"),
     ("fxprune.groups.dependency", "fxprune.inspect.explanation"),
     ("fxprune.groups.dependency", "fxprune.inspect.dot"),
+    ("fxprune.plan", "fxprune.hf.shrink.chain"),
 }
 
 

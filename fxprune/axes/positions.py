@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import prod
 
@@ -86,3 +86,33 @@ def from_ranges(size: int, removed: str, where: str) -> tuple[int, ...]:
         following = stop
     kept.extend(range(following, size))
     return tuple(kept)
+
+
+def check_units(name: str, size: int, units: Sequence[int]) -> None:
+    """Refuse what cannot be the units of a group that stay.
+
+    Args:
+        name: of the group.
+        size: its number of units.
+        units: those that stay.
+
+    Raises:
+        PlanError: there are none, or they are out of range, repeated or unsorted.
+    """
+    if not units:
+        raise PlanError(f"group {name!r} keeps 0 of its {size} units; at least 1 must stay")
+    array = np.asarray(units)
+    if array.dtype.kind != "i":
+        raise PlanError(f"group {name!r}: kept units must be integers")
+    outside = array[(array < 0) | (array >= size)]
+    if outside.size:
+        raise PlanError(
+            f"group {name!r}: unit {outside[0]} is out of range; it has {size} units, "
+            f"0 to {size - 1}"
+        )
+    steps = np.diff(array)
+    if (steps == 0).any():
+        unit = array[int(np.argmax(steps == 0))]
+        raise PlanError(f"group {name!r}: unit {unit} is a duplicate")
+    if (steps < 0).any():
+        raise PlanError(f"group {name!r}: kept units are not sorted")

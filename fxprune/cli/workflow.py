@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fxprune.errors import CalibrationError, CriterionError
+from fxprune.errors import CalibrationError, CriterionError, ShrinkError
 from fxprune.files import write_text
 from fxprune.progress import step
 
@@ -112,17 +112,16 @@ def check_model(spec: str, config: PruneConfig, scored: bool = False) -> bool:
         ModelError: no such model, or it has no weights.
         CriterionError: the configuration needs calibration data, and this is no language model.
     """
+    from fxprune.hf.folder.opened import config_of
     from fxprune.hf.open.architecture import is_causal, model_class
-    from fxprune.hf.open.models import fetch, load_config
 
-    found = load_config(spec)
+    found = config_of(spec)
     causal = is_causal(found)
     for option in [] if causal else needing_data(config, scored):
         raise CriterionError(
             f"{model_class(found).__name__} is not a causal language model, which {option} "
             "needs here; take magnitude or random, or calibrate in Python with fxprune.prune"
         )
-    fetch(spec)
     return causal
 
 
@@ -173,13 +172,14 @@ def run(
     from fxprune.importance.scores import Scores
     from fxprune.measure import perplexity, report
     from fxprune.prune import draw_calibration, prune
+    from fxprune.rewrite.history import pruned_first
     from fxprune.trace.inputs import device_of, from_config
 
     known = None if scores is None else Scores.load(scores)
     if save_as == "transformers":
         check_shrinks(loaded.model, config)
     model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
-    example, cut = from_config(model), None
+    example, cut = from_config(pruned_first(model), device), None
     if evaluation is not None and tokenizer is not None:
         count, length = windows
         cut = perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
@@ -250,6 +250,12 @@ def check_shrinks(model: nn.Module, config: PruneConfig) -> None:
     Raises:
         ShrinkError: it cannot, tried without weights on one unit of each group.
     """
+    from torch import fx
+
+    if isinstance(model, fx.GraphModule):
+        raise ShrinkError(
+            "this folder holds a graph, which can be saved as a graph alone: leave out --save-as"
+        )
     if not config.width:
         return
     from fxprune.groups.dependency import discover

@@ -6,10 +6,9 @@ from collections import deque
 from dataclasses import fields
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from fxprune.config import PruneConfig
-from fxprune.data.loss import GraphLoss
 from fxprune.errors import SelectionError
 from fxprune.groups.dependency import discover
 from fxprune.plan import Plan
@@ -114,9 +113,6 @@ class GradualPruner:
         more = 1 - (1 - ratio) / left
         if more <= 0:
             return None
-        options = {**self._example, **self._options}
-        if isinstance(self.model, fx.GraphModule) and self._first is not None:
-            options.setdefault("loss_fn", GraphLoss(self._first))
         result = prune(
             self.model,
             config=self._config,
@@ -124,7 +120,8 @@ class GradualPruner:
             calibration=list(self._seen) or None,
             optimizer=self.optimizer,
             share=True,
-            **options,
+            **self._example,
+            **self._options,
         )
         if self._first is None:
             self._first = without_weights(result.traced)

@@ -9,7 +9,6 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.config import PruneConfig
-from fxprune.data.loss import GraphLoss
 from fxprune.errors import SelectionError
 from fxprune.plan import Plan
 from fxprune.prune import prune
@@ -87,7 +86,6 @@ def prune_and_recover(
         before, after = (1 - goal * n / steps for n in (number - 1, number))
         if first is not None:
             pruning |= {"args": first.traced.args, "kwargs": first.traced.kwargs}
-            pruning.setdefault("loss_fn", GraphLoss(first.traced))
         result = prune(module, config=config, pruning_ratio=1 - after / before, **pruning)
         first = first or result
         kept = together(kept, result.plan.kept)

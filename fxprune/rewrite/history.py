@@ -105,8 +105,17 @@ class History:
 
 def history_of(module: nn.Module) -> History | None:
     """What a rewritten graph remembers; None for anything else, or if it was edited since."""
-    known = module.meta.get(_KEY) if isinstance(module, fx.GraphModule) else None
+    known = vars(module).get("meta", {}).get(_KEY) if isinstance(module, fx.GraphModule) else None
     return known if isinstance(known, History) and known.code == module.code else None
+
+
+def pruned_first(module: nn.Module) -> nn.Module:
+    """Of a rewritten graph the model that it was made of, without weights; else the module itself.
+
+    The former is of the original's class and has its config, but cannot run.
+    """
+    known = history_of(module)
+    return module if known is None else known.rest.module
 
 
 def remember(traced: Traced, step: Step) -> History:
@@ -120,15 +129,21 @@ def remember(traced: Traced, step: Step) -> History:
     known = history_of(whole.module)
     if known is not None:
         return replace(known, steps=(*known.steps, step))
-    return _begun(whole, step)
+    return begun(whole, step)
 
 
 def without_weights(traced: Traced) -> Traced:
     """A copy of the whole model that was traced, every tensor on ``meta``."""
-    return _begun(traced.original or traced).original()
+    return begun(traced.original or traced).original()
 
 
-def _begun(whole: Traced, *steps: Step) -> History:
+def begun(whole: Traced, *steps: Step) -> History:
+    """What there is to remember of a model that these steps are taken from.
+
+    Args:
+        whole: the model, with its weights or without.
+        steps: the prunings, in order.
+    """
     if "without_weights" not in whole.cache:  # it serves every plan
         whole.cache["without_weights"] = _without_weights(whole)
     graph, rest = whole.cache["without_weights"]

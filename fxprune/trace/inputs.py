@@ -25,8 +25,12 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def from_config(model: nn.Module) -> dict[str, torch.Tensor]:
+def from_config(model: nn.Module, device: torch.device | None = None) -> dict[str, torch.Tensor]:
     """Example inputs for a transformers model, from its config alone.
+
+    Args:
+        model: the model.
+        device: where they go; by default where the model is.
 
     Returns:
         ``input_ids`` of shape (2, 11), for encoder-decoders ``decoder_input_ids`` too, or
@@ -37,7 +41,7 @@ def from_config(model: nn.Module) -> dict[str, torch.Tensor]:
     """
     config = getattr(model, "config", None)
     main = getattr(model, "main_input_name", None)
-    device = device_of(model)
+    device = device_of(model) if device is None else device
     if config is not None and main == "input_ids":
         # Different tokens, because the oracle runs on them too; not the first three, which in
         # many models are padding and the like.

@@ -207,7 +207,7 @@ class TestOpening:
         assert isinstance(found.model, torch.fx.GraphModule)
         assert found.name == "pruned"
         assert found.config.vocab_size == tiny.VOCABULARY
-        with pytest.raises(EvaluationError, match="dtype it was saved in"):
+        with pytest.raises(ModelError, match="dtype it was saved in"):
             open_subject(pruned, dtype=torch.bfloat16)
 
     def test_without_a_tokenizer(self, pruned: Path, tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def prune(
     from rich.console import Console
 
     from fxprune.cli import workflow
-    from fxprune.hf.open.load import check_device, load
+    from fxprune.hf.folder.opened import opened
+    from fxprune.hf.open.load import check_device
     from fxprune.progress import step
 
     check_device(device)
@@ -101,7 +102,7 @@ def prune(
     if chain is not None and not causal:
         raise RecoveryError(f"{model} is not a causal language model, which --recover needs here")
     with step(f"loading {model}"):
-        loaded = load(model, device)
+        loaded = opened(model, device)
     outcome = workflow.run(
         loaded,
         config,
@@ -109,7 +110,7 @@ def prune(
         calibration=calibration if causal else None,
         evaluation=evaluation if causal else None,
         windows=(eval_samples, eval_length),
-        reload=lambda: load(model, device).model,
+        reload=lambda: opened(model, device).model,
         scores=scores,
         save_scores=save_scores,
         save_as=save_as,
