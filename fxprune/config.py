@@ -74,7 +74,7 @@ class PruneConfig:
         calibration_lengths: tokens in each; several lengths have an equal share of the tokens.
             None for 128, and for ``obs`` and compensation also 1024.
         compensation_samples: crops that compensation sees; those of the criterion come first.
-        written_samples: short sequences that the model writes beside them, continuing the text.
+        written_samples: short sequences that a language model writes beside them; None for as many.
         batch_size: sequences per forward pass of the calibration; None as the data comes.
         seed: of the crops and of random scores.
         verify: run the oracle.
@@ -108,7 +108,7 @@ class PruneConfig:
     calibration_samples: int | None = None
     calibration_lengths: tuple[int, ...] | None = None
     compensation_samples: int = 128
-    written_samples: int = 0
+    written_samples: int | None = None
     batch_size: int | None = None
     seed: int = 0
     verify: bool = True

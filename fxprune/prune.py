@@ -19,6 +19,7 @@ from fxprune.data.draw import Draw, as_text, lengths_for, samples
 from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.data.text import Text
+from fxprune.data.written import writes
 from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.depth.named import needs_data
 from fxprune.errors import CalibrationError, CriterionError, FxpruneWarning
@@ -252,9 +253,14 @@ def draws(model: nn.Module, config: PruneConfig, criterion: Criterion | None) ->
     first, lengths = (
         lengths_for(model, config.calibration_lengths, c) for c in (covariances, True)
     )
-    count, written = samples(config.calibration_samples, covariances), config.written_samples
-    seen = Draw(config.seed, count, first, written)
-    return seen, Draw(config.seed, config.compensation_samples, lengths, written)
+    count, mends = samples(config.calibration_samples, covariances), config.compensation_samples
+    able = is_causal_model(model) and writes(model)
+
+    def written(like: int) -> int:
+        return (like if able else 0) if config.written_samples is None else config.written_samples
+
+    seen = Draw(config.seed, count, first, written(count if covariances else 0))
+    return seen, Draw(config.seed, mends, lengths, written(mends))
 
 
 def _method(config: PruneConfig, causal: bool, data: Calibration | None) -> Method | None:

@@ -97,6 +97,16 @@ def texts(file: Path | None, evaluation: Path | None) -> tuple[Text, Text]:
     return halves[0] if file is None else text.read(file), text.read(evaluation)
 
 
+def own(loaded: LoadedModel, calibration: Text | None, file: Path | None) -> Text | None:
+    """The text to calibrate on, or the model's own where the user gave none and it can write."""
+    from fxprune.data.text import OWN
+    from fxprune.data.written import writes
+
+    bos = getattr(loaded.tokenizer, "bos_token_id", None)
+    given = file is not None or calibration is None or bos is None
+    return calibration if given or not writes(loaded.model) else OWN
+
+
 def check_model(spec: str, config: PruneConfig, scored: bool = False) -> bool:
     """Look at a model's config, and fetch its weights, before they are loaded.
 

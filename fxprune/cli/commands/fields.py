@@ -121,7 +121,8 @@ OPTIONS = {
     ),
     "compensation_samples": Option("Crops that compensation sees."),
     "written_samples": Option(
-        "Short sequences that the model itself writes for both, beginning as crops of the text do."
+        "Short sequences that the model itself writes for both, beginning as crops of the text do.",
+        "as many as crops, for obs and compensation",
     ),
     "seed": Option("Seed of the calibration crops and of random scores."),
     "verify": Option("Prove the result against the original."),

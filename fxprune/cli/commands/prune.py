@@ -29,7 +29,8 @@ def prune(
         Path | None,
         typer.Option(
             help="Text or .jsonl to calibrate on; half of it measures, unless --eval-text is given."
-            " Without it, prose that comes with Python."
+            " Without it, text that the model writes itself calibrates, if its tokenizer has a BOS"
+            " token to begin with, and prose that comes with Python measures."
         ),
     ] = None,
     eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
@@ -106,7 +107,7 @@ def prune(
         loaded,
         config,
         out,
-        calibration=calibration if causal else None,
+        calibration=workflow.own(loaded, calibration if causal else None, text),
         evaluation=evaluation if causal else None,
         windows=(eval_samples, eval_length),
         reload=lambda: load(model, device).model,
