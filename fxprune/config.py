@@ -61,8 +61,8 @@ class PruneConfig:
         min_kept: units that stay in every group at least.
         target: engine that must run the result, by name; its limits bind while units are chosen.
         steps: reach the goal in so many steps, with new scores before each.
-        search: ``predicted`` chooses by the scores; ``measured`` first brings them to costs that
-            are measured in the network, see :func:`fxprune.stream.options.measure_ladder`.
+        search: ``predicted`` chooses by the scores, ``measured`` by costs measured in the network,
+            ``local`` by trying plans around that of the scores (see :mod:`fxprune.stream.local`).
         branches: ``attention``, ``mlp``, ``block`` that may go as a whole, with measured costs.
         compensation: ``least-squares``, ``blockwise``, ``bias`` or None, see
             :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data,
@@ -101,7 +101,7 @@ class PruneConfig:
     min_kept: int = 1
     target: str | None = None
     steps: int = 1
-    search: Literal["predicted", "measured"] = "predicted"
+    search: Literal["predicted", "measured", "local"] = "predicted"
     branches: tuple[str, ...] = ()
     compensation: Literal["auto", "bias", "least-squares", "blockwise"] | None = "auto"
     compensation_scope: Literal["pruned", "all"] | None = None
@@ -120,8 +120,8 @@ class PruneConfig:
             from fxprune.select.schedule import goals
 
             goals(self.steps, **self.goal())
-            if self.search == "measured" and self.steps > 1:
-                raise SelectionError("search='measured' measures once: leave out steps=")
+            if self.search != "predicted" and self.steps > 1:
+                raise SelectionError(f"search={self.search!r} measures once: leave out steps=")
         else:
             self._check_only_depth()
         self.make_criterion()
@@ -350,7 +350,7 @@ class PruneConfig:
         for name, choices in (
             ("ranking", RANKINGS),
             ("normalise", NORMALISE),
-            ("search", ("predicted", "measured")),
+            ("search", ("predicted", "measured", "local")),
             ("compensation", ("auto", "none", *get_args(Method))),
         ):
             value = getattr(self, name)

@@ -141,6 +141,7 @@ def prune(
         plan = select(graph, scores, kinds=kinds, **asked[0], **selection)
     else:
         assert criterion is not None
+        how = {name: getattr(config, name) for name in ("search", "branches", "seed")}
         scores, plan = iterate(
             model,
             graph,
@@ -149,8 +150,7 @@ def prune(
             asked=asked,
             kinds=kinds,
             selection=selection,
-            search=config.search,
-            branches=config.branches,
+            **how,
             **estimation,
         )
         graph = discover(bypass(traced, plan.removed))
@@ -240,7 +240,7 @@ def draw_calibration(
     first, mends = draws(model, config, criterion)
     known: dict[Draw, list[Tensor]] = {}
     criteria = (criterion, config.make_depth_criterion())
-    hungry = config.search == "measured" or any(c is not None and needs_data(c) for c in criteria)
+    hungry = config.search != "predicted" or any(c is not None and needs_data(c) for c in criteria)
     found = first.of(model, tokenizer, text, known, progress) if hungry else None
     if config.compensation is None:
         return found, None

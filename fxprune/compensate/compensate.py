@@ -180,9 +180,8 @@ def compensate(
             results[each.node] = mend(each)
         del refit, mend
         how = schedule or Schedule()
-        distilled = distil(
-            traced, dense, small, blocks, inputs, hidden, held, how, write, left, progress
-        )
+        parts = traced, dense, small, blocks, inputs, hidden, held, how, write, left, progress
+        distilled = distil(*parts) if blocks else ()
         fitted = None
         if temperature and method != "bias":
             fitted = fit_temperature(graph, small, data, write, ignore=left, progress=progress)

@@ -86,7 +86,7 @@ OPTIONS = {
     "steps": Option("Steps to the goal, with new scores before each."),
     "search": Option(
         "predicted: choose by the scores; measured: bring them first to costs measured in the"
-        " network, option by option."
+        " network, option by option; local: try whole plans around that of the scores."
     ),
     "branches": Option(
         "With measured costs: attention, mlp, block (with commas), which may go as a whole where"
