@@ -84,6 +84,11 @@ class Divergence:
             places = places if mask is None else places[mask]
             found.places.append(places[EVERY - 1 :: EVERY])
             found.dense.append(found._logarithms(number, value))
+        if not any(map(len, found.places)):
+            raise CalibrationError(
+                f"too little calibration data to measure costs on: of every {EVERY} tokens of a "
+                "sequence one is compared. Give longer sequences, or more of them"
+            )
         return found
 
     def mean(self, name: str, node: fx.Node, changes: Sequence[Change]) -> list[float]:
