@@ -28,9 +28,9 @@ def prune(
     text: Annotated[
         Path | None,
         typer.Option(
-            help="Text or .jsonl to calibrate on; half of it measures, unless --eval-text is given."
-            " Without it, text that the model writes itself calibrates, if its tokenizer has a BOS"
-            " token to begin with, and prose that comes with Python measures."
+            help="Text, or .jsonl of texts or conversations, to calibrate on; half of it measures,"
+            " unless --eval-text is given. Without it, and with self, text that the model writes"
+            " itself calibrates, if it can, and prose that comes with Python measures."
         ),
     ] = None,
     eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
@@ -88,7 +88,7 @@ def prune(
         from fxprune.cli.chain import Chain
 
         chain = Chain(model, out, recover_method, recover_data, recover_steps, distill, config.seed)
-        chain.check()
+        chain.check(text)
     from rich.console import Console
 
     from fxprune.cli import workflow
