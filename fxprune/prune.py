@@ -31,12 +31,13 @@ from fxprune.importance.experts import REAP
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
 from fxprune.measure.latency import measure_latency
-from fxprune.measure.latency_report import corrected, latency_report
+from fxprune.measure.latency_report import latency_report, settled
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.proof import oracle
 from fxprune.proof.examples import Examples, checked
 from fxprune.result import PruneResult
+from fxprune.rewrite import optimizer as optimizers
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select.candidates import choose_groups
 from fxprune.select.depth import Depth
@@ -66,6 +67,7 @@ def prune(
     scores: Scores | None = None,
     loss_fn: LossFunction | None = None,
     latency: LatencyTable | None = None,
+    optimizer: Any = None,
     share: bool = False,
     consume: bool = False,
     progress: bool = False,
@@ -89,6 +91,8 @@ def prune(
             :func:`fxprune.estimate`.
         latency: what :func:`fxprune.measure_latency` measured, for a budget of latency; without it
             this model is measured first.
+        optimizer: one that trains ``model``: it goes on with the parameters of the result, in
+            place, its state cut along, see :func:`fxprune.rewrite.optimizer.carry`.
         share: share tensors that lose nothing with ``model``, which saves their memory. Training
             the result then changes ``model`` too. By default it has tensors of its own.
         consume: free the original weights while rewriting; ``model`` cannot be used afterwards.
@@ -103,6 +107,7 @@ def prune(
     config = PruneConfig.of(config, **options)
     check_loss(loss_fn)
     model, args, kwargs = opened(model, args, kwargs)
+    optimizers.check(optimizer, model)
     causal = is_causal_model(model)
     criterion = config.make_criterion(causal) if scores is None else None
     of_blocks = config.make_depth_criterion()
@@ -155,7 +160,7 @@ def prune(
         )
         graph = discover(bypass(traced, plan.removed))
     traced = traced.original or traced
-    plan = _settled(graph, scores, plan, kinds, asked, selection)
+    plan = settled(graph, scores, plan, kinds, asked, selection)
     cost = _surcharge(graph, config, scores, plan, {"kinds": kinds, **selection}, asked)
     expected = None
     if config.verify:
@@ -182,8 +187,10 @@ def prune(
             method=method,
             scope=config.compensation_scope,
             ignore=config.ignore,
+            only=config.only,
             progress=progress,
         )
+    optimizers.carry(optimizer, traced.module, small, traced, plan)
     return PruneResult(
         small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer, cost
     )
@@ -366,27 +373,6 @@ def _surcharge(
         return None
     engine(config.target).require(plan, graph)
     return surcharge(graph, scores, plan, {**asked[-1], **selection}) if asked else None
-
-
-def _settled(
-    graph: DependencyGraph,
-    scores: Scores,
-    plan: Plan,
-    kinds: tuple[str, ...],
-    asked: Sequence[Mapping[str, Any]],
-    selection: dict[str, Any],
-) -> Plan:
-    """The plan; under a budget of latency, chosen again once the first one was measured.
-
-    The curves of the table are of groups alone. What they save together is measured here, and the
-    corrected table takes the other's place in ``selection``.
-    """
-    budget = asked[0].get("budget") if len(asked) == 1 else None
-    if budget is None or budget.latency is None or not plan.kept:
-        return plan
-    traced = graph.traced.original or graph.traced
-    selection["latency"] = corrected(selection["latency"], plan, traced)
-    return select(graph, scores, kinds=kinds, **asked[0], **selection)
 
 
 def _shortened(

@@ -36,6 +36,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "Recovery",
         "prune_and_recover",
         "PrunedAndRecovered",
+        "GradualPruner",
+        "PruningCallback",
     ),
     "Criteria": (
         "OBS",
@@ -71,6 +73,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "PruneConfig",
         "Budget",
         "Depth",
+        "Gradual",
         "Removal",
         "Plan",
         "VerifyReport",
