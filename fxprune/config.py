@@ -66,8 +66,8 @@ class PruneConfig:
         max_ratio: share of its units that any group loses at most, likewise.
         target: engine that must run the result, by name; its limits bind while units are chosen.
         steps: reach the goal in so many steps, with new scores before each.
-        search: ``predicted`` chooses by the scores; ``measured`` first brings them to costs that
-            are measured in the network, see :func:`fxprune.stream.options.measure_ladder`.
+        search: ``predicted`` chooses by the scores, ``measured`` by costs measured in the network,
+            ``local`` by trying plans around that of the scores (see :mod:`fxprune.stream.local`).
         branches: ``attention``, ``mlp``, ``block`` that may go as a whole, with measured costs.
         compensation: ``least-squares``, ``blockwise``, ``bias`` or None, see
             :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data,
@@ -78,8 +78,11 @@ class PruneConfig:
             in LLM-Pruner, but 128 for covariances (``obs``).
         calibration_lengths: tokens in each; several lengths have an equal share of the tokens.
             None for 128, and for ``obs`` and compensation also 1024.
-        compensation_samples: crops that compensation sees; those of the criterion come first.
-        written_samples: short sequences that the model writes beside them, continuing the text.
+        compensation_samples: crops that compensation sees; those of the criterion come first. None
+            for 128.
+        written_samples: short sequences that a language model writes beside them; None for as many.
+        effort: ``low`` halves the numbers of crops that are left open, and the model writes none;
+            ``high`` lets it write three times as many.
         batch_size: sequences per forward pass of the calibration; None as the data comes.
         seed: of the crops and of random scores.
         verify: run the oracle.
@@ -109,14 +112,15 @@ class PruneConfig:
     max_ratio: float | str | Mapping[str, float | str] | None = None
     target: str | None = None
     steps: int = 1
-    search: Literal["predicted", "measured"] = "predicted"
+    search: Literal["predicted", "measured", "local"] = "predicted"
     branches: tuple[str, ...] = ()
     compensation: Literal["auto", "bias", "least-squares", "blockwise"] | None = "auto"
     compensation_scope: Literal["pruned", "all"] | None = None
     calibration_samples: int | None = None
     calibration_lengths: tuple[int, ...] | None = None
-    compensation_samples: int = 128
-    written_samples: int = 0
+    compensation_samples: int | None = None
+    written_samples: int | None = None
+    effort: Literal["low", "default", "high"] = "default"
     batch_size: int | None = None
     seed: int = 0
     verify: bool = True
@@ -128,8 +132,8 @@ class PruneConfig:
             from fxprune.select.schedule import goals
 
             goals(self.steps, **self.goal())
-            if self.search == "measured" and self.steps > 1:
-                raise SelectionError("search='measured' measures once: leave out steps=")
+            if self.search != "predicted" and self.steps > 1:
+                raise SelectionError(f"search={self.search!r} measures once: leave out steps=")
         else:
             self._check_only_depth()
         self.make_criterion()
@@ -353,7 +357,8 @@ class PruneConfig:
         for name, choices in (
             ("ranking", RANKINGS),
             ("normalise", NORMALISE),
-            ("search", ("predicted", "measured")),
+            ("search", ("predicted", "measured", "local")),
+            ("effort", ("low", "default", "high")),
             ("compensation", ("auto", "none", *get_args(Method))),
         ):
             value = getattr(self, name)

@@ -15,10 +15,11 @@ from fxprune.branches import bypass
 from fxprune.compensate.compensate import Method, compensate
 from fxprune.config import PruneConfig
 from fxprune.data.calibrate import Calibration
-from fxprune.data.draw import Draw, as_text, lengths_for, samples
+from fxprune.data.draw import WRITTEN, Draw, as_text, lengths_for, samples
 from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.data.text import Text
+from fxprune.data.written import writes
 from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.depth.named import needs_data
 from fxprune.errors import CalibrationError, CriterionError, FxpruneWarning
@@ -147,6 +148,7 @@ def prune(
         plan = select(graph, scores, kinds=kinds, **asked[0], **selection)
     else:
         assert criterion is not None
+        how = {name: getattr(config, name) for name in ("search", "branches", "seed")}
         scores, plan = iterate(
             model,
             graph,
@@ -155,8 +157,7 @@ def prune(
             asked=asked,
             kinds=kinds,
             selection=selection,
-            search=config.search,
-            branches=config.branches,
+            **how,
             **estimation,
         )
         graph = discover(bypass(traced, plan.removed))
@@ -254,7 +255,7 @@ def draw_calibration(
     first, mends = draws(model, config, criterion)
     known: dict[Draw, list[Tensor]] = {}
     criteria = (criterion, config.make_depth_criterion())
-    hungry = config.search == "measured" or any(c is not None and needs_data(c) for c in criteria)
+    hungry = config.search != "predicted" or any(c is not None and needs_data(c) for c in criteria)
     found = first.of(model, tokenizer, text, known, progress) if hungry else None
     if config.compensation is None:
         return found, None
@@ -267,9 +268,15 @@ def draws(model: nn.Module, config: PruneConfig, criterion: Criterion | None) ->
     first, lengths = (
         lengths_for(pruned_first(model), config.calibration_lengths, c) for c in (covariances, True)
     )
-    count, written = samples(config.calibration_samples, covariances), config.written_samples
-    seen = Draw(config.seed, count, first, written)
-    return seen, Draw(config.seed, config.compensation_samples, lengths, written)
+    count = samples(config.calibration_samples, covariances, config.effort)
+    mends = samples(config.compensation_samples, True, config.effort)
+    each = WRITTEN[config.effort] if is_causal_model(model) and writes(model) else 0
+
+    def written(like: int) -> int:
+        return each * like if config.written_samples is None else config.written_samples
+
+    seen = Draw(config.seed, count, first, written(count if covariances else 0))
+    return seen, Draw(config.seed, mends, lengths, written(mends))
 
 
 def _method(config: PruneConfig, causal: bool, data: Calibration | None) -> Method | None:

@@ -182,9 +182,9 @@ def compensate(
             results[each.node] = mend(each)
         del refit, mend
         how = schedule or Schedule()
-        distilled = distil(
-            traced, dense, small, blocks, inputs, hidden, held, how, write, left, progress
-        )
+        graphs = traced, resize, dense, small
+        seen = inputs, hidden, held
+        distilled = distil(*graphs, blocks, *seen, how, write, left, progress) if blocks else ()
         fitted = None
         if temperature and method != "bias":
             fitted = fit_temperature(graph, small, data, write, ignore=left, progress=progress)

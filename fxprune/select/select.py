@@ -92,7 +92,8 @@ def select(
             ``local`` for a budget of units, and ``uniform`` for a target that wants equal sizes.
         normalise: what makes densities of different groups comparable: ``kind``, ``group``,
             ``standardise`` or ``none``, see :func:`fxprune.select.density.densities`. None takes
-            what belongs to the scores (``scores.ranking``), else ``kind``.
+            what belongs to the scores (``scores.ranking``, with the weights of kinds that are
+            there), else ``kind``.
         cost_aware: rank by score per cost; else by score alone. None likewise, else true. The
             cost of a unit is what it frees; under several limits, the sum of ``cost / excess``.
         keep_first: leave this many layers at the start of every stack alone.
@@ -148,6 +149,7 @@ def select(
         pruning_ratio = fraction("pruning_ratio", pruning_ratio)
     ranking = _ranking(ranking, budget, target, gain_bias)
     own = getattr(scores, "ranking", {})
+    weights = own.get("weights", {}) if normalise is None else {}
     normalise = own.get("normalise", "kind") if normalise is None else normalise
     cost_aware = own.get("cost_aware", True) if cost_aware is None else cost_aware
     _check(pruning_ratio, budget, ranking, normalise, max_ratio)
@@ -185,7 +187,9 @@ def select(
         asked = pruning_ratio if budget is None else budget
         assert asked is not None
         limits = limits_of(graph, asked, [c.dim for c in pool.candidates], biases, latency)
-        result = _meet(pool.candidates, limits, ranking, normalise, cost_aware, pool.bounds())
+        least = kept_counts(pool.candidates, [c.last for c in pool.candidates])
+        check_possible(limits, least, pool.bounds())
+        result = _meet(pool.candidates, limits, ranking, normalise, cost_aware, weights)
     pairs = list(zip(pool.candidates, result.steps, strict=True))
     plan = Plan.of(
         graph,
@@ -226,10 +230,9 @@ def _meet(
     ranking: str,
     normalise: Normalise,
     cost_aware: bool,
-    held: Mapping[str, int],
+    weights: Mapping[str, float],
 ) -> _Result:
-    """Meet the limits, or say how many groups are held back by what."""
-    check_possible(limits, kept_counts(groups, [g.last for g in groups]), held)
+    """Meet the limits, which can be met."""
     first = [0] * len(groups)
     if all(limit.met(kept_counts(groups, first)) for limit in limits):
         return _Result(first, [""] * len(groups), None)
@@ -241,7 +244,7 @@ def _meet(
             costs[i] = mean
     # Where a unit frees nothing of what is short, it stays.
     useful = [g if cost > 0 else at_step(g, 0) for g, cost in zip(groups, costs, strict=True)]
-    density = densities(useful, costs, normalise, cost_aware)
+    density = densities(useful, costs, normalise, cost_aware, weights)
     steps = RANKINGS[ranking](useful, limits, density)
     cause = "rounding" if ranking == "local" else "scores"
     causes = [cause if cost > 0 else "frees nothing that is short" for cost in costs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from fxprune.select.select import select
 from fxprune.select.target import Target
 from fxprune.stream.knapsack import cheapest
 from fxprune.stream.ladder import Ladder
+from fxprune.stream.local import local_search
 from fxprune.stream.options import measured
 
 
@@ -41,6 +43,7 @@ def iterate(
     selection: Mapping[str, Any] | None = None,
     search: str = "predicted",
     branches: Collection[str] = (),
+    seed: int = 0,
     **estimation: Any,
 ) -> tuple[Scores, Plan]:
     """Prune in steps (LLM-Pruner's and Torch-Pruning's ``iterative_steps``).
@@ -60,9 +63,11 @@ def iterate(
         progress: show the stages.
         selection: further options of :func:`fxprune.select`.
         search: ``measured`` brings the scores to costs measured in the network before a plan is
-            made of them, see :func:`fxprune.stream.options.measured`.
+            made of them, see :func:`fxprune.stream.options.measured`; ``local`` looks for better
+            plans around theirs, see :func:`fxprune.stream.local.local_search`.
         branches: with measured costs, kinds of branches and blocks that may go as a whole, see
             :func:`fxprune.stream.knapsack.cheapest`.
+        seed: of the moves of a local search.
         estimation: further options of :func:`fxprune.estimate`.
 
     Returns:
@@ -88,13 +93,18 @@ def iterate(
             scores = estimate(
                 model, graph, criterion, calibration, groups=scored, progress=progress, **estimation
             )
+        size = estimation.get("batch_size") or 8
         if search == "measured":
-            size = estimation.get("batch_size") or 8
             ladder, scores = measured(
                 graph, scores, calibration, units=units, batch_size=size, progress=progress
             )
             if units:
                 graph, scores = _shorter(graph, ladder.within(pool.most()), scores, goal)
+        if search == "local":
+            choose = functools.partial(select, graph, kinds=kinds, **goal, **selection)
+            scores = local_search(
+                graph, scores, calibration, choose, batch_size=size, seed=seed, progress=progress
+            )
         first = scores if first is None else first
         plan = select(graph, scores, kinds=kinds, **goal, **selection, start=plan)
     assert plan is not None
