@@ -78,14 +78,15 @@ def _data(base: str) -> ModelCardData:
     """The fields at the top, some of them from the original's card."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    from fxprune.hf.open.models import fetch, resolve
+    from fxprune.hf.open.models import Source, fetch, resolve
     from fxprune.hf.open.smollm2 import ORIGIN
 
-    source = resolve(base)
+    folder = Path(base).expanduser()  # which may hold what fxprune pruned, in any form
+    source = Source("folder", str(folder)) if folder.is_dir() else resolve(base)
     known: dict[str, Any] = {}
     if source.kind == "smollm2":
         known = dict(ORIGIN)
-    elif (card := fetch(base) / CARD).is_file():
+    elif (card := (folder if source.kind == "folder" else fetch(base)) / CARD).is_file():
         known = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
     copied = {field: known[field] for field in _COPIED if known.get(field)}
     if source.kind == "hub":
