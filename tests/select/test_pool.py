@@ -15,6 +15,7 @@ from fxprune.errors import SelectionError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import count_parameters
 from fxprune.select.budget import Budget
+from fxprune.select.latency import LatencyCurve, LatencyTable
 from fxprune.select.pool import pool_of
 from fxprune.select.select import select
 from tests.llama import tiny_llama
@@ -79,6 +80,31 @@ def test_under_every_budget(budget: dict[str, Any], ranking: Any) -> None:
     if ranking == "global" and "kv_cache" not in budget:
         assert lost(graph, free)["model.layers.2.mlp:units"] > 20
         assert plan.limits["model.layers.2.mlp:units"] == "max_ratio=0.5"
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_under_a_budget_of_latency(ranking: Any) -> None:
+    """Each neuron and each head is a part of the time."""
+    graph, scores = llama(), random_scores(llama())
+    curves = [
+        LatencyCurve(
+            (g.name,),
+            tuple(range(1, g.size + 1)),
+            tuple(0.1 * (1 - n / g.size) for n in range(1, g.size + 1)),
+        )
+        for g in graph.groups
+        if g.kind in ("mlp", "attention")
+    ]
+    mark = fxprune.Plan.of(graph, {}).fingerprint
+    table = LatencyTable((1, 64), 1.0, 1.0, tuple(curves), mark, (), "nowhere")
+    asked: Any = {"budget": Budget(latency=0.75), "latency": table, "ranking": ranking}
+    plan = select(graph, scores, max_ratio=0.5, **asked)
+    assert all(n <= graph[name].size / 2 for name, n in lost(graph, plan).items())
+    assert table.predict(plan) <= 0.75
+    with pytest.raises(
+        SelectionError, match=r"latency=0.75 cannot .* groups are held by max_ratio"
+    ):
+        select(graph, scores, max_ratio=0.2, **asked)
 
 
 def test_shares_of_units_keep_to_it() -> None:
@@ -199,3 +225,14 @@ def test_costs_that_are_measured() -> None:
         assert plan.parameters_after <= 0.7 * plan.parameters_before
         if "max_ratio" not in more:
             assert not [name for name in plan.kept if ".0." in name]
+
+
+def test_whole_plans_that_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.stream.local.ROUNDS", 1)
+    data = torch.randint(3, 90, (32, 13), generator=torch.Generator().manual_seed(0))
+    plan = fxprune.prune(
+        tiny_llama(num_hidden_layers=3), calibration=data, search="local", pruning_ratio=0.1,
+        max_ratio=0.4, layers="1-2", compensation=None, verify=False,
+    ).plan  # fmt: skip
+    assert {name.split(".")[2] for name in plan.kept} == {"1", "2"}
+    assert all(len(kept) >= 0.6 * plan.sizes[name] for name, kept in plan.kept.items())
