@@ -169,6 +169,7 @@ def prune(
         # The reference comes first: with ``consume`` the original is gone afterwards.
         with step("running the original with the removed units zeroed", progress):
             expected = oracle.reference(traced, plan, examples=examples)
+    cut = None if optimizer is None else optimizers.Cut.of(traced, plan)
     with step("rewriting", progress):
         free = consume and method is None
         small = rewrite(traced, plan, share=share or consume, consume=free)
@@ -192,7 +193,7 @@ def prune(
             only=config.only,
             progress=progress,
         )
-    optimizers.carry(optimizer, traced.module, small, traced, plan)
+    optimizers.carry(optimizer, traced.module, small, cut)
     return PruneResult(
         small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer, cost
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.axes.dims import Layout
 from fxprune.errors import RewriteError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import weight_of
@@ -20,6 +21,34 @@ from fxprune.trace.traced import Traced
 # Of the axes of a state tensor, which of its parameter's each is; None for one of size 1.
 Axes = tuple[int | None, ...]
 _MEND = "prune before training, or make a new optimizer"
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What a plan makes of a model's parameters; known before their memory is free.
+
+    Attributes:
+        graph: the groups of the model, see :func:`fxprune.rewrite.planned.planned`.
+        resize: what becomes of its axes.
+        biases: names of those that the plan adds.
+    """
+
+    graph: DependencyGraph
+    resize: Resizer
+    biases: tuple[str, ...]
+
+    @classmethod
+    def of(cls, traced: Traced, plan: Plan) -> Cut:
+        """What a plan makes of a traced model.
+
+        Raises:
+            PlanError: it is for another.
+        """
+        return cls(*planned(traced, plan), plan.biases)
+
+    def layouts(self, name: str) -> tuple[Layout, ...] | None:
+        """Those of the axes of a parameter, if the graph reads it."""
+        return self.graph.layouts.get(self.graph.traced.canonical(name))
 
 
 def check(optimizer: Any, model: nn.Module) -> None:
@@ -42,8 +71,7 @@ def carry(
     optimizer: Any,
     before: nn.Module,
     after: nn.Module,
-    traced: Traced | None = None,
-    plan: Plan | None = None,
+    cut: Cut | None = None,
     *,
     renamed: Callable[[str], str | None] | None = None,
 ) -> None:
@@ -60,8 +88,7 @@ def carry(
         optimizer: see :func:`check`; None does nothing.
         before: the model whose parameters it has.
         after: the smaller model.
-        traced: ``before``, traced; without it the two have the same shapes.
-        plan: what led from the one to the other.
+        cut: what became of the one; without it the two have the same shapes.
         renamed: the name in ``after`` of a parameter of ``before``, None if it went; without it,
             they have the same names, and a parameter that ``after`` does not hold stays as it is
             unless the plan removes it.
@@ -73,18 +100,17 @@ def carry(
     if optimizer is None:
         return
     optimizer, called = _bare(optimizer), renamed or str
-    graph, resize = (None, None) if traced is None or plan is None else planned(traced, plan)
     there = dict(after.named_parameters(remove_duplicate=False))
     moved: dict[int, nn.Parameter | None] = {}
     states: dict[nn.Parameter, dict[str, Any]] = {}
-    for entry in _entries(optimizer, before, graph):
+    for entry in _entries(optimizer, before, cut):
         new = entry.found(there, called)
-        if new is None and renamed is None and not entry.dropped(graph):
+        if new is None and renamed is None and not entry.dropped(cut):
             new = entry.parameter  # nothing that the graph reads
         moved[id(entry.parameter)] = new
         if new is not None and new is not entry.parameter:
-            states[new] = entry.cut(new, graph, resize)
-    added = [(called(bias), called(weight_of(bias))) for bias in (plan.biases if plan else ())]
+            states[new] = entry.left(new, cut)
+    added = [(called(bias), called(weight_of(bias))) for bias in (cut.biases if cut else ())]
     for group in optimizer.param_groups:
         _regroup(group, optimizer.state, moved, called)
         for bias, weight in added:
@@ -152,27 +178,26 @@ class _Entry:
             raise RewriteError(f"{self} was one tensor and is two in the smaller model")
         return next(iter(found.values()), None)
 
-    def dropped(self, graph: DependencyGraph | None) -> bool:
+    def dropped(self, cut: Cut | None) -> bool:
         """Whether it goes whole, with a branch or block."""
-        return graph is not None and graph.traced.canonical(self.names[0]) in graph.traced.dropped
+        traced = None if cut is None else cut.graph.traced
+        return traced is not None and traced.canonical(self.names[0]) in traced.dropped
 
-    def cut(
-        self, new: nn.Parameter, graph: DependencyGraph | None, resize: Resizer | None
-    ) -> dict[str, Any]:
+    def left(self, new: nn.Parameter, cut: Cut | None) -> dict[str, Any]:
         """The state for what stays of the parameter.
 
         Raises:
             RewriteError: the parameter that stays has another shape.
         """
         left = dict(self.state)
-        layouts = None if graph is None else graph.layouts.get(graph.traced.canonical(str(self)))
+        layouts = None if cut is None else cut.layouts(self.names[0])
         for key, axes in self.axes.items():
             value = left[key]
             for place, axis in enumerate(axes):
-                if axis is None or layouts is None or resize is None:
+                if axis is None or layouts is None or cut is None:
                     continue
-                if resize.changed(layouts[axis]):
-                    kept = resize.index(layouts[axis]).to(value.device)
+                if cut.resize.changed(layouts[axis]):
+                    kept = cut.resize.index(layouts[axis]).to(value.device)
                     value = value.index_select(place, kept)
             expected = tuple(1 if axis is None else new.shape[axis] for axis in axes)
             if axes and tuple(value.shape) != expected:
@@ -195,7 +220,7 @@ def _bare(optimizer: Any) -> Any:
     return optimizer
 
 
-def _entries(optimizer: Any, model: nn.Module, graph: DependencyGraph | None) -> Iterator[_Entry]:
+def _entries(optimizer: Any, model: nn.Module, cut: Cut | None) -> Iterator[_Entry]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -206,7 +231,7 @@ def _entries(optimizer: Any, model: nn.Module, graph: DependencyGraph | None) ->
                 f"parameter of {type(model).__name__}: make it of model.parameters()"
             )
         own, shape = names[id(parameter)], tuple(parameter.shape)
-        if graph is not None and (known := graph.layouts.get(graph.traced.canonical(own[0]))):
+        if cut is not None and (known := cut.layouts(own[0])):
             shape = tuple(layout.size for layout in known)
         state = dict(optimizer.state.get(parameter, {}))
         axes = {key: _axes(own[0], key, value, shape) for key, value in state.items()}

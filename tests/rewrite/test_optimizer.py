@@ -111,7 +111,7 @@ def test_a_step_is_that_of_one_cut_by_hand(name: str, stock: bool, plan: fxprune
     else:
         traced = fxprune.trace(model)
         graph = fxprune.rewrite(traced, plan, share=False)
-        optimizers.carry(optimizer, model, graph, traced, plan)
+        optimizers.carry(optimizer, model, graph, optimizers.Cut.of(traced, plan))
         small = fxprune.shrink(model, plan, graph, traced=traced, share=True)
     own = {id(p) for p in small.parameters()}
     assert {id(p) for g in optimizer.param_groups for p in g["params"]} == own
@@ -171,6 +171,31 @@ def test_blocks_that_go_leave_their_groups() -> None:
     up = small.model.layers[1].mlp.up_proj.weight
     assert any(p is up for p in optimizer.param_groups[2]["params"])
     assert torch.equal(optimizer.state[up]["exp_avg"], third)
+    train(small, optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"consume": True, "pruning_ratio": 0.4},
+        {"depth": fxprune.Depth(schedule="alternate"), "pruning_ratio": 0.5},
+    ],
+)
+def test_what_prune_gives_is_what_the_optimizer_has(options: dict[str, Any]) -> None:
+    """Also where the weights of the original are freed, and where blocks go."""
+    model = tiny_llama(num_hidden_layers=4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    train(model, optimizer, 2)
+    result = fxprune.prune(
+        model, criterion="magnitude", compensation=None, kinds="mlp",
+        optimizer=optimizer, **options,
+    )  # fmt: skip
+    small: Any = result.model
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+        id(p) for p in small.parameters()
+    }
+    for parameter in small.parameters():
+        assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
     train(small, optimizer, 1)
 
 

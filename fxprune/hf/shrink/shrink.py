@@ -32,7 +32,7 @@ from fxprune.plan import Plan
 from fxprune.rewrite.apart import set_apart
 from fxprune.rewrite.compose import whole
 from fxprune.rewrite.history import history_of
-from fxprune.rewrite.optimizer import carry, check
+from fxprune.rewrite.optimizer import Cut, carry, check
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config
@@ -135,7 +135,8 @@ def shrink(
     if optimizer is None or trained is not model or not changed:
         carry(optimizer, trained, small, renamed=names.renamed)
     else:
-        carry(optimizer, model, small, traced or trace(model), plan, renamed=names.renamed)
+        cut = Cut.of(traced or trace(model), plan)
+        carry(optimizer, model, small, cut, renamed=names.renamed)
     return small
 
 
