@@ -113,10 +113,10 @@ def pieces_of(traced: Traced) -> Pieces:
     The pieces share their tensors with the model, and work on ``meta`` models. They compute, one
     after the other, bit for bit what the graph does. The result is kept with the traced model.
     """
-    known = traced.cache.get("pieces")
-    if not isinstance(known, Pieces):
-        known = traced.cache["pieces"] = _Cutter(traced).cut()
-    return known
+    known: tuple[object, Pieces] | None = traced.cache.get("pieces")
+    if known is None or known[0] is not traced.guards:  # the first piece checks by them
+        known = traced.cache["pieces"] = traced.guards, _Cutter(traced).cut()
+    return known[1]
 
 
 class _Cutter:

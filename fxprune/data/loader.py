@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -72,6 +74,7 @@ class Loader:
                         ahead = pool.submit(self._read, tensors[place + 1])
                     yield number
                     self.here = {}
+                    _give_back()
             finally:
                 self.here = {}
 
@@ -81,3 +84,11 @@ class Loader:
             found[name] = self.source.read(self.pieces.traced, name)
             self.bytes += found[name].nbytes
         return found
+
+
+def _give_back() -> None:
+    """Let the system have memory that is free, which glibc may hold on to until the end."""
+    with contextlib.suppress(
+        AttributeError, OSError, TypeError
+    ):  # elsewhere there is no such function
+        ctypes.CDLL(None).malloc_trim(0)

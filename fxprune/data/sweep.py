@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,12 +11,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.branches.pieces import Piece
-from fxprune.data.held import Held
-from fxprune.data.loader import Loader
+from fxprune.branches.pieces import Piece, pieces_of
+from fxprune.data.calibrate import Batch
+from fxprune.data.graph_inputs import graph_inputs, named_inputs
+from fxprune.data.held import Held, holding
+from fxprune.data.loader import Loader, Source
 from fxprune.errors import CalibrationError
 from fxprune.progress import track_some
+from fxprune.trace.guards import check
 from fxprune.trace.lockstep import flatten, input_names
+from fxprune.trace.ones import admit_ones
+from fxprune.trace.traced import Traced
 
 Read = Callable[[fx.Node], Any]
 
@@ -216,6 +222,45 @@ class Sweep:
         return track_some(self.weights.each(order), len(order), words, self.progress)
 
 
+@contextlib.contextmanager
+def sweeping(
+    traced: Traced, source: Source, data: Sequence[Batch], *, progress: bool = False
+) -> Iterator[Sweep]:
+    """Sweep over batches, from the first piece on.
+
+    Args:
+        traced: the model.
+        source: where its weights come from.
+        data: the batches.
+        progress: show progress.
+
+    Raises:
+        CalibrationError: the batches do not fit the graph.
+        CheckpointError: the source has not all of the weights.
+    """
+    source.check(traced)
+    inputs = inputs_of(traced, source, data)
+    with holding(source.memory) as held:
+        yield Sweep(Loader(pieces_of(traced), source), inputs, held, progress)
+
+
+def inputs_of(traced: Traced, source: Source, data: Sequence[Batch]) -> list[list[Any]]:
+    """Of each batch, the values of the graph's placeholders, on the device where the model runs.
+
+    Raises:
+        CalibrationError: the batches do not fit the graph.
+        InputError: the graph was captured for other sizes.
+    """
+    moved = ({n: _moved(x, source.device) for n, x in batch.items()} for batch in data)
+    inputs = [graph_inputs(traced, batch) for batch in moved]
+    blank = any(tensor.is_meta for tensor in traced.tensors.values())
+    if blank and not all(map(traced.guards.take, inputs)):
+        admit_ones(traced)
+    for values in inputs:
+        check(traced.guards.spec, *values)
+    return inputs
+
+
 class Tail(nn.Module):
     """The last piece for one batch, as a module that gives what the whole graph does."""
 
@@ -237,8 +282,10 @@ class Tail(nn.Module):
         module = pieces.traced.graph_module
         names = input_names(module)
         named = dict(zip(names, args, strict=False)) | kwargs
-        known = named.keys() == set(names) and not self.ran
-        if not known or not _alike(flatten(module, named), sweep.inputs[batch]):
+        known = named.keys() <= set(names) and not self.ran
+        if known:
+            given = flatten(module, named_inputs(pieces.traced, named))
+        if not known or not _alike(given, sweep.inputs[batch]):
             raise CalibrationError(
                 "a model that is run in pieces can be called once by the loss, with the inputs of "
                 f"the batch ({', '.join(names)}) as they are: give a loss_fn that compares logits "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import threading
-import weakref
 from typing import Any
 
 import pytest
@@ -23,32 +21,10 @@ from fxprune.trace.traced import Traced
 from tests import zoo
 from tests.llama import tiny_llama
 from tests.models import ResidualConvNet
+from tests.pieces import Counted
 
 LAYERS = 4
 BATCHES = [{"input_ids": torch.randint(90, (2, 9 + i))} for i in range(3)]
-
-
-class Counted:
-    """Weights of a traced model that has them, each read a copy, and which of them are alive."""
-
-    device, memory = torch.device("cpu"), None
-
-    def __init__(self) -> None:
-        self.alive: list[tuple[str, weakref.ref[Tensor]]] = []
-        self.threads: set[int] = set()
-
-    def check(self, traced: Traced) -> None:
-        """All are here."""
-
-    def read(self, traced: Traced, name: str) -> Tensor:
-        found = traced.tensors[name].detach().clone()
-        self.alive.append((name, weakref.ref(found)))
-        self.threads.add(threading.get_ident())
-        return found
-
-    def names(self) -> set[str]:
-        gc.collect()
-        return {name for name, reference in self.alive if reference() is not None}
 
 
 class Watch:

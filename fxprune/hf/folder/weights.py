@@ -128,7 +128,7 @@ class Weights:
     def _computed(self, traced: Traced, name: str) -> Tensor:
         """A tensor that no checkpoint holds."""
         own = traced.tensors[name]
-        if not own.is_meta:
+        if not own.is_meta and name not in _saved(traced):
             return own
         known: dict[str, Tensor] | None = traced.cache.get("unsaved")
         if known is None:
@@ -142,6 +142,15 @@ class Weights:
             )
         _check_shape(traced, name, tuple(found.shape), type(traced.module).__name__)
         return found
+
+
+def _saved(traced: Traced) -> set[str]:
+    """What a checkpoint of the model holds: it is not taken from the model in its place."""
+    known: set[str] | None = traced.cache.get("saved")
+    if known is None:
+        ignored = getattr(traced.module, "_keys_to_ignore_on_save", None) or ()
+        known = traced.cache["saved"] = {*traced.module.state_dict()} - {*ignored}
+    return known
 
 
 def _unsaved(model: Any) -> dict[str, Tensor]:
