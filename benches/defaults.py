@@ -20,12 +20,13 @@ from fxprune.select.budget import Budget
 WINDOWS = {128: 128, 1024: 32}
 FEW = {"calibration_samples": 10, "calibration_lengths": (128,), "compensation_samples": 10}
 WAYS: dict[str, dict[str, Any]] = {
+    # The user's text alone, as it was by default until 2026-11-29 (with one weight for all kinds).
+    "text": {"written_samples": 0, "normalise": "none"},
     "default": {},
     "mlp": {"kinds": ("mlp",)},
+    "more": {"written_samples": 384},
     "measured": {"search": "measured"},
-    "written": {"kinds": ("mlp",), "written_samples": 128},
-    "more": {"kinds": ("mlp",), "written_samples": 384},
-    "blockwise": {"kinds": ("mlp",), "written_samples": 128, "compensation": "blockwise"},
+    "blockwise": {"compensation": "blockwise"},
     # The best peer's: ranges of weights times norms of inputs, the same width in all layers.
     "peer": {
         "kinds": ("mlp",),
@@ -34,7 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "compensation": None,
         **FEW,
     },
-    "few": {"kinds": ("mlp",), "written_samples": 384, **FEW},
+    "few": {"written_samples": 384, **FEW},
 }
 
 

@@ -77,6 +77,7 @@ def main() -> None:
             scores,
             budget=fxprune.Budget(params=PARAMETERS),
             ranking="global",
+            normalise="none",  # heads count no more than MLP units, as the table has it
         )
         small = fxprune.rewrite(traced, plan)
         done = fxprune.compensate(

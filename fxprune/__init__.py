@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from fxprune.plan import Plan
     from fxprune.proof.oracle import VerifyReport, verify
     from fxprune.prune import prune
+    from fxprune.recover.callback import PruningCallback
+    from fxprune.recover.gradual import GradualPruner
     from fxprune.recover.methods import Distillation, FullTraining, LoRA
     from fxprune.recover.prune_and_recover import PrunedAndRecovered, prune_and_recover
     from fxprune.recover.recover import Recovery, recover
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from fxprune.select.budget import Budget
     from fxprune.select.depth import Depth
     from fxprune.select.latency import LatencyTable
+    from fxprune.select.schedule import Gradual
     from fxprune.select.select import select
     from fxprune.serve.export import export
     from fxprune.stream import propagate  # type: ignore[no-redef]
@@ -131,6 +134,8 @@ _HOMES = {
     "fxprune.plan": "Plan",
     "fxprune.proof.oracle": "VerifyReport verify",
     "fxprune.prune": "prune",
+    "fxprune.recover.callback": "PruningCallback",
+    "fxprune.recover.gradual": "GradualPruner",
     "fxprune.recover.methods": "Distillation FullTraining LoRA",
     "fxprune.recover.prune_and_recover": "PrunedAndRecovered prune_and_recover",
     "fxprune.recover.recover": "Recovery recover",
@@ -140,6 +145,7 @@ _HOMES = {
     "fxprune.select.budget": "Budget",
     "fxprune.select.depth": "Depth",
     "fxprune.select.latency": "LatencyTable",
+    "fxprune.select.schedule": "Gradual",
     "fxprune.select.select": "select",
     "fxprune.serve.export": "export",
     "fxprune.stream": "propagate",

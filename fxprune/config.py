@@ -6,7 +6,6 @@ Nothing heavy is imported here, so that the command line can make its options fr
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fxprune.errors import ConfigError, CriterionError, SelectionError
-from fxprune.files import plain, write_text
+from fxprune.files import check_fields, plain, read_values, write_values
 from fxprune.groups.kinds import DEFAULT_KINDS, KINDS
 from fxprune.select.budget import Budget, fraction
 from fxprune.select.depth import FIXED, Depth
+from fxprune.select.options import at_most, check_least, check_multiple, layer_ranges
 
 if TYPE_CHECKING:
     from fxprune.depth import DepthCriterion
@@ -27,7 +27,7 @@ RATIO = 0.2  # if no goal is given
 # What means nothing where only blocks and branches go.
 _OF_UNITS = (
     "kinds", "groups", "ranking", "normalise", "cost_aware", "overrides", "multiple_of", "min_kept",
-    "keep_first", "keep_last", "steps", "search", "branches",
+    "max_ratio", "keep_first", "keep_last", "steps", "search", "branches",
 )  # fmt: skip
 
 
@@ -51,18 +51,23 @@ class PruneConfig:
         kinds: kinds of groups to prune; by default MLPs, and heads of attention or of a state.
         groups: instead of kinds, names of groups.
         ignore: names of modules, or :mod:`fnmatch` patterns, that are left as they are.
+        only: likewise, outside of which everything is left as it is: ``model.language_model``.
+        layers: numbers of the layers, of every stack, that lose units or go: ``"4-20,25"``;
+            ``depth`` may have its own, as of ``only``.
         keep_first: leave this many layers at the start of every stack alone; depth has its own.
         keep_last: likewise at the end.
         ranking: ``global``, ``local`` or ``uniform``; None for what :func:`fxprune.select` takes.
         normalise: see :func:`fxprune.select`; None is what belongs to the scores.
         cost_aware: rank by score per cost; None is what belongs to the scores.
-        overrides: pattern of group names to the fraction of units that goes there; 0 protects.
+        overrides: kind of groups, or pattern of their names, to the fraction of units that goes
+            there; 0 protects.
         multiple_of: a group that loses units keeps a multiple of this many; by kind if a mapping.
-        min_kept: units that stay in every group at least.
+        min_kept: units (heads, neurons) that stay in every group at least; or by kind or pattern.
+        max_ratio: share of its units that any group loses at most, likewise.
         target: engine that must run the result, by name; its limits bind while units are chosen.
         steps: reach the goal in so many steps, with new scores before each.
-        search: ``predicted`` chooses by the scores; ``measured`` first brings them to costs that
-            are measured in the network, see :func:`fxprune.stream.options.measure_ladder`.
+        search: ``predicted`` chooses by the scores, ``measured`` by costs measured in the network,
+            ``local`` by trying plans around that of the scores (see :mod:`fxprune.stream.local`).
         branches: ``attention``, ``mlp``, ``block`` that may go as a whole, with measured costs.
         compensation: ``least-squares``, ``blockwise``, ``bias`` or None, see
             :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data,
@@ -74,7 +79,7 @@ class PruneConfig:
         calibration_lengths: tokens in each; several lengths have an equal share of the tokens.
             None for 128, and for ``obs`` and compensation also 1024.
         compensation_samples: crops that compensation sees; those of the criterion come first.
-        written_samples: short sequences that the model writes beside them, continuing the text.
+        written_samples: short sequences that a language model writes beside them; None for as many.
         batch_size: sequences per forward pass of the calibration; None as the data comes.
         seed: of the crops and of random scores.
         verify: run the oracle.
@@ -91,6 +96,8 @@ class PruneConfig:
     kinds: tuple[str, ...] = DEFAULT_KINDS
     groups: tuple[str, ...] | None = None
     ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    layers: str | None = None
     keep_first: int = 0
     keep_last: int = 0
     ranking: Literal["local", "global", "uniform"] | None = None
@@ -98,17 +105,18 @@ class PruneConfig:
     cost_aware: bool | None = None
     overrides: Mapping[str, float] = field(default_factory=dict)
     multiple_of: int | Mapping[str, int] = 1
-    min_kept: int = 1
+    min_kept: int | Mapping[str, int] = 1
+    max_ratio: float | str | Mapping[str, float | str] | None = None
     target: str | None = None
     steps: int = 1
-    search: Literal["predicted", "measured"] = "predicted"
+    search: Literal["predicted", "measured", "local"] = "predicted"
     branches: tuple[str, ...] = ()
     compensation: Literal["auto", "bias", "least-squares", "blockwise"] | None = "auto"
     compensation_scope: Literal["pruned", "all"] | None = None
     calibration_samples: int | None = None
     calibration_lengths: tuple[int, ...] | None = None
     compensation_samples: int = 128
-    written_samples: int = 0
+    written_samples: int | None = None
     batch_size: int | None = None
     seed: int = 0
     verify: bool = True
@@ -120,8 +128,8 @@ class PruneConfig:
             from fxprune.select.schedule import goals
 
             goals(self.steps, **self.goal())
-            if self.search == "measured" and self.steps > 1:
-                raise SelectionError("search='measured' measures once: leave out steps=")
+            if self.search != "predicted" and self.steps > 1:
+                raise SelectionError(f"search={self.search!r} measures once: leave out steps=")
         else:
             self._check_only_depth()
         self.make_criterion()
@@ -156,8 +164,8 @@ class PruneConfig:
     def selection(self) -> dict[str, Any]:
         """The further options of :func:`fxprune.select`, but ``kinds``."""
         names = (
-            "groups", "ignore", "keep_first", "keep_last", "ranking", "normalise", "cost_aware",
-            "overrides", "multiple_of", "min_kept",
+            "groups", "ignore", "only", "layers", "keep_first", "keep_last", "ranking", "normalise",
+            "cost_aware", "overrides", "multiple_of", "min_kept", "max_ratio",
         )  # fmt: skip
         options = {name: getattr(self, name) for name in names} if self.width else {}
         return options | ({"gain_bias": True} if self.compensation == "bias" else {})
@@ -166,7 +174,13 @@ class PruneConfig:
         """The blocks or branches to remove, with what is to be ignored."""
         if self.depth is None:
             return None
-        return replace(self.depth, ignore=(*self.depth.ignore, *self.ignore))
+        depth, layers = self.depth, self.depth.layers or self.layers
+        return replace(
+            depth,
+            ignore=(*depth.ignore, *self.ignore),
+            only=depth.only or self.only,
+            layers=layers,
+        )
 
     def make_criterion(self, causal: bool = True) -> Criterion | None:
         """The criterion of units; None for depth alone.
@@ -254,7 +268,7 @@ class PruneConfig:
         """
         if config is not None and not isinstance(config, PruneConfig):
             raise ConfigError(f"config= takes a fxprune.PruneConfig, not {type(config).__name__}")
-        _check_names(cls, options)
+        check_fields(cls, options)
         return cls(**options) if config is None else replace(config, **options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -282,22 +296,16 @@ class PruneConfig:
             FxpruneError: there is no such field, or a value is refused.
         """
         values = dict(given)
-        _check_names(cls, values)
+        check_fields(cls, values)
         for name, kind in (("budget", Budget), ("depth", Depth)):
             if isinstance(values.get(name), Mapping):
-                _check_names(kind, values[name])
+                check_fields(kind, values[name])
                 values[name] = kind(**values[name])
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
         """Write it as YAML or, to a path that ends in ``.json``, as JSON."""
-        path, values = Path(path), self.to_dict()
-        if path.suffix == ".json":
-            write_text(path, json.dumps(values, indent=1) + "\n")
-        else:
-            import yaml  # type: ignore[import-untyped]
-
-            write_text(path, yaml.safe_dump(values, sort_keys=False))
+        write_values(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> PruneConfig:
@@ -307,14 +315,7 @@ class PruneConfig:
             ConfigError: it cannot be read, or does not hold a configuration.
             FxpruneError: a value is refused.
         """
-        import yaml
-
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-            values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+        values = read_values(Path(path))
         if isinstance(values, dict) and isinstance(values.get("config"), dict):
             values = values["config"]
         if not isinstance(values, dict):
@@ -325,7 +326,7 @@ class PruneConfig:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("kinds", "groups", "ignore", "branches", "calibration_lengths"):
+        for name in ("kinds", "groups", "ignore", "only", "branches", "calibration_lengths"):
             value = getattr(self, name)
             if isinstance(value, str | int):
                 put(name, (value,))
@@ -335,13 +336,15 @@ class PruneConfig:
             put("pruning_ratio", fraction("pruning_ratio", self.pruning_ratio))
         parts = {key: fraction(f"override of {key!r}", v) for key, v in self.overrides.items()}
         put("overrides", parts)
+        put("max_ratio", at_most(self.max_ratio))
+        put("layers", layer_ranges(self.layers))
         if str(self.compensation) == "none":
             put("compensation", None)
 
     def _check_values(self) -> None:
         from fxprune.compensate.compensate import Method, check_options
         from fxprune.select.density import NORMALISE
-        from fxprune.select.select import RANKINGS, check_multiple
+        from fxprune.select.select import RANKINGS
         from fxprune.serve.engine import check_name
 
         for name, kind in (("budget", Budget), ("depth", Depth)):
@@ -350,7 +353,7 @@ class PruneConfig:
         for name, choices in (
             ("ranking", RANKINGS),
             ("normalise", NORMALISE),
-            ("search", ("predicted", "measured")),
+            ("search", ("predicted", "measured", "local")),
             ("compensation", ("auto", "none", *get_args(Method))),
         ):
             value = getattr(self, name)
@@ -363,13 +366,14 @@ class PruneConfig:
             what = f"unknown kind {unknown[0]!r}" if unknown else "no kinds"
             raise SelectionError(f"{what}: choose from {', '.join(KINDS)}")
         for name, least in {
-            "min_kept": 1, "keep_first": 0, "keep_last": 0, "calibration_samples": 1,
+            "keep_first": 0, "keep_last": 0, "calibration_samples": 1,
             "compensation_samples": 1, "written_samples": 0, "batch_size": 1,
         }.items():  # fmt: skip
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 raise SelectionError(f"{name}={value!r}: a whole number, at least {least}")
         check_multiple(self.multiple_of)
+        check_least(self.min_kept)
         if self.target is not None:
             check_name(self.target)
         lengths = self.calibration_lengths
@@ -389,12 +393,3 @@ class PruneConfig:
                     f"{each.name}= is for units of groups, and only blocks or branches are to go: "
                     "leave it out, or give pruning_ratio or budget too"
                 )
-
-
-def _check_names(kind: type, given: Mapping[str, Any]) -> None:
-    known = [each.name for each in fields(kind)]
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(known)}"
-            raise ConfigError(f"{kind.__name__} has no field {name!r}; {hint}")

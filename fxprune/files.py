@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
-from fxprune.errors import CheckpointError, FxpruneError
+from fxprune.errors import CheckpointError, ConfigError, FxpruneError
 
 
 class _NotWrittenError(CheckpointError):
@@ -141,6 +144,45 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     # Asked of the disk itself: permissions do not tell of a read-only one, or of a quota.
     with writing(path), tempfile.TemporaryFile(dir=there) as stream:
         stream.write(b"0")
+
+
+def write_values(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as YAML or, to a path that ends in ``.json``, as JSON."""
+    if path.suffix == ".json":
+        write_text(path, json.dumps(values, indent=1) + "\n")
+    else:
+        import yaml  # type: ignore[import-untyped]
+
+        write_text(path, yaml.safe_dump(values, sort_keys=False))
+
+
+def read_values(path: Path) -> Any:
+    """Read what :func:`write_values` wrote.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+
+
+def check_fields(kind: type, given: Mapping[str, Any]) -> None:
+    """Refuse what is no field of a dataclass.
+
+    Raises:
+        ConfigError: there is none of that name; offers close ones.
+    """
+    known = [each.name for each in fields(kind)]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else f"it has {', '.join(known)}"
+            raise ConfigError(f"{kind.__name__} has no field {name!r}; {hint}")
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fxprune.data.draw import Draw, as_text, lengths_for, samples
 from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.data.text import Text
+from fxprune.data.written import writes
 from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.depth.named import needs_data
 from fxprune.errors import CalibrationError, CriterionError, FxpruneWarning
@@ -30,12 +31,13 @@ from fxprune.importance.experts import REAP
 from fxprune.importance.scores import Scores
 from fxprune.importance.taylor import Taylor
 from fxprune.measure.latency import measure_latency
-from fxprune.measure.latency_report import corrected, latency_report
+from fxprune.measure.latency_report import latency_report, settled
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.proof import oracle
 from fxprune.proof.examples import Examples, checked
 from fxprune.result import PruneResult
+from fxprune.rewrite import optimizer as optimizers
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select.candidates import choose_groups
 from fxprune.select.depth import Depth
@@ -65,6 +67,7 @@ def prune(
     scores: Scores | None = None,
     loss_fn: LossFunction | None = None,
     latency: LatencyTable | None = None,
+    optimizer: Any = None,
     share: bool = False,
     consume: bool = False,
     progress: bool = False,
@@ -88,6 +91,8 @@ def prune(
             :func:`fxprune.estimate`.
         latency: what :func:`fxprune.measure_latency` measured, for a budget of latency; without it
             this model is measured first.
+        optimizer: one that trains ``model``: it goes on with the parameters of the result, in
+            place, its state cut along, see :func:`fxprune.rewrite.optimizer.carry`.
         share: share tensors that lose nothing with ``model``, which saves their memory. Training
             the result then changes ``model`` too. By default it has tensors of its own.
         consume: free the original weights while rewriting; ``model`` cannot be used afterwards.
@@ -102,6 +107,7 @@ def prune(
     config = PruneConfig.of(config, **options)
     check_loss(loss_fn)
     model, args, kwargs = opened(model, args, kwargs)
+    optimizers.check(optimizer, model)
     causal = is_causal_model(model)
     criterion = config.make_criterion(causal) if scores is None else None
     of_blocks = config.make_depth_criterion()
@@ -140,6 +146,7 @@ def prune(
         plan = select(graph, scores, kinds=kinds, **asked[0], **selection)
     else:
         assert criterion is not None
+        how = {name: getattr(config, name) for name in ("search", "branches", "seed")}
         scores, plan = iterate(
             model,
             graph,
@@ -148,13 +155,12 @@ def prune(
             asked=asked,
             kinds=kinds,
             selection=selection,
-            search=config.search,
-            branches=config.branches,
+            **how,
             **estimation,
         )
         graph = discover(bypass(traced, plan.removed))
     traced = traced.original or traced
-    plan = _settled(graph, scores, plan, kinds, asked, selection)
+    plan = settled(graph, scores, plan, kinds, asked, selection)
     cost = _surcharge(graph, config, scores, plan, {"kinds": kinds, **selection}, asked)
     expected = None
     if config.verify:
@@ -181,8 +187,10 @@ def prune(
             method=method,
             scope=config.compensation_scope,
             ignore=config.ignore,
+            only=config.only,
             progress=progress,
         )
+    optimizers.carry(optimizer, traced.module, small, traced, plan)
     return PruneResult(
         small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer, cost
     )
@@ -239,7 +247,7 @@ def draw_calibration(
     first, mends = draws(model, config, criterion)
     known: dict[Draw, list[Tensor]] = {}
     criteria = (criterion, config.make_depth_criterion())
-    hungry = config.search == "measured" or any(c is not None and needs_data(c) for c in criteria)
+    hungry = config.search != "predicted" or any(c is not None and needs_data(c) for c in criteria)
     found = first.of(model, tokenizer, text, known, progress) if hungry else None
     if config.compensation is None:
         return found, None
@@ -252,9 +260,14 @@ def draws(model: nn.Module, config: PruneConfig, criterion: Criterion | None) ->
     first, lengths = (
         lengths_for(model, config.calibration_lengths, c) for c in (covariances, True)
     )
-    count, written = samples(config.calibration_samples, covariances), config.written_samples
-    seen = Draw(config.seed, count, first, written)
-    return seen, Draw(config.seed, config.compensation_samples, lengths, written)
+    count, mends = samples(config.calibration_samples, covariances), config.compensation_samples
+    able = is_causal_model(model) and writes(model)
+
+    def written(like: int) -> int:
+        return (like if able else 0) if config.written_samples is None else config.written_samples
+
+    seen = Draw(config.seed, count, first, written(count if covariances else 0))
+    return seen, Draw(config.seed, mends, lengths, written(mends))
 
 
 def _method(config: PruneConfig, causal: bool, data: Calibration | None) -> Method | None:
@@ -360,27 +373,6 @@ def _surcharge(
         return None
     engine(config.target).require(plan, graph)
     return surcharge(graph, scores, plan, {**asked[-1], **selection}) if asked else None
-
-
-def _settled(
-    graph: DependencyGraph,
-    scores: Scores,
-    plan: Plan,
-    kinds: tuple[str, ...],
-    asked: Sequence[Mapping[str, Any]],
-    selection: dict[str, Any],
-) -> Plan:
-    """The plan; under a budget of latency, chosen again once the first one was measured.
-
-    The curves of the table are of groups alone. What they save together is measured here, and the
-    corrected table takes the other's place in ``selection``.
-    """
-    budget = asked[0].get("budget") if len(asked) == 1 else None
-    if budget is None or budget.latency is None or not plan.kept:
-        return plan
-    traced = graph.traced.original or graph.traced
-    selection["latency"] = corrected(selection["latency"], plan, traced)
-    return select(graph, scores, kinds=kinds, **asked[0], **selection)
 
 
 def _shortened(

@@ -37,6 +37,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "Recovery",
         "prune_and_recover",
         "PrunedAndRecovered",
+        "GradualPruner",
+        "PruningCallback",
     ),
     "Criteria": (
         "OBS",
@@ -72,6 +74,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "PruneConfig",
         "Budget",
         "Depth",
+        "Gradual",
         "Removal",
         "Plan",
         "VerifyReport",

@@ -265,6 +265,19 @@ class TestPrune:
             "model.layers.1.mlp:units": 16
         }
 
+    def test_limits_reach_the_plan(self, run: Any, folder: Path, tmp_path: Path) -> None:
+        options = ("--ratio", "0.1", "--max-ratio", "mlp=75%,*.0.mlp:*=0.25", "--min-kept")
+        options += ("attention=2", "--only", "model.layers.0", "--only", "model.layers.1")
+        ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)
+        assert ran.status == 0, ran.err
+        kept = fxprune.Plan.load(tmp_path / "s" / "plan.json").kept
+        assert not [name for name in kept if name.endswith("heads")]
+        assert len(kept.get("model.layers.0.mlp:units", range(40))) >= 30
+        assert len(kept["model.layers.1.mlp:units"]) >= 10
+        report = json.loads((tmp_path / "s" / "report.json").read_text())
+        assert report["config"]["max_ratio"] == {"mlp": 0.75, "*.0.mlp:*": 0.25}
+        assert report["config"]["only"] == ["model.layers.0", "model.layers.1"]
+
     def test_costs_and_steps(self, run: Any, folder: Path, tmp_path: Path) -> None:
         options = ("--macs", "0.8", "--kv-cache", "0.5", "--steps", "2", "--criterion", "flap")
         options += ("--layer-ratio", "*.0.mlp:units=0")
@@ -445,6 +458,11 @@ class TestPrune:
             (("--multiple-of", "0"), "--multiple-of 0: a whole number, at least 1"),
             (("--multiple-of", "mlp=0"), "--multiple-of 0: a whole number, at least 1"),
             (("--multiple-of", "8,4"), "write a number, or KIND=NUMBER with commas"),
+            (("--min-kept", "attention=x"), "write a number, or KIND=NUMBER with commas"),
+            (("--min-kept", "attention=0"), "--min-kept 0: a whole number, at least 1"),
+            (("--max-ratio", "mlp=150%"), "--max-ratio 1.5 is outside [0, 1)"),
+            (("--max-ratio", "0.5,mlp=1"), "write a number, or KIND=NUMBER with commas"),
+            (("--layers", "4-"), "--layers '4-': numbers of layers, such as '4-20,25'"),
             (("--multiple-of", "mpl=8"), "unknown kind 'mpl': take mlp"),
             (("--layer-ratio", "*.0.*"), "--layer-ratio '*.0.*': write PATTERN=FRACTION"),
             (
@@ -492,6 +510,8 @@ class TestPrune:
             ("--macs", "0.01"): "macs=0.01 cannot be met: at least",
             ("--kv-cache", "1.5"): "kv_cache=1.5 cannot be met: at least 24 of the model's 48",
             ("--layer-ratio", "*.9.*=0.5"): "the override '*.9.*' matches no group",
+            ("--max-ratio", "mlp=10%"): "2 groups are held by max_ratio=0.1; choose more kinds",
+            ("--layers", "2"): "there is no layer 2, the model has layers 0 to 1",
         }
         for options, message in cases.items():
             ran = run("prune", folder, "--out", tmp_path / "s", *options, *QUICK)

@@ -49,6 +49,9 @@ def test_defaults_are_fine() -> None:
         ({"kinds": ()}, "no kinds: choose from"),
         ({"keep_first": -1}, "keep_first=-1: a whole number, at least 0"),
         ({"min_kept": 0}, "min_kept=0"),
+        ({"min_kept": {"mlp": 1.5}}, "min_kept=1.5: a whole number, at least 1"),
+        ({"max_ratio": 50}, r"max_ratio=50 is outside \[0, 1\): .*did you mean 0.5"),
+        ({"layers": "9-3"}, "layers='9-3': numbers of layers"),
         ({"calibration_samples": 0}, "calibration_samples=0: a whole number, at least 1"),
         ({"calibration_lengths": (128, 1)}, "at least 2 tokens"),
         ({"compensation_samples": 0.5}, "compensation_samples=0.5: a whole number"),
@@ -144,6 +147,10 @@ def test_blocks_and_units() -> None:
     assert config.make_depth_criterion() == fxprune.PPL()
     assert config.selection()["ignore"] == ("model.layers.0",)
     assert config.blocks() == Depth(ratio=0.1, ignore=("model.layers.0",))
+    where: dict[str, Any] = {"only": "model.layers", "layers": range(3, 6)}
+    assert PruneConfig(depth=FREE, **where).blocks() == replace(FREE, **where)
+    own = replace(FREE, layers="4")
+    assert PruneConfig(depth=own, **where).blocks() == replace(own, only="model.layers")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +172,7 @@ def test_blocks_and_units() -> None:
         ({"depth": FREE, "multiple_of": 8}, SelectionError, "multiple_of= is for units"),
         ({"depth": FREE, "ranking": "local"}, SelectionError, "ranking= is for units"),
         ({"depth": FREE, "kinds": ("mlp",)}, SelectionError, "kinds= is for units"),
+        ({"depth": FREE, "max_ratio": 0.5}, SelectionError, "max_ratio= is for units"),
         ({"depth": FREE, "overrides": {"*": 0.1}}, SelectionError, "overrides= is for units"),
     ],
 )
@@ -193,6 +201,8 @@ EVERYTHING = PruneConfig(
     depth_criterion=fxprune.BlockInfluence(),
     kinds=("mlp",),
     ignore=("lm_head", "model.layers.0"),
+    only=("model.layers",),
+    layers="2-6,9",
     keep_first=1,
     keep_last=2,
     ranking="local",
@@ -200,7 +210,8 @@ EVERYTHING = PruneConfig(
     cost_aware=False,
     overrides={"*.3.*": 0.5},
     multiple_of={"mlp": 8},
-    min_kept=4,
+    min_kept={"attention": 2},
+    max_ratio={"mlp": "40%", "*.3.*": 0.25},
     target="mlx",
     steps=2,
     branches=("mlp",),

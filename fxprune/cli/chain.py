@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fxprune.cli.recover import Outcome, Teaching, named_method, recover_spec
 from fxprune.data.text import Text
+from fxprune.errors import RecoveryError
 from fxprune.recover import adapters, runs
 from fxprune.recover.methods import LoRA
 from fxprune.recover.runs import MODEL
@@ -58,12 +59,17 @@ class Chain:
             seed=self.seed,
         )
 
-    def check(self) -> None:
+    def check(self, text: Path | None = None) -> None:
         """Refuse what would fail once the model is pruned.
+
+        Args:
+            text: what calibrates, as it was given.
 
         Raises:
             RecoveryError: an option makes no sense, or the folder is something else's.
         """
+        if self.data is None and str(text) == "self":
+            raise RecoveryError("there is no text to train on: give --recover-data")
         if isinstance(named_method(self.method), LoRA):
             adapters.check_installed()
         self.training.check()

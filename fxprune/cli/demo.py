@@ -57,9 +57,10 @@ def demo(
     import torch
     from rich.console import Console
 
+    from fxprune.cli.card import write_card
     from fxprune.cli.workflow import run
     from fxprune.config import PruneConfig
-    from fxprune.data import text
+    from fxprune.data import chat, text
     from fxprune.hf.folder import checkpoint
     from fxprune.hf.open.models import fetch, load_model
 
@@ -98,9 +99,10 @@ def demo(
     outcome.write_report(
         out / "report.json", model=model, config=config.to_dict(), criterion=plan.criterion
     )
+    write_card(outcome, base=model, config=config.to_dict())
     with step("reloading"):
         again = checkpoint.load(folder)
-        ids = text.tokens(loaded.tokenizer, PROMPT)[None]
+        ids = chat.tokens(loaded.tokenizer, PROMPT)[None]
         with torch.no_grad():
             same = torch.equal(
                 outcome.result.model(input_ids=ids).logits, again(input_ids=ids).logits
@@ -144,8 +146,8 @@ def continuation(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     import torch
 
+    from fxprune.data.chat import tokens
     from fxprune.data.loss import logits_of
-    from fxprune.data.text import tokens
 
     ids = tokens(tokenizer, PROMPT)[None]
     start = ids.shape[1]

@@ -73,6 +73,16 @@ class Outcome:
     folder: Path
     merged: bool
 
+    @property
+    def words(self) -> str:
+        """What was done and what it was good for, in a sentence."""
+        perplexities = "; ".join(
+            f"perplexity, {name}: {before:.2f} -> {self.after[name]:.2f}"
+            for name, before in self.before.items()
+        )
+        trained, steps = self.recovery.trained, len(self.recovery.history.steps)
+        return f"It was then retrained ({trained:,} parameters, {steps} steps; {perplexities})."
+
     def show(self, console: Console) -> None:
         """Print the losses and perplexities, and what was left out of the data."""
         from rich.table import Table

@@ -81,7 +81,7 @@ def texts(file: Path | None, evaluation: Path | None) -> tuple[Text, Text]:
 
     Args:
         file: to calibrate on; its second half measures unless ``evaluation`` is given. None takes
-            prose that comes with Python.
+            prose that comes with Python, and ``self`` what the model writes.
         evaluation: to measure on.
 
     Raises:
@@ -89,12 +89,26 @@ def texts(file: Path | None, evaluation: Path | None) -> tuple[Text, Text]:
     """
     from fxprune.data import text
 
+    if file is not None and str(file) == "self" and not file.exists():
+        return text.OWN, text.builtin()[1] if evaluation is None else text.read(evaluation)
     if file is not None and evaluation is not None and file.resolve() == evaluation.resolve():
         raise CalibrationError(f"{file} cannot both calibrate and measure; leave out the second")
     halves = text.builtin() if file is None else text.split(text.read(file))
     if evaluation is None:
         return halves
     return halves[0] if file is None else text.read(file), text.read(evaluation)
+
+
+def own(loaded: LoadedModel, calibration: Text | None, file: Path | None) -> Text | None:
+    """The text to calibrate on, or the model's own where the user gave none and it can write."""
+    from fxprune.data.text import OWN
+    from fxprune.data.written import writes
+
+    if calibration is OWN and not writes(loaded.model):
+        raise CalibrationError(f"{loaded.name} cannot write its own calibration text: give a file")
+    bos = getattr(loaded.tokenizer, "bos_token_id", None)
+    given = file is not None or calibration is None or bos is None
+    return calibration if given or not writes(loaded.model) else OWN
 
 
 def check_model(spec: str, config: PruneConfig, scored: bool = False) -> bool:

@@ -21,6 +21,7 @@ from fxprune.compensate.residual import SAME_ROWS
 from fxprune.data.graph_inputs import Masks, row_count
 from fxprune.errors import CalibrationError
 from fxprune.ops.op import packet
+from fxprune.ops.resize import Resizer
 from fxprune.progress import track
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.traced import Traced
@@ -94,6 +95,7 @@ def exits(traced: Traced, small: fx.GraphModule, dense: Dense) -> list[Exit]:
 
 def distil(
     traced: Traced,
+    resize: Resizer,
     dense: Dense,
     small: fx.GraphModule,
     blocks: Sequence[Exit],
@@ -109,6 +111,7 @@ def distil(
 
     Args:
         traced: the original, without the branches and blocks that were removed.
+        resize: what becomes of its axes.
         dense: the dense model.
         small: the pruned graph, with tensors of its own, see :func:`separate`.
         blocks: what :func:`exits` found.
@@ -125,6 +128,7 @@ def distil(
     """
     distillation = Distillation(
         traced=traced,
+        resize=resize,
         small=small,
         dense=Lockstep(dense.traced.graph_module, inputs, [each.there for each in blocks]),
         pruned=Lockstep(small, inputs, [each.here for each in blocks]),
@@ -159,6 +163,7 @@ class Distillation:
 
     Attributes:
         traced: the original, without the branches and blocks that were removed.
+        resize: what becomes of its axes; where the stream lost channels, the others count.
         small: the pruned graph.
         dense: the run of the dense model.
         pruned: the run of the smaller one.
@@ -170,6 +175,7 @@ class Distillation:
     """
 
     traced: Traced
+    resize: Resizer
     small: fx.GraphModule
     dense: Lockstep
     pruned: Lockstep
@@ -190,7 +196,8 @@ class Distillation:
         count = row_count(self.traced, there.meta["val"].shape[:-1])
         self._targets.clear()
         for values, masks in zip(self.dense.advance(there, through=True), self.masks, strict=True):
-            self._targets.append((values[there].detach(), masks.get(count)))
+            target = self.resize.slice(values[there].detach(), self.resize.axes(exit.block.exit))
+            self._targets.append((target, masks.get(count)))
         parameters = self._parameters(exit.block)
         before, after = self._train(here, parameters)
         for _ in self.pruned.advance(here, through=True):

@@ -45,6 +45,7 @@ def compensate(
     target: Target = "residual",
     scope: Scope | None = None,
     ignore: Sequence[str] = (),
+    only: Sequence[str] = (),
     damping: float | None = None,
     temperature: bool = True,
     schedule: Schedule | None = None,
@@ -109,6 +110,7 @@ def compensate(
         scope: ``pruned``, the consumers of pruned units, or ``all``, every product with a weight
             but the head; None is ``all`` for least squares that aim at the dense model.
         ignore: names of modules, or :mod:`fnmatch` patterns, whose tensors keep their values.
+        only: likewise, of modules outside of which tensors do.
         damping: how much the weights of each input are held to what they are, relative to that
             input's own mean square. (Relative to the mean over inputs, the few massive
             activations of language models would hold all others fast.) None chooses for each
@@ -139,7 +141,7 @@ def compensate(
     graph = discover(traced)
     plan.check(graph)
     resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
-    left = ignored(traced, ignore)
+    left = ignored(traced, ignore, only)
     where = {"everywhere": scope == "all", "stream": target == "residual" and method != "bias"}
     found = match(graph, dense, small, plan, resize, **where, ignore=left)
     blocks = exits(traced, small, dense) if method == "blockwise" else []
@@ -180,9 +182,9 @@ def compensate(
             results[each.node] = mend(each)
         del refit, mend
         how = schedule or Schedule()
-        distilled = distil(
-            traced, dense, small, blocks, inputs, hidden, held, how, write, left, progress
-        )
+        graphs = traced, resize, dense, small
+        seen = inputs, hidden, held
+        distilled = distil(*graphs, blocks, *seen, how, write, left, progress) if blocks else ()
         fitted = None
         if temperature and method != "bias":
             fitted = fit_temperature(graph, small, data, write, ignore=left, progress=progress)

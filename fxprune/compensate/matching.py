@@ -141,7 +141,7 @@ def match(
     ordered = [found[node] for node in sorted(found, key=places.__getitem__)]
     following = [dense.node(each.node) for each in ordered[1:]]
     return tuple(
-        Compensated(named(each), skipped=f"ignore={ignore[each.site.tensor]}")
+        Compensated(named(each), skipped=ignore[each.site.tensor])
         if each.site.tensor in ignore
         else _match(graph, dense, small, plan, resize, each, calls, stream, before)
         for each, before in itertools.zip_longest(ordered, following)

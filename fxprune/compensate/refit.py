@@ -28,6 +28,7 @@ Values = dict[fx.Node, Any]
 DAMPING = 0.5  # where no batches are held out to choose it
 DAMPINGS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 ENOUGH = 2  # tokens of an expert for each input: with fewer, a refit does more harm than good
+NOTHING = 1e-11  # of the squares of a target: what rounding makes of it in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,10 @@ class Refit:
             return self._experts(match, match.stacked)
         before = _matrix(match, match.weight)
         sums = self._sums(match, before)
+        if all(float(each.ee) <= NOTHING * float(each.yy) for each, _ in sums):
+            for each, _ in sums[1:]:
+                sums[0][0].join(each)
+            return self._done(match, sums[0][0], float(sums[0][0].ee))
         residuals, products, damping = self._damped(match, sums)
         change = solve.least_squares(products, residuals, damping, centred=match.fits_bias)
         new = matrices.weight_tensor(match.consumer, before.double() + change, match.weight)

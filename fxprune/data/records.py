@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fxprune.data import sources
+from fxprune.data.chat import Chat, is_chat, read_chat
 from fxprune.data.text import Text
 from fxprune.errors import CalibrationError, RecoveryError
 
 BAD_ROWS = ("refuse", "skip")
+_SURROGATE = "it has half of a surrogate pair, which is not a character"
 _SHOWN = 3  # bad rows that an error names
 
 
@@ -34,7 +36,15 @@ class Instruction:
     where: str
 
 
-Record = Document | Instruction
+@dataclass(frozen=True)
+class Conversation:
+    """Turns of a user and an assistant, who is learnt from."""
+
+    chat: Chat
+    where: str
+
+
+Record = Document | Instruction | Conversation
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,8 @@ class _Bad:
 
 def plain(record: Record) -> str:
     """All text of a record: of an instruction its task, its input if any, and its answer."""
+    if isinstance(record, Conversation):
+        return str(record.chat)
     if isinstance(record, Document):
         return record.text
     return "\n".join(part for part in (record.instruction, record.input, record.output) if part)
@@ -71,8 +83,9 @@ def read_records(spec: str | Path, bad_rows: str = "refuse") -> Records:
     """Read what a user names as training data.
 
     Args:
-        spec: a ``.jsonl`` file, each line an object with a string ``text``, or with ``instruction``
-            and ``output`` and perhaps ``input``; a ``.json`` file, a list of such objects;
+        spec: a ``.jsonl`` file, each line an object with a string ``text``, with ``instruction``
+            and ``output`` and perhaps ``input``, with ``messages``, or with ``conversations`` as
+            ShareGPT has them; a ``.json`` file, a list of such objects;
             any other file, which is one document; or ``datasets:NAME[:CONFIG][:SPLIT][:COLUMN]``,
             where the columns ``instruction`` and ``output`` serve if no COLUMN is named and there
             is no ``text``. A row of a file with both a ``text`` and an instruction is the latter.
@@ -102,7 +115,9 @@ def from_text(text: Text) -> Records:
         RecoveryError: nothing is left.
     """
     found = (
-        _document(f"{text.name} record {number}", record)
+        Conversation(record, f"{text.name} record {number}")
+        if isinstance(record, Chat)
+        else _document(f"{text.name} record {number}", record)
         for number, record in enumerate(text.records, start=1)
     )
     return _gathered(text.name, found, "skip")
@@ -158,11 +173,9 @@ def _dataset(spec: str) -> Iterator[Record | _Bad]:
     try:
         rows, column = sources.dataset_rows(spec)
         names = rows.column_names
-        if not column and "text" not in names and {"instruction", "output"} <= set(names):
-            kept = [each for each in ("instruction", "input", "output") if each in names]
-            values = zip(*(rows[each] for each in kept), strict=True)
-            for number, value in enumerate(values, start=1):
-                yield _row(f"{name} row {number}", dict(zip(kept, value, strict=True)))
+        if not column and "text" not in names and sources.holds_chats(names):
+            for number, row in enumerate(sources.chat_rows(rows), start=1):
+                yield _row(f"{name} row {number}", row)
             return
         column = column or "text"
         for number, text in enumerate(sources.dataset_column(spec, rows, column), start=1):
@@ -174,12 +187,17 @@ def _dataset(spec: str) -> Iterator[Record | _Bad]:
 def _row(where: str, row: Any) -> Record | _Bad:
     if not isinstance(row, dict):
         return _Bad(where, f"it is not an object but a {type(row).__name__}")
+    if is_chat(row):
+        return _conversation(where, row)
     instruction, given, output = (row.get(name) for name in ("instruction", "input", "output"))
     if not isinstance(instruction, str) or not isinstance(output, str):
         # Only then: the first Alpaca has a text too, the three in a template.
         if isinstance(row.get("text"), str):
             return _document(where, row["text"])
-        return _Bad(where, 'it has no string "text", nor strings "instruction" and "output"')
+        return _Bad(
+            where,
+            'it has no string "text", no strings "instruction" and "output", and no "messages"',
+        )
     given = "" if given is None else given
     if not isinstance(given, str):
         return _Bad(where, 'its "input" is not a string')
@@ -188,8 +206,15 @@ def _row(where: str, row: Any) -> Record | _Bad:
     if not output.strip():
         return _Bad(where, 'its "output" is empty')
     if not _encodes(instruction + given + output):
-        return _Bad(where, "it has half of a surrogate pair, which is not a character")
+        return _Bad(where, _SURROGATE)
     return Instruction(instruction, given, output, where)
+
+
+def _conversation(where: str, row: dict[str, Any]) -> Record | _Bad:
+    chat = read_chat(row)
+    if not isinstance(chat, Chat):
+        return _Bad(where, chat)
+    return Conversation(chat, where) if _encodes(chat) else _Bad(where, _SURROGATE)
 
 
 def _document(where: str, text: Any, column: str = "text") -> Record | _Bad:
@@ -198,7 +223,7 @@ def _document(where: str, text: Any, column: str = "text") -> Record | _Bad:
     if not text.strip():
         return _Bad(where, f'its "{column}" is empty')
     if not _encodes(text):
-        return _Bad(where, "it has half of a surrogate pair, which is not a character")
+        return _Bad(where, _SURROGATE)
     return Document(text, where)
 
 

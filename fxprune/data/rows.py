@@ -7,27 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fxprune.data.chat import Chat, encode, instruction, tokens
 from fxprune.data.loss import IGNORED
-from fxprune.data.records import Document, Instruction, Records
-from fxprune.data.text import tokens
-from fxprune.errors import RecoveryError
+from fxprune.data.records import Conversation, Document, Instruction, Records
+from fxprune.errors import CalibrationError, RecoveryError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, list[int]]  # "input_ids" and "labels", of equal length
-
-# Alpaca's templates (Taori et al. 2023), for an instruction alone and for one with an input.
-PROMPT = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-PROMPT_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further "
-    "context. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
 
 
 def make_rows(
@@ -41,15 +29,16 @@ def make_rows(
     """Tokenise records into rows to train on.
 
     Documents are joined, the end-of-text token (if the tokenizer has one) behind each, and cut into
-    rows of ``length`` tokens; what is left at the end is lost, or a shorter row. An instruction is
-    one row: prompt, response and end of text, cut at ``length``. Packed rows come first. No other
-    special tokens.
+    rows of ``length`` tokens; what is left at the end is lost, or a shorter row. An instruction or
+    conversation is one row in the tokenizer's chat template, cut at ``length``; an instruction for
+    a tokenizer without one, Alpaca's prompt, the response and the end of text. Packed rows come
+    first. No other special tokens.
 
     Args:
         tokenizer: of the model.
-        records: documents, instructions or both.
-        length: tokens in a row of documents, and the most in a row of an instruction.
-        train_on_prompt: whether the loss counts the tokens of prompts too.
+        records: documents, instructions, conversations, or some of each.
+        length: tokens in a row of documents, and the most in any other.
+        train_on_prompt: whether the loss counts all tokens, not those of answers alone.
         keep_rest: whether what is left of documents at the end makes a shorter row.
 
     Returns:
@@ -57,21 +46,22 @@ def make_rows(
         response has a place, and one for how many responses are cut.
 
     Raises:
-        RecoveryError: ``length`` is below 2, or there is no row.
+        RecoveryError: ``length`` is below 2, there is no row, or the tokenizer has no chat template
+            for a conversation, or one that refuses it.
     """
     if length < 2:
         raise RecoveryError(f"rows of {length} token(s): nothing to predict, take at least 2")
     ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     documents = [record for record in records.records if isinstance(record, Document)]
-    instructions = [record for record in records.records if isinstance(record, Instruction)]
+    others = [record for record in records.records if not isinstance(record, Document)]
     packed, packed_count = _packed(tokenizer, documents, length, ends, keep_rest)
-    answers, notes, count = _answers(tokenizer, instructions, length, ends, train_on_prompt)
+    answers, notes, count = _answers(tokenizer, others, length, train_on_prompt)
     rows, count = packed + answers, packed_count + count
     if not rows:
         raise RecoveryError(
             f"{records.name}: no row of {length} tokens comes out of {len(documents)} document(s) "
-            f"and {len(instructions)} instruction(s) with {count} tokens in all; take a smaller "
-            "length, or more text"
+            f"and {len(others)} instruction(s) or conversation(s) with {count} tokens in all; take "
+            "a smaller length, or more text"
         )
     return rows, notes
 
@@ -128,36 +118,36 @@ def _packed(
 
 def _answers(
     tokenizer: PreTrainedTokenizerBase,
-    instructions: list[Instruction],
+    records: list[Instruction | Conversation],
     length: int,
-    ends: list[int],
     train_on_prompt: bool,
 ) -> tuple[list[Row], tuple[str, ...], int]:
-    """A row for each instruction whose response has a place; notes; tokens of all of them."""
+    """A row for each record whose answer has a place; notes; tokens of all of them."""
     rows: list[Row] = []
     notes = []
     count = cut = 0
-    for record in instructions:
-        # Apart, so that no token belongs to both and the mask is exact.
-        prompt = tokens(tokenizer, _prompt(record)).tolist()
-        response = tokens(tokenizer, record.output).tolist()
-        ids = [*prompt, *response, *ends]
+    for record in records:
+        try:
+            ids, said = encode(tokenizer, _chat(record))
+        except CalibrationError as error:
+            raise RecoveryError(f"{record.where}: {error}") from error
         count += len(ids)
-        if len(prompt) >= length or not response:
+        response = sum(said) - (bool(said) and said[-1] and ids[-1] == tokenizer.eos_token_id)
+        if response < 1 or not any(said[:length]):
             notes.append(
-                f"{record.where}: left out, none of its {len(response)} response tokens has a "
-                f"place in {length} behind a prompt of {len(prompt)}"
+                f"{record.where}: left out, none of its {max(response, 0)} response tokens has a "
+                f"place in {length} behind a prompt of {said.index(True) if response > 0 else 0}"
             )
             continue
-        hidden = 0 if train_on_prompt else len(prompt)
-        labels = [IGNORED] * hidden + ids[hidden:]
+        labels = [i if s or train_on_prompt else IGNORED for i, s in zip(ids, said, strict=True)]
         rows.append({"input_ids": ids[:length], "labels": labels[:length]})
-        cut += len(prompt) + len(response) > length
+        cut += sum(said[:length]) < response
     if cut:
-        notes.append(f"{cut} of {len(instructions)} responses are cut at {length} tokens")
+        notes.append(f"{cut} of {len(records)} responses are cut at {length} tokens")
     return rows, tuple(notes), count
 
 
-def _prompt(record: Instruction) -> str:
-    template = PROMPT_WITH_INPUT if record.input.strip() else PROMPT
-    return template.format(instruction=record.instruction, input=record.input)
+def _chat(record: Instruction | Conversation) -> Chat:
+    if isinstance(record, Conversation):
+        return record.chat
+    return instruction(record.instruction, record.input, record.output)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import random
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from fxprune.data.text import Text, crops, read
+from fxprune.data.text import Text, crops, read, record_of
 from fxprune.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def source(spec: str | Path) -> Text | torch.Tensor:
     """Read what a user names as data.
 
     Args:
-        spec: a text file; a ``.jsonl`` file (the ``text`` of each line); token ids in a
+        spec: a text file; a ``.jsonl`` file, see :func:`fxprune.data.text.read`; token ids in a
             ``.safetensors`` or ``.npy`` file, integers of shape (N, L); or
             ``datasets:NAME[:CONFIG][:SPLIT][:COLUMN]``, read with the ``datasets`` library. A part
             that is left empty or out is the default: no config, ``train``, ``text``. A split may be
@@ -143,12 +144,31 @@ def _checked(path: Path, array: Any) -> torch.Tensor:
 
 def _dataset(spec: str) -> Text:
     rows, column = dataset_rows(spec)
+    if not column and "text" not in rows.column_names and holds_chats(rows.column_names):
+        found = [record_of(row) for row in chat_rows(rows)]
+        chats = tuple(record for record in found if record is not None)
+        return Text(spec.removeprefix(PREFIX), chats)
     column = column or "text"
     values = dataset_column(spec, rows, column)
     records = [record for record in values if isinstance(record, str) and record.strip()]
     if not records:
         raise CalibrationError(f"{spec!r} has no text in its column {column!r}")
     return Text(spec.removeprefix(PREFIX), tuple(records))
+
+
+def holds_chats(columns: Sequence[str]) -> bool:
+    """Whether columns are those of conversations or of instructions."""
+    return not {"messages", "conversations"}.isdisjoint(columns) or (
+        {"instruction", "output"} <= set(columns)
+    )
+
+
+def chat_rows(rows: Any) -> Iterator[dict[str, Any]]:
+    """The rows of such a data set with these columns alone."""
+    known = ("messages", "conversations", "instruction", "input", "output")
+    kept = [each for each in known if each in rows.column_names]
+    for values in zip(*(rows[each] for each in kept), strict=True):
+        yield dict(zip(kept, values, strict=True))
 
 
 def dataset_rows(spec: str) -> tuple[Any, str]:

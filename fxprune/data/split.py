@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 
-from fxprune.data.records import Document, Record, Records
+from fxprune.data.records import Conversation, Document, Record, Records
 from fxprune.errors import RecoveryError
 
 
@@ -62,6 +62,8 @@ def _key(record: Record) -> bytes:
     """A digest without differences in white space, so that no text is held twice."""
     if isinstance(record, Document):
         parts = [record.text]
+    elif isinstance(record, Conversation):
+        parts = [part for turn in record.chat.turns for part in turn]
     else:
         parts = [record.instruction, record.input, record.output]
     # The separator is white space to str.split, so it is in no part.

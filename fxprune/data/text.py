@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fxprune.data.chat import Chat, instruction, is_chat, read_chat, tokens
 from fxprune.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -34,10 +35,14 @@ OWN = Text("text that the model writes itself", ())
 
 
 def read(path: str | Path) -> Text:
-    """Read a text file: ``.jsonl`` gives one record per line (its ``text``), any other file one.
+    """Read a text file: ``.jsonl`` gives one record per line, any other file one.
+
+    A line is an object with a ``text``; or a conversation: ``messages``, ``conversations`` as
+    ShareGPT has them, or ``instruction`` and ``output`` (and perhaps ``input``) as Alpaca. These
+    are :class:`fxprune.data.chat.Chat`, and written in the template of the tokenizer later on.
 
     Raises:
-        CalibrationError: the file cannot be read, is empty, or a line has no ``text``.
+        CalibrationError: the file cannot be read, is empty, or a line has none of these.
     """
     path = Path(path)
     try:
@@ -80,10 +85,35 @@ def _record(path: Path, number: int, line: str) -> str:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise CalibrationError(f"{path} line {number} is not JSON: {error}") from error
-    text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise CalibrationError(f'{path} line {number} has no string "text"')
-    return text
+    try:
+        found = record_of(row) if isinstance(row, dict) else None
+    except CalibrationError as error:
+        raise CalibrationError(f"{path} line {number}: {error}") from error
+    if found is None:
+        raise CalibrationError(
+            f'{path} line {number} has no string "text", no "messages" or "conversations", and no '
+            'strings "instruction" and "output"'
+        )
+    return found
+
+
+def record_of(row: Mapping[str, Any]) -> str | None:
+    """The text or conversation of a row, if it holds one.
+
+    Raises:
+        CalibrationError: its conversation is not one.
+    """
+    if isinstance(row.get("text"), str):
+        return str(row["text"])
+    if is_chat(row):
+        chat = read_chat(row)
+        if not isinstance(chat, Chat):
+            raise CalibrationError(chat)
+        return chat
+    task, given, output = row.get("instruction"), row.get("input") or "", row.get("output")
+    if isinstance(task, str) and isinstance(given, str) and isinstance(output, str):
+        return instruction(task, given, output)
+    return None
 
 
 def split(text: Text) -> tuple[Text, Text]:
@@ -155,15 +185,15 @@ def _families(topics: dict[str, str]) -> list[list[str]]:
     return [sorted(family) for family in networkx.connected_components(graph)]
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    """Token ids of a text, without special tokens; int64 of shape (n,)."""
-    encoded = tokenizer(text, add_special_tokens=False, verbose=False)
-    return torch.tensor(encoded["input_ids"], dtype=torch.long)
-
-
 def joined(tokenizer: PreTrainedTokenizerBase, text: Text) -> torch.Tensor:
-    """Token ids of all records, a blank line between them; int64 of shape (n,)."""
-    return tokens(tokenizer, "\n\n".join(text.records))
+    """Token ids of all records, a blank line between texts; int64 of shape (n,)."""
+    parts: list[str] = []
+    for record in text.records:
+        if parts and not isinstance(record, Chat) and not isinstance(parts[-1], Chat):
+            parts[-1] += f"\n\n{record}"
+        else:
+            parts.append(record)
+    return torch.cat([tokens(tokenizer, part) for part in parts])
 
 
 def crops(

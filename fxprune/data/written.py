@@ -58,7 +58,7 @@ def written(
     Raises:
         CalibrationError: the model cannot generate, or fails to, or an option is out of its range.
     """
-    if not (hasattr(model, "generate") and continues(model)):
+    if not writes(model):
         raise CalibrationError(
             f"{type(model).__name__} cannot write its own calibration text: give text instead"
         )
@@ -105,6 +105,11 @@ def written(
                 ) from error
             found.append(ids.cpu())
     return found
+
+
+def writes(model: nn.Module) -> bool:
+    """Whether a model can write text that continues its input."""
+    return hasattr(model, "generate") and continues(model)
 
 
 def shares(count: int, lengths: Sequence[int]) -> list[int]:

@@ -16,6 +16,10 @@ from fxprune.importance.criterion import Criterion, Needs
 from fxprune.importance.evidence import Evidence, Input
 from fxprune.importance.surgery import Block, gradient_root, removal_costs
 
+# Heads stand in for each other: one is cheap while the others are there, several cost far more than
+# their sum, most of all on text unlike the calibration. So a ranking counts one for this many.
+HEADS = 4.0
+
 
 @dataclass(frozen=True)
 class OBS(Criterion):
@@ -32,7 +36,8 @@ class OBS(Criterion):
     (optimal brain surgeon, Hassibi and Stork 1992, for structures as in Kurtic et al., ZipLM,
     arXiv 2302.04089, with the Fisher of van der Ouderaa et al., LLM Surgeon, arXiv 2312.17244).
     Being increases of the loss per token, scores of all layers and kinds compare as they are: rank
-    them globally, and compensate by least squares, which is what they assume.
+    them globally, and compensate by least squares, which is what they assume. A global ranking
+    counts those of attention heads fourfold: one is cheap only while the others are there.
 
     Memory: ``inputs^2 + outputs^2`` float32 numbers per consumer. Where a group has several
     consumers (heads that layers share), the costs of each are added. Where the units are those of
@@ -50,7 +55,10 @@ class OBS(Criterion):
         CriterionError: for options out of range; on use, for another group.
     """
 
-    ranking: ClassVar[Mapping[str, Any]] = {"normalise": "none"}
+    ranking: ClassVar[Mapping[str, Any]] = {
+        "normalise": "none",
+        "weights": {"attention": HEADS, "query": HEADS},
+    }
 
     damping: float = 5e-2
     rounds: int = 96

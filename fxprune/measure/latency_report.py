@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fxprune.measure.latency import timed, unpruned
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select.latency import LatencyTable
+from fxprune.select.select import select
 
 if TYPE_CHECKING:
+    from fxprune.groups.dependency import DependencyGraph
     from fxprune.plan import Plan
     from fxprune.trace import Traced
 
@@ -62,6 +65,35 @@ def corrected(table: LatencyTable, plan: Plan, traced: Traced) -> LatencyTable:
     both = [unpruned(traced), rewrite(traced, plan)]
     whole, pruned = timed(traced, both, table.shape, ROUNDS)
     return table.corrected(plan, table.whole * pruned / whole)
+
+
+def settled(
+    graph: DependencyGraph,
+    scores: Mapping[str, Any],
+    plan: Plan,
+    kinds: Collection[str],
+    asked: Sequence[Mapping[str, Any]],
+    selection: dict[str, Any],
+) -> Plan:
+    """The plan; under a budget of latency, chosen again once the first one was measured.
+
+    The curves of the table are of groups alone. What they save together is measured here, and the
+    corrected table takes the other's place in ``selection``.
+
+    Args:
+        graph: the groups of the model.
+        scores: group name to scores.
+        plan: what was chosen first.
+        kinds: kinds of groups to prune.
+        asked: what each step asked of :func:`fxprune.select`.
+        selection: its further options.
+    """
+    budget = asked[0].get("budget") if len(asked) == 1 else None
+    if budget is None or budget.latency is None or not plan.kept:
+        return plan
+    traced = graph.traced.original or graph.traced
+    selection["latency"] = corrected(selection["latency"], plan, traced)
+    return select(graph, scores, kinds=kinds, **asked[0], **selection)
 
 
 def latency_report(

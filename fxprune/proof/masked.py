@@ -27,8 +27,9 @@ class Masked(Run):
         graph: DependencyGraph,
         resize: Resizer,
         dtype: torch.dtype | None = None,
+        jitter: torch.Generator | None = None,
     ) -> None:
-        super().__init__(traced.graph_module, dtype)
+        super().__init__(traced.graph_module, dtype, jitter=jitter)
         self._resize = resize
         self._symbols: dict[int, int] = {}
         # Where symbolic sizes are first seen: the axis of a value, and the stand-in.

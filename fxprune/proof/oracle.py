@@ -12,6 +12,7 @@ from fxprune.errors import FxpruneError, OracleError
 from fxprune.plan import Plan
 from fxprune.proof.examples import Examples, checked
 from fxprune.proof.original import Original, OriginalRun
+from fxprune.proof.rounding import Rounding
 from fxprune.proof.smaller import check_kinds, first_line, reports, same_dtypes
 from fxprune.trace.outputs import OutputReport, narrow
 from fxprune.trace.traced import Traced
@@ -91,7 +92,9 @@ def verify(traced: Traced, small: nn.Module, plan: Plan, example: Any = None) ->
 
     The tensors of a rewritten graph must be bit by bit the original's at the units that stay. In
     half precision the numbers are computed in float32; in float64 where an output has slices so
-    small that float32 would hide an error in them. Without ``example`` all this is done at another
+    small that float32 would hide an error in them. Where outputs differ by more than the tolerance,
+    but by no more than the original's own do when its parameters are moved by one rounding, those
+    of float64 decide. Without ``example`` all this is done at another
     size too (of batch, length or picture), if the graph takes one.
 
     Args:
@@ -161,14 +164,15 @@ def compare(expected: Reference, small: nn.Module, traced: Traced) -> VerifyRepo
     original = expected.original
     same = same_dtypes(small, whole)
     found: list[OutputReport] = []
+    rounding = Rounding(original)
     if expected.native:
-        found += reports(expected.native, small, None, same)
+        found += reports(expected.native, small, None, same, rounding)
     else:
         check_kinds(expected.runs[0], small, whole)
     precision = expected.precision
     if expected.dtype is not None and (same or not expected.native):
         try:
-            found = list(reports(expected.runs, small, expected.dtype))
+            found = list(reports(expected.runs, small, expected.dtype, rounding=rounding))
         except FxpruneError:
             raise
         except Exception as error:
@@ -182,6 +186,18 @@ def compare(expected: Reference, small: nn.Module, traced: Traced) -> VerifyRepo
                 "the dtype of the model: the smaller one does not run in a higher precision "
                 f"({first_line(error)})"
             )
+    if rounding.asked and expected.dtype is not torch.float64:
+        try:
+            runs = original.runs(expected.examples, torch.float64)
+            found = list(reports(runs, small, torch.float64))
+        except FxpruneError:
+            raise
+        except Exception as error:
+            raise OracleError(
+                "on these inputs the original amplifies rounding, and in float64 it does not run: "
+                f"{first_line(error)}. Give others: fxprune.verify(traced, small, plan, inputs)"
+            ) from error
+        precision = "float64: on these inputs the original amplifies rounding"
     tensors = original.check(small) if isinstance(small, fx.GraphModule) else 0
     for run in expected.runs:
         found.extend(run.bypassed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,19 +87,33 @@ class Original:
         masked = Masked(self.graph.traced, self.graph, self.resize, dtype)
         return tuple(self._run(example, masked) for example in examples.each)
 
+    def jittered(
+        self, example: Example, dtype: torch.dtype | None, draws: int
+    ) -> Iterator[list[Any]]:
+        """Its outputs with every parameter moved by up to one rounding, anew for each draw."""
+        jitter = torch.Generator().manual_seed(0)
+        masked = Masked(self.graph.traced, self.graph, self.resize, dtype, jitter)
+        flat = placeholders(self._whole, example.args, example.kwargs)
+        for _ in range(draws):
+            yield self._cut(masked.outputs(flat))
+
     def _run(self, example: Example, masked: Masked) -> OriginalRun:
-        shorter, inferred = self.graph.traced, self.graph.inferred
-        module = shorter.graph_module
+        shorter = self.graph.traced
         flat = placeholders(self._whole, example.args, example.kwargs)
         names = output_paths(shorter)
         bypassed = self._bypassed(flat, names, masked.dtype) if self._plan.removed else ()
         outputs = masked.outputs(flat)
-        nodes = pytree.tree_leaves(module.graph.output_node().args[0])
+        nodes = pytree.tree_leaves(shorter.graph_module.graph.output_node().args[0])
         check_finite(outputs, nodes, names, example.what, masked, flat)
-        for place in inferred.intermediate:
+        return OriginalRun(example, tuple(names), tuple(self._cut(outputs)), bypassed)
+
+    def _cut(self, outputs: list[Any]) -> list[Any]:
+        """Outputs in which intermediate values have the size that the smaller model gives."""
+        nodes = pytree.tree_leaves(self.graph.traced.graph_module.graph.output_node().args[0])
+        for place in self.graph.inferred.intermediate:
             axes = self.resize.axes(nodes[place])
             outputs[place] = self.resize.slice(outputs[place], axes)
-        return OriginalRun(example, tuple(names), tuple(outputs), bypassed)
+        return outputs
 
     def _bypassed(
         self, flat: list[Any], names: list[str], dtype: torch.dtype | None

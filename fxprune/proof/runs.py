@@ -147,6 +147,7 @@ class Run(fx.Interpreter):
     Args:
         module: the graph.
         dtype: precision, if not the module's own.
+        jitter: moves every parameter by up to one rounding of its dtype, each time it is used.
         options: of ``torch.fx.Interpreter``.
 
     Attributes:
@@ -155,10 +156,16 @@ class Run(fx.Interpreter):
     """
 
     def __init__(
-        self, module: fx.GraphModule, dtype: torch.dtype | None = None, **options: Any
+        self,
+        module: fx.GraphModule,
+        dtype: torch.dtype | None = None,
+        *,
+        jitter: torch.Generator | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(module, **options)
         self.dtype = dtype
+        self._jitter = jitter
         self.flags: dict[fx.Node, tuple[bool, bool]] | None = None
         self._own = {n for n in written(module.graph) if n.op in ("get_attr", "placeholder")}
 
@@ -171,7 +178,11 @@ class Run(fx.Interpreter):
 
     def load(self, node: fx.Node, user: fx.Node) -> Any:
         """The value of a node as another one uses it."""
-        return raised(self.env[node], self.dtype)
+        value = raised(self.env[node], self.dtype)
+        if self._jitter is None or node in self._own or not _moves(self.env[node]):
+            return value
+        noise = torch.rand(value.shape, generator=self._jitter).to(value) * 2 - 1
+        return value * (1 + torch.finfo(value.dtype).eps * noise)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         """Arguments of a node."""
@@ -208,6 +219,10 @@ class Run(fx.Interpreter):
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         tensors = {name: raised(tensor, self.dtype) for name, tensor in tensors.items()}
         return functional_call(module, tensors, args, kwargs)
+
+
+def _moves(value: Any) -> bool:
+    return isinstance(value, nn.Parameter) and (value.is_floating_point() or value.is_complex())
 
 
 def not_finite(value: Any) -> tuple[bool, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import FxpruneError, OracleError
 from fxprune.proof.examples import named
 from fxprune.proof.original import OriginalRun
+from fxprune.proof.rounding import Rounding
 from fxprune.proof.runs import Run, call
 from fxprune.trace.lockstep import flatten
 from fxprune.trace.modes import as_captured
@@ -20,7 +22,11 @@ from fxprune.trace.traced import Traced
 
 
 def reports(
-    runs: Iterable[OriginalRun], small: nn.Module, dtype: torch.dtype | None, same: bool = True
+    runs: Iterable[OriginalRun],
+    small: nn.Module,
+    dtype: torch.dtype | None,
+    same: bool = True,
+    rounding: Rounding | None = None,
 ) -> Iterator[OutputReport]:
     """How every output compares.
 
@@ -29,14 +35,20 @@ def reports(
         small: the smaller model.
         dtype: what the runs were computed in, if not in the dtype of the model.
         same: the dtypes of the outputs must be equal too.
+        rounding: allows what rounding makes of the original, where that is more than the tolerance.
 
     Raises:
         OracleError: one differs.
     """
     for run in runs:
         found = _run(small, run, dtype)
-        for name, theirs, mine in zip(run.names, run.outputs, found, strict=True):
+        for place, (name, theirs, mine) in enumerate(
+            zip(run.names, run.outputs, found, strict=True)
+        ):
             report = compared(name, theirs, mine, same_dtype=same)
+            if rounding is not None and 1 < report.used < math.inf:
+                slack = rounding.slack(run, place, dtype)
+                report = compared(name, theirs, mine, same_dtype=same, slack=slack)
             if report.problem:
                 raise OracleError(
                     "the smaller model does not compute what the original does without the removed "

@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from fxprune.data.loss import IGNORED
 from fxprune.data.rows import collate
-from fxprune.errors import FxpruneWarning, RecoveryError
+from fxprune.errors import FxpruneWarning
 from fxprune.hf.open.quiet import hushed, quiet
 from fxprune.recover import adapters, runs, teacher
 from fxprune.recover.calls import LossFunction, taker
@@ -24,7 +24,7 @@ from fxprune.recover.history import History
 from fxprune.recover.methods import FullTraining, LoRA, Method
 from fxprune.recover.own import cast_back, own, own_buffers, own_flags, own_weights
 from fxprune.recover.reinitialise import reinitialise
-from fxprune.recover.segments import Segmented
+from fxprune.recover.segments import Segmented, switch, switched_on
 from fxprune.recover.settings import Training
 from fxprune.recover.trainer import RecoveryTrainer
 from fxprune.recover.watch import Watch
@@ -143,27 +143,16 @@ class Loop:
     def _restore(self) -> None:
         cast_back(self._module, self._dtypes)
         if self._enabled:
-            self._switch("disable")()
+            switch(self._module, "disable")()
 
     def _checkpointed(self, host: nn.Module) -> nn.Module:
         """The host with gradient checkpointing."""
         if isinstance(self._module, fx.GraphModule):
             return Segmented(host.to(self._arguments.device), self._module)
-        before = any(getattr(m, "gradient_checkpointing", False) for m in self._module.modules())
-        self._switch("enable")({"use_reentrant": False})
+        before = switched_on(self._module)
+        switch(self._module, "enable")({"use_reentrant": False})
         self._enabled = not before
         return host
-
-    def _switch(self, what: str) -> Callable[..., Any]:
-        """What enables or disables gradient checkpointing."""
-        # Its name before transformers 5.2x, and after.
-        for name in (f"activation_checkpointing_{what}", f"gradient_checkpointing_{what}"):
-            found = getattr(self._module, name, None)
-            if found is not None and getattr(self._module, "supports_gradient_checkpointing", True):
-                return found  # type: ignore[no-any-return]
-        raise RecoveryError(
-            f"{type(self._module).__name__} has no gradient checkpointing: leave it out"
-        )
 
 
 def _batch(collate_fn: Callable[..., Any], rows: list[Any]) -> dict[str, torch.Tensor]:

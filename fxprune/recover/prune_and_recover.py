@@ -17,6 +17,7 @@ from fxprune.recover.data import Data
 from fxprune.recover.methods import Method
 from fxprune.recover.recover import Recovery, recover
 from fxprune.result import PruneResult
+from fxprune.rewrite.compose import together
 from fxprune.select.budget import fraction
 from fxprune.trace import Traced
 
@@ -89,7 +90,7 @@ def prune_and_recover(
             pruning.setdefault("loss_fn", GraphLoss(first.traced))
         result = prune(module, config=config, pruning_ratio=1 - after / before, **pruning)
         first = first or result
-        kept = _together(kept, result.plan.kept)
+        kept = together(kept, result.plan.kept)
         if out is not None:
             options["out"] = Path(out) / f"step-{number}"
         found = recover(result.graph_module, data, method, **options)
@@ -105,13 +106,3 @@ def prune_and_recover(
         biases=result.plan.biases,
     )
     return PrunedAndRecovered(module, plan, first.traced, tuple(done))
-
-
-def _together(
-    earlier: dict[str, tuple[int, ...]], later: dict[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    """Units of the original that stay after two plans, the second for what the first left."""
-    both = dict(earlier)
-    for name, units in later.items():
-        both[name] = tuple(earlier[name][unit] for unit in units) if name in earlier else units
-    return both

@@ -73,3 +73,22 @@ class _Checkpointed(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         return checkpoint(self.part, *args, use_reentrant=False)
+
+
+def switch(module: nn.Module, what: str) -> Callable[..., Any]:
+    """What enables or disables gradient checkpointing in a model of transformers.
+
+    Raises:
+        RecoveryError: it has none.
+    """
+    # Its name before transformers 5.2x, and after.
+    for name in (f"activation_checkpointing_{what}", f"gradient_checkpointing_{what}"):
+        found: Callable[..., Any] | None = getattr(module, name, None)
+        if found is not None and getattr(module, "supports_gradient_checkpointing", True):
+            return found
+    raise RecoveryError(f"{type(module).__name__} has no gradient checkpointing: leave it out")
+
+
+def switched_on(module: nn.Module) -> bool:
+    """Whether it is enabled."""
+    return any(getattr(each, "gradient_checkpointing", False) for each in module.modules())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -60,6 +60,22 @@ def whole(history: History) -> Plan:
             f"{len(history.steps)} prunings, one after the other, cannot be said as one plan for "
             f"{type(original.module).__name__}: {error}"
         ) from error
+
+
+def together(
+    earlier: Mapping[str, Sequence[int]], later: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, ...]]:
+    """Units of the original that stay after two prunings, by name of group.
+
+    Args:
+        earlier: those that stay of the original.
+        later: of what was left, those that stay, by the same names.
+    """
+    both = {name: tuple(units) for name, units in earlier.items()}
+    for name, units in later.items():
+        before = both.get(name)
+        both[name] = tuple(units) if before is None else tuple(before[unit] for unit in units)
+    return both
 
 
 def _composed(original: Traced, steps: tuple[Step, ...]) -> Plan:

@@ -8,7 +8,9 @@ from typing import Any
 
 from fxprune.branches import Unit, bypass, find_branches
 from fxprune.errors import CriterionError, DepthError
+from fxprune.groups.kinds import layer_of
 from fxprune.select.depth import FIXED, Depth
+from fxprune.select.options import layer_numbers
 from fxprune.trace.ignored import ignored
 from fxprune.trace.traced import Traced
 
@@ -27,7 +29,11 @@ def candidates(traced: Traced, depth: Depth) -> tuple[Unit, ...]:
         what = f"no {depth.unit} that can be removed"
         raise DepthError(f"{found.module} has {what}{because}")
     free = units if depth.schedule in FIXED else _unprotected(traced, units, depth)
-    left = ignored(traced, depth.ignore)
+    left = ignored(traced, depth.ignore, depth.only)
+    if depth.layers is not None:
+        numbers = set(layer_numbers(depth.layers))
+        places = {unit: layer_of(f"{unit.place.partition('@')[0]}.") for unit in free}
+        free = tuple(unit for unit, at in places.items() if at is not None and at[1] in numbers)
     free = tuple(unit for unit in free if left.keys().isdisjoint(unit.parameters))
     if depth.remove is not None and depth.remove > len(free):
         kept = len(units) - len(free)

@@ -14,6 +14,7 @@ from fxprune.axes.dims import Dim, find
 from fxprune.axes.positions import kept_size
 from fxprune.errors import GroupError, SelectionError
 from fxprune.groups.kinds import KINDS
+from fxprune.select.options import layer_numbers
 from fxprune.trace.ignored import ignored
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def choose_groups(
     keep_first: int = 0,
     keep_last: int = 0,
     ignore: Sequence[str] = (),
+    only: Sequence[str] = (),
+    layers: str | None = None,
 ) -> tuple[list[Group], dict[str, str]]:
     """The groups of some kinds, or of some names, outside the protected layers.
 
@@ -88,6 +91,9 @@ def choose_groups(
             the residual stream does, belong to none and are not protected.
         ignore: names of modules, or :mod:`fnmatch` patterns, whose tensors are left as they are:
             every group that has a site in one is protected.
+        only: likewise; every group that has a site outside of these is protected.
+        layers: numbers of layers, ``4-20,25``; every group that does not lie in one of them, of any
+            stack, is protected.
 
     Returns:
         The groups; and the names of those that are protected, each with the option that does it:
@@ -95,8 +101,8 @@ def choose_groups(
 
     Raises:
         GroupError: for a name that no group has.
-        SelectionError: a name in ``ignore`` is no module's; or if nothing is left, saying which
-            kinds there are and what froze the others.
+        SelectionError: a name in ``ignore`` or ``only`` is no module's; a layer does not exist; or
+            nothing is left, saying which kinds there are and what froze the others.
     """
     if keep_first < 0 or keep_last < 0:
         raise SelectionError("keep_first and keep_last count layers: they cannot be negative")
@@ -105,16 +111,17 @@ def choose_groups(
         chosen = [_named(graph, name) for name in dict.fromkeys(names)]
     else:
         chosen = _of_kinds(graph, kinds)
-    layers = _protected(graph, keep_first, keep_last)
-    left = ignored(graph.traced, ignore)
+    ends = _protected(graph, keep_first, keep_last)
+    numbers = None if layers is None else _numbered(graph, layers)
+    left = ignored(graph.traced, ignore, only)
     reasons = {}
     for group in chosen:
-        if group.layer in layers:
-            reasons[group.name] = layers[group.layer]
-        elif left:
-            held = next((left[s.tensor] for s in group.sites if s.tensor in left), None)
-            if held is not None:
-                reasons[group.name] = f"ignore={held}"
+        if group.layer in ends:
+            reasons[group.name] = ends[group.layer]
+        elif numbers is not None and (group.layer is None or group.layer[1] not in numbers):
+            reasons[group.name] = f"layers={layers}"
+        elif held := next((left[s.tensor] for s in group.sites if s.tensor in left), None):
+            reasons[group.name] = held
     open_groups = [group for group in chosen if group.name not in reasons]
     if not open_groups:
         why = ", ".join(dict.fromkeys(reasons.values()))
@@ -276,6 +283,23 @@ def why_frozen(frozen: Iterable[Group], first: Collection[str] = ()) -> str:
         others = f" and {len(groups) - 1} more" if len(groups) > 1 else ""
         text += f"\n  {leading.name}{others}: {reason}"
     return f"; frozen are:{text}" if text else ""
+
+
+def _numbered(graph: DependencyGraph, layers: str) -> set[int]:
+    """The numbers of layers that are meant.
+
+    Raises:
+        SelectionError: the model has no layer of such a number.
+    """
+    numbers = set(layer_numbers(layers))
+    there = {g.layer[1] for g in (*graph.groups, *graph.frozen) if g.layer is not None}
+    # Where blocks went already, it is they that may be missing.
+    if graph.traced.original is None and (missing := sorted(numbers - there)):
+        has = f"layers {min(there)} to {max(there)}" if there else "no numbered layers"
+        raise SelectionError(
+            f"layers={layers}: there is no layer {missing[0]}, the model has {has}"
+        )
+    return numbers
 
 
 def _protected(graph: DependencyGraph, first: int, last: int) -> dict[tuple[str, int] | None, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -54,6 +55,7 @@ def densities(
     costs: Sequence[float],
     normalise: Normalise = "kind",
     cost_aware: bool = True,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Values]:
     """Density of every step of every group: the mean over the units that the step removes.
 
@@ -72,6 +74,7 @@ def densities(
         costs: cost of one unit of each group, see :func:`unit_costs`.
         normalise: how.
         cost_aware: divide the score of a unit by its cost; else the score alone counts.
+        weights: factors on the densities of kinds, in the end.
 
     Returns:
         An array of shape (steps,) per group.
@@ -91,7 +94,10 @@ def densities(
                 of_kind[group.kind].append(values)
         scale = {kind: _scale(values) for kind, values in of_kind.items()}
         units = [v / scale.get(g.kind, 1.0) for g, v in zip(groups, units, strict=True)]
-    return [_per_step(g, values) for g, values in zip(groups, units, strict=True)]
+    return [
+        _per_step(g, values) * weights.get(g.kind, 1.0)
+        for g, values in zip(groups, units, strict=True)
+    ]
 
 
 def _scale(values: Sequence[Values]) -> float:

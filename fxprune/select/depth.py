@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from fxprune.errors import DepthError
 from fxprune.select.budget import fraction
+from fxprune.select.options import layer_ranges
 
 Schedule = Literal["one-shot", "greedy", "run", "alternate", "first"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
@@ -31,6 +32,8 @@ class Depth:
         keep_last: likewise at the end. Neither counts for ``alternate`` and ``first``.
         ignore: names of modules, or :mod:`fnmatch` patterns, that lose nothing: units that hold a
             parameter of theirs stay.
+        only: likewise; units that hold a parameter outside of these stay.
+        layers: numbers of the layers, of every stack, that units are taken from: ``"4-20,25"``.
 
     Raises:
         DepthError: an option is out of its range, or they do not go together.
@@ -43,12 +46,27 @@ class Depth:
     keep_first: int = 4
     keep_last: int = 2
     ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    layers: str | None = None
 
     def __post_init__(self) -> None:
         from fxprune.branches.unit import KINDS  # not above, for it takes torch along
 
         if self.schedule not in SCHEDULES:
             raise DepthError(f"no schedule {self.schedule!r}: take {', '.join(SCHEDULES)}")
+        self._check_amount()
+        for name in ("ignore", "only"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        object.__setattr__(self, "layers", layer_ranges(self.layers))
+        if self.keep_first < 0 or self.keep_last < 0:
+            raise DepthError("keep_first and keep_last are at least 0")
+        if self.unit not in (*KINDS, "branch"):
+            raise DepthError(f"no unit {self.unit!r}: take {', '.join((*KINDS, 'branch'))}")
+        if self.schedule in ("run", *FIXED) and self.unit != "block":
+            raise DepthError(f"{self.schedule} takes blocks, not unit={self.unit!r}")
+
+    def _check_amount(self) -> None:
         counted = self.remove is not None, self.ratio is not None
         if self.schedule == "alternate":
             if any(counted):
@@ -59,11 +77,3 @@ class Depth:
             raise DepthError(f"remove={self.remove}: a whole number, at least 1")
         if self.ratio is not None:
             object.__setattr__(self, "ratio", fraction("ratio", self.ratio))
-        given = (self.ignore,) if isinstance(self.ignore, str) else self.ignore
-        object.__setattr__(self, "ignore", tuple(given))
-        if self.keep_first < 0 or self.keep_last < 0:
-            raise DepthError("keep_first and keep_last are at least 0")
-        if self.unit not in (*KINDS, "branch"):
-            raise DepthError(f"no unit {self.unit!r}: take {', '.join((*KINDS, 'branch'))}")
-        if self.schedule in ("run", *FIXED) and self.unit != "block":
-            raise DepthError(f"{self.schedule} takes blocks, not unit={self.unit!r}")

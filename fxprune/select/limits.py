@@ -86,15 +86,19 @@ def limits_of(
     return found
 
 
-def check_possible(limits: Sequence[Limit], counts: Mapping[Dim, int]) -> None:
+def check_possible(
+    limits: Sequence[Limit], counts: Mapping[Dim, int], held: Mapping[str, int] | None = None
+) -> None:
     """Refuse a limit that cannot be met.
 
     Args:
         limits: the limits.
         counts: units that stay when every group loses all it may.
+        held: what keeps groups from losing more, as it was asked for, to how many groups.
 
     Raises:
-        SelectionError: a limit is exceeded even so; says the least that is possible.
+        SelectionError: a limit is exceeded even so; says the least that is possible, and what
+            groups are held by.
     """
     for limit in limits:
         least = limit.count.total(counts)
@@ -108,6 +112,11 @@ def check_possible(limits: Sequence[Limit], counts: Mapping[Dim, int]) -> None:
         )
         if limit.asked.startswith("pruning_ratio"):
             message += f" (a pruning_ratio of at most {max(1 - share, 0):.4f})"
+        if held:
+            shown = sorted(held, key=lambda words: -held[words])[:4]
+            held_by = [f"{held[words]} by {words}" for words in shown]
+            held_by[0] = held_by[0].replace(" by", " groups are held by", 1)
+            message += f"; {', '.join(held_by)}"
         raise SelectionError(f"{message}; choose more kinds or protect less")
 
 

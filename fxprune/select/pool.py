@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fxprune.select.candidates import Candidate, at_step, candidate, levels_of, settled, share
-from fxprune.select.overrides import shares
+from fxprune.errors import SelectionError
+from fxprune.select.by_group import by_group, shares
+from fxprune.select.candidates import (
+    EXACT,
+    Candidate,
+    at_step,
+    candidate,
+    choose_groups,
+    levels_of,
+    settled,
+    share,
+)
+from fxprune.select.options import at_most, check_least, check_multiple, layer_ranges
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
-    from fxprune.groups.group import Group
     from fxprune.plan import Plan
     from fxprune.select.target import Target
+
+# Options of a selection that say which modules and layers may lose units.
+WHERE = ("keep_first", "keep_last", "ignore", "only")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,16 +38,32 @@ class Pool:
     Attributes:
         candidates: one per group.
         multiples: by name, what the number of kept units has to be a multiple of.
-        min_kept: units that stay in every group at least.
+        least: by name, how many units stay at least.
         settled: by name, why a candidate stays as it is; "" goes without saying.
-        held: by name, the limit of an engine that keeps a candidate from losing more.
+        held: by name, the limit that keeps a candidate from losing more, if that is not the least
+            number or the multiple.
+        protected: by name, why another group that was chosen may lose nothing.
+        whole: names of the groups that are to keep units by what was asked for: a block or branch
+            that holds one of them cannot go either.
     """
 
     candidates: list[Candidate]
     multiples: dict[str, int]
-    min_kept: int
+    least: dict[str, int]
     settled: dict[str, str] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
+    protected: Mapping[str, str] = field(default_factory=dict)
+    whole: frozenset[str] = frozenset()
+
+    def bounds(self) -> Counter[str]:
+        """What keeps groups from losing more, but that a unit of each has to stay; how many."""
+        found = Counter(self._reason(c, c.last, "") for c in self.candidates)
+        found.update(self.protected.values())
+        return Counter({words: n for words, n in found.items() if words not in ("", "min_kept=1")})
+
+    def most(self) -> dict[str, int]:
+        """How many units each candidate may lose, by name."""
+        return {c.name: c.lost(c.last) for c in self.candidates}
 
     def reasons(self, steps: Sequence[int], causes: Sequence[str]) -> dict[str, str]:
         """What limited each group, where it was not the budget alone.
@@ -52,61 +82,94 @@ class Pool:
     def _reason(self, group: Candidate, step: int, cause: str) -> str:
         if group.name in self.settled:
             return self.settled[group.name]
-        lost, multiple = group.lost(step), self.multiples[group.name]
+        lost, multiple, least = group.lost(step), self.multiples[group.name], self.least[group.name]
         if step < group.last:
             return "" if lost else f"keeps all: {cause}"
         if group.name in self.held:
             return self.held[group.name]
-        if multiple == 1 or lost >= group.size - self.min_kept:
-            return f"min_kept={self.min_kept}"
-        return f"multiple_of={multiple}"
+        if lost >= group.size - least:
+            return f"min_kept={least}"
+        if multiple > 1 and lost > group.size - least - multiple:
+            return f"multiple_of={multiple}"
+        return "no more than others of its kind"
 
 
-def make_pool(
+def pool_of(
     graph: DependencyGraph,
     scores: Mapping[str, Any],
-    chosen: Sequence[Group],
-    overrides: Mapping[str, float],
-    multiple_of: int | Mapping[str, int],
-    min_kept: int,
-    start: Plan | None,
+    kinds: Collection[str],
+    *,
+    overrides: Mapping[str, float] | None = None,
+    multiple_of: int | Mapping[str, int] = 1,
+    min_kept: int | Mapping[str, int] = 1,
+    max_ratio: float | str | Mapping[str, float | str] | None = None,
+    start: Plan | None = None,
     target: Target | None = None,
+    **where: Any,
 ) -> Pool:
     """The candidates: the chosen groups and whatever an earlier plan has pruned.
 
     The arguments are those of :func:`fxprune.select.select`.
 
     Raises:
-        SelectionError: for scores or overrides that do not fit.
+        SelectionError: for options that are out of range or match nothing, scores that do not fit,
+            overrides above ``max_ratio``, or no group that is left.
     """
-    parts = shares(graph, overrides, {group.name for group in chosen})
+    check_least(min_kept)
+    check_multiple(multiple_of)
+    chosen, protected = choose_groups(
+        graph,
+        kinds,
+        names=where.get("groups"),
+        layers=layer_ranges(where.get("layers")),
+        **{name: where[name] for name in WHERE if name in where},
+    )
+    whole = set(protected)
+    if target is not None:
+        chosen, protected = target.open(graph, chosen, protected)
+    names = {group.name: None for group in chosen}
+    parts = shares(graph, overrides or {}, names)
+    max_ratio = at_most(max_ratio)
+    caps = by_group(graph, "max_ratio", 1.0 if max_ratio is None else max_ratio, names)
+    stay = by_group(graph, "min_kept", min_kept, names)
     gone = {} if start is None else _gone(start)
     candidates, multiples = [], {}
     reasons = {name: f"override {part:g}" for name, part in parts.items()}
-    held = {}
+    held, least = {}, {}
     for group in chosen:
         given = _given(multiple_of, group.kind)
         multiple, numbers = math.lcm(given or 1, group.multiple), None
-        lost = gone.pop(group.name, ())
+        lost, cap = gone.pop(group.name, ()), caps.get(group.name, 1.0)
+        least[group.name] = max(stay.get(group.name, 1), group.least)
+        at_least = max(least[group.name], group.size - math.floor(group.size * cap + EXACT))
         if target is not None:
-            free = levels_of(group, len(lost), min_kept, multiple)
+            free = levels_of(group, len(lost), at_least, multiple)
             multiple = target.multiple(group, given)
             numbers = target.kept.get((group.kind, group.size))
-            if levels_of(group, len(lost), min_kept, multiple, numbers)[-1] < free[-1]:
+            if levels_of(group, len(lost), at_least, multiple, numbers)[-1] < free[-1]:
                 held[group.name] = f"{target.name}: {target.words(group, multiple)}"
+        most = levels_of(group, len(lost), at_least, multiple, numbers)[-1]
+        if most < levels_of(group, len(lost), least[group.name], multiple, numbers)[-1]:
+            held[group.name] = f"max_ratio={cap:g}"
         multiples[group.name] = multiple
         part = parts.get(group.name)
         if part == 0:
             candidates.append(settled(group, lost))
             continue
-        found = candidate(group, scores, min_kept, multiple, lost, numbers)
+        found = candidate(group, scores, at_least, multiple, lost, numbers)
+        if (part or 0) > cap:
+            raise SelectionError(
+                f"the override of {group.name} takes {part:g} of its units, and max_ratio={cap:g}"
+            )
         if part is not None:
             found = at_step(found, found.step_to(share(found.size, found.span, part)))
         candidates.append(found)
     for name, lost in gone.items():
         candidates.append(settled(graph[name], lost))
         reasons[name] = ""
-    return Pool(candidates, multiples, min_kept, reasons, held)
+    whole.update(name for name in names if name in parts or caps.get(name, 1.0) < 1)
+    whole.update(name for name, number in stay.items() if number > 1)
+    return Pool(candidates, multiples, least, reasons, held, protected, frozenset(whole))
 
 
 def _given(multiple_of: int | Mapping[str, int], kind: str) -> int | None:

@@ -10,17 +10,18 @@ from fxprune.axes.dims import find
 from fxprune.branches import bypass
 from fxprune.errors import SelectionError
 from fxprune.groups.dependency import discover
-from fxprune.groups.kinds import DEFAULT_KINDS, KINDS
+from fxprune.groups.kinds import DEFAULT_KINDS
 from fxprune.plan import Plan
 from fxprune.select.biases import gainable, gained
 from fxprune.select.blocks import choose_units
 from fxprune.select.budget import Budget, fraction
-from fxprune.select.candidates import Candidate, at_step, choose_groups, kept_counts
+from fxprune.select.candidates import Candidate, at_step, kept_counts
 from fxprune.select.density import NORMALISE, Normalise, Values, densities, unit_costs
 from fxprune.select.depth import Depth
 from fxprune.select.latency import LatencyTable
 from fxprune.select.limits import Limit, binding, check_possible, limits_of
-from fxprune.select.pool import Pool, make_pool
+from fxprune.select.options import at_most
+from fxprune.select.pool import Pool, pool_of
 from fxprune.select.rank import (
     Steps,
     alone,
@@ -56,8 +57,11 @@ def select(
     keep_first: int = 0,
     keep_last: int = 0,
     ignore: Sequence[str] = (),
+    only: Sequence[str] = (),
+    layers: str | int | Collection[int] | None = None,
     groups: Collection[str] | None = None,
-    min_kept: int = 1,
+    min_kept: int | Mapping[str, int] = 1,
+    max_ratio: float | str | Mapping[str, float | str] | None = None,
     overrides: Mapping[str, float] | None = None,
     multiple_of: int | Mapping[str, int] = 1,
     gain_bias: bool = False,
@@ -88,7 +92,8 @@ def select(
             ``local`` for a budget of units, and ``uniform`` for a target that wants equal sizes.
         normalise: what makes densities of different groups comparable: ``kind``, ``group``,
             ``standardise`` or ``none``, see :func:`fxprune.select.density.densities`. None takes
-            what belongs to the scores (``scores.ranking``), else ``kind``.
+            what belongs to the scores (``scores.ranking``, with the weights of kinds that are
+            there), else ``kind``.
         cost_aware: rank by score per cost; else by score alone. None likewise, else true. The
             cost of a unit is what it frees; under several limits, the sum of ``cost / excess``.
         keep_first: leave this many layers at the start of every stack alone.
@@ -96,11 +101,19 @@ def select(
         ignore: names of modules, or :mod:`fnmatch` patterns of them, such as ``lm_head`` or
             ``model.layers.0``, whose tensors are left as they are: a group with a site inside one
             keeps all its units.
+        only: likewise names of modules, such as ``model.language_model``: a group with a site
+            outside of all these keeps all its units.
+        layers: numbers of the layers, of every stack, whose groups may lose units, such as
+            ``"4-20,25"`` or ``range(4, 21)``; a group that lies in no one layer keeps all.
         groups: prune these groups, by name, whatever their kind.
-        min_kept: units that stay in every group at least.
-        overrides: :mod:`fnmatch` pattern of a group's name to the fraction of its units that goes,
-            rounded up as in LLM-Pruner; 0 protects. It is fixed before the budget is shared
-            among the other groups; of several patterns that match, the last one counts.
+        min_kept: units that stay in every group at least: one number; or a kind of groups, such
+            as ``attention`` (of which units are heads), or an :mod:`fnmatch` pattern of their
+            names, to the number; of several keys that match a group, the last one counts.
+        max_ratio: the share of its units that any group loses at most, in [0, 1], likewise one
+            number or by kind or pattern. None for no limit.
+        overrides: kind or pattern, likewise, to the fraction of the units of each such group that
+            goes, rounded up as in LLM-Pruner; 0 protects. It is fixed before the budget is shared
+            among the other groups.
         multiple_of: in a group that loses units, the number that stays is a multiple of this; by
             kind if a mapping. A group no larger than that keeps all.
         gain_bias: every Linear without a bias whose input loses units gains one, so that
@@ -116,17 +129,18 @@ def select(
 
     Raises:
         SelectionError: for a ratio outside [0, 1), a budget beyond what the chosen groups can give
-            (says the least that is possible), no group to prune (says why), an override that
-            matches nothing, scores that do not fit, or another goal or option beside ``depth``; or
-            the target leaves nothing to prune, or cannot say what options ask for.
+            (says the least that is possible, and what holds groups back), no group to prune (says
+            why), a pattern that matches nothing, an override or share above ``max_ratio``, scores
+            that do not fit, or another goal or option beside ``depth``; or the target leaves
+            nothing to prune, or cannot say what options ask for.
         ServeError: the target cannot leave out what ``depth`` is about.
         DepthError: see :func:`fxprune.select.depth.choose_units`.
         GroupError: for a name in ``groups`` that no group has or whose group is frozen.
         PlanError: if ``start`` is for another model.
     """
     if depth is not None:
-        others = (budget, start, groups, overrides, keep_first, keep_last, ignore, gain_bias)
-        if pruning_ratio is not None or any(others):
+        others = (budget, start, groups, overrides, keep_first, keep_last, ignore, gain_bias, only)
+        if pruning_ratio is not None or any(others) or (max_ratio, layers) != (None, None):
             raise SelectionError(
                 "depth= has scores and options of its own: select units of groups in a second step"
             )
@@ -135,17 +149,29 @@ def select(
         pruning_ratio = fraction("pruning_ratio", pruning_ratio)
     ranking = _ranking(ranking, budget, target, gain_bias)
     own = getattr(scores, "ranking", {})
+    weights = own.get("weights", {}) if normalise is None else {}
     normalise = own.get("normalise", "kind") if normalise is None else normalise
     cost_aware = own.get("cost_aware", True) if cost_aware is None else cost_aware
-    _check(pruning_ratio, budget, ranking, normalise, min_kept, multiple_of)
+    _check(pruning_ratio, budget, ranking, normalise, max_ratio)
     if start is not None:
         start.check(graph)
-    chosen, protected = choose_groups(
-        graph, kinds, names=groups, keep_first=keep_first, keep_last=keep_last, ignore=ignore
+    pool = pool_of(
+        graph,
+        scores,
+        kinds,
+        groups=groups,
+        keep_first=keep_first,
+        keep_last=keep_last,
+        ignore=ignore,
+        only=only,
+        layers=layers,
+        overrides=overrides,
+        multiple_of=multiple_of,
+        min_kept=min_kept,
+        max_ratio=max_ratio,
+        start=start,
+        target=target,
     )
-    if target is not None:
-        chosen, protected = target.open(graph, chosen, protected)
-    pool = make_pool(graph, scores, chosen, overrides or {}, multiple_of, min_kept, start, target)
     if ranking == "uniform":
         pool = replace(pool, candidates=evened(pool.candidates, _apart(pool, target)))
     biases = gainable(graph, (graph[c.name] for c in pool.candidates)) if gain_bias else {}
@@ -161,7 +187,9 @@ def select(
         asked = pruning_ratio if budget is None else budget
         assert asked is not None
         limits = limits_of(graph, asked, [c.dim for c in pool.candidates], biases, latency)
-        result = _meet(pool.candidates, limits, ranking, normalise, cost_aware)
+        least = kept_counts(pool.candidates, [c.last for c in pool.candidates])
+        check_possible(limits, least, pool.bounds())
+        result = _meet(pool.candidates, limits, ranking, normalise, cost_aware, weights)
     pairs = list(zip(pool.candidates, result.steps, strict=True))
     plan = Plan.of(
         graph,
@@ -169,7 +197,7 @@ def select(
         pruning_ratio=pruning_ratio,
         criterion=getattr(scores, "criterion", None),
         biases=gained(biases, kept_counts(pool.candidates, result.steps)),
-        limits={**protected, **pool.reasons(result.steps, result.causes)},
+        limits={**pool.protected, **pool.reasons(result.steps, result.causes)},
         bound=result.bound,
     )
     wrong = [] if target is None else target.reasons(graph, plan)
@@ -202,9 +230,9 @@ def _meet(
     ranking: str,
     normalise: Normalise,
     cost_aware: bool,
+    weights: Mapping[str, float],
 ) -> _Result:
-    """Meet the limits."""
-    check_possible(limits, kept_counts(groups, [g.last for g in groups]))
+    """Meet the limits, which can be met."""
     first = [0] * len(groups)
     if all(limit.met(kept_counts(groups, first)) for limit in limits):
         return _Result(first, [""] * len(groups), None)
@@ -216,7 +244,7 @@ def _meet(
             costs[i] = mean
     # Where a unit frees nothing of what is short, it stays.
     useful = [g if cost > 0 else at_step(g, 0) for g, cost in zip(groups, costs, strict=True)]
-    density = densities(useful, costs, normalise, cost_aware)
+    density = densities(useful, costs, normalise, cost_aware, weights)
     steps = RANKINGS[ranking](useful, limits, density)
     cause = "rounding" if ranking == "local" else "scores"
     causes = [cause if cost > 0 else "frees nothing that is short" for cost in costs]
@@ -255,8 +283,7 @@ def _check(
     budget: Budget | None,
     ranking: str,
     normalise: str,
-    min_kept: int,
-    multiple_of: int | Mapping[str, int],
+    max_ratio: float | str | Mapping[str, float | str] | None,
 ) -> None:
     if (pruning_ratio is None) == (budget is None):
         raise SelectionError("give either pruning_ratio or budget")
@@ -266,20 +293,6 @@ def _check(
         raise SelectionError(f"unknown normalise {normalise!r}: choose from {', '.join(NORMALISE)}")
     if budget is not None and budget.removed is not None and ranking == "global":
         raise SelectionError("units= removes a share of every group: ranking='local' only")
-    if min_kept < 1:
-        raise SelectionError(f"min_kept={min_kept}: a group cannot lose all its units")
-    check_multiple(multiple_of)
-
-
-def check_multiple(multiple_of: int | Mapping[str, int]) -> None:
-    """Refuse what the number of units that stay cannot be a multiple of.
-
-    Raises:
-        SelectionError: a number below 1, or a kind that there is not.
-    """
-    by_kind = multiple_of if isinstance(multiple_of, Mapping) else {"mlp": multiple_of}
-    for kind, multiple in by_kind.items():
-        if kind not in KINDS:
-            raise SelectionError(f"multiple_of: unknown kind {kind!r}: take {', '.join(KINDS)}")
-        if not isinstance(multiple, int) or multiple < 1:
-            raise SelectionError(f"multiple_of={multiple}: a whole number, at least 1")
+    most = at_most(max_ratio)
+    if budget is not None and isinstance(most, float) and (budget.removed or 0.0) > most:
+        raise SelectionError(f"units={budget.removed:g} of every group go, and max_ratio={most:g}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -21,11 +22,13 @@ from fxprune.progress import step
 from fxprune.proof.zeroed import zeroed
 from fxprune.select.budget import fraction
 from fxprune.select.candidates import choose_groups
+from fxprune.select.pool import Pool, pool_of
 from fxprune.select.select import select
+from fxprune.select.target import Target
 from fxprune.stream.knapsack import cheapest
 from fxprune.stream.ladder import Ladder
+from fxprune.stream.local import local_search
 from fxprune.stream.options import measured
-from fxprune.trace.ignored import ignored
 
 
 def iterate(
@@ -40,6 +43,7 @@ def iterate(
     selection: Mapping[str, Any] | None = None,
     search: str = "predicted",
     branches: Collection[str] = (),
+    seed: int = 0,
     **estimation: Any,
 ) -> tuple[Scores, Plan]:
     """Prune in steps (LLM-Pruner's and Torch-Pruning's ``iterative_steps``).
@@ -59,9 +63,11 @@ def iterate(
         progress: show the stages.
         selection: further options of :func:`fxprune.select`.
         search: ``measured`` brings the scores to costs measured in the network before a plan is
-            made of them, see :func:`fxprune.stream.options.measured`.
+            made of them, see :func:`fxprune.stream.options.measured`; ``local`` looks for better
+            plans around theirs, see :func:`fxprune.stream.local.local_search`.
         branches: with measured costs, kinds of branches and blocks that may go as a whole, see
             :func:`fxprune.stream.knapsack.cheapest`.
+        seed: of the moves of a local search.
         estimation: further options of :func:`fxprune.estimate`.
 
     Returns:
@@ -74,7 +80,8 @@ def iterate(
     selection = dict(selection or {})
     alike = {group.name: torch.zeros(group.size) for group in graph.groups}
     select(graph, alike, kinds=kinds, **asked[-1], **selection)
-    units = _units(graph, branches, search, asked[-1], selection)
+    pool = pool_of(graph, alike, kinds, **selection)
+    units = _units(graph, branches, search, asked[-1], pool, selection.get("target"))
     scored, _ = choose_groups(graph, kinds, names=selection.get("groups"))
     plan: Plan | None = None
     first: Scores | None = None
@@ -86,13 +93,18 @@ def iterate(
             scores = estimate(
                 model, graph, criterion, calibration, groups=scored, progress=progress, **estimation
             )
+        size = estimation.get("batch_size") or 8
         if search == "measured":
-            size = estimation.get("batch_size") or 8
             ladder, scores = measured(
                 graph, scores, calibration, units=units, batch_size=size, progress=progress
             )
             if units:
-                graph, scores = _shorter(graph, ladder, scores, goal)
+                graph, scores = _shorter(graph, ladder.within(pool.most()), scores, goal)
+        if search == "local":
+            choose = functools.partial(select, graph, kinds=kinds, **goal, **selection)
+            scores = local_search(
+                graph, scores, calibration, choose, batch_size=size, seed=seed, progress=progress
+            )
         first = scores if first is None else first
         plan = select(graph, scores, kinds=kinds, **goal, **selection, start=plan)
     assert plan is not None
@@ -105,9 +117,10 @@ def _units(
     branches: Collection[str],
     search: str,
     goal: Mapping[str, Any],
-    selection: Mapping[str, Any],
+    pool: Pool,
+    target: Target | None,
 ) -> list[str]:
-    """Names of the branches and blocks that may go as a whole.
+    """Names of the branches and blocks that may go as a whole: no limit holds a group in one.
 
     Raises:
         SelectionError: nothing is measured, or an option does not go with it.
@@ -120,15 +133,14 @@ def _units(
         raise SelectionError("branches= go where measured costs say so: give search='measured' too")
     if budget is not None and (budget.removed is not None or budget.latency is not None):
         raise SelectionError("branches= compete for parameters, MACs or the KV cache")
-    if selection.get("target") is not None:
-        for kind in branches:
-            selection["target"].check_depth(kind)
+    for kind in branches if target is not None else ():
+        target.check_depth(kind)  # type: ignore[union-attr]
     found = find_branches(graph.traced)
-    left = ignored(graph.traced, selection.get("ignore", ()))
     units = [unit for kind in branches for unit in found.of(kind)]
     if not units:
         raise DepthError(f"{found.module} has no {' or '.join(branches)} that can be removed")
-    return [unit.name for unit in units if left.keys().isdisjoint(unit.parameters)]
+    held = [{site.tensor for site in graph[name].sites} for name in pool.whole]
+    return [u.name for u in units if not any(each.issubset(u.parameters) for each in held)]
 
 
 def _shorter(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -63,6 +63,14 @@ class Ladder:
             else:
                 found[name] = given * statistics.median(ratios.get(graph[name].kind, [1.0]))
         return Scores(found, criterion=f"measured({scores.criterion})", ranking=scores.ranking)
+
+    def within(self, most: Mapping[str, int]) -> Ladder:
+        """The rungs at which each group loses no more units than it may; none if unlisted."""
+        found = {
+            name: tuple(rung for rung in rungs if rung.removed <= most.get(name, 0))
+            for name, rungs in self.rungs.items()
+        }
+        return replace(self, rungs=found)
 
     def __str__(self) -> str:
         count = sum(map(len, self.rungs.values())) + len(self.units)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -83,7 +83,11 @@ class Lockstep:
         self._pending = self._pending[place + through :]
 
     def ahead(
-        self, number: int, node: fx.Node, changed: Mapping[fx.Node, Any] = MappingProxyType({})
+        self,
+        number: int,
+        node: fx.Node,
+        changed: Mapping[fx.Node, Any] = MappingProxyType({}),
+        changes: Mapping[fx.Node, Callable[[dict[fx.Node, Any], Any], Any]] = MappingProxyType({}),
     ) -> Any:
         """What a later node gives for one batch; the run itself stays where it is.
 
@@ -91,6 +95,7 @@ class Lockstep:
             number: of the batch.
             node: one of the ends, not passed yet.
             changed: values to go on with in the place of those that are alive or would come.
+            changes: what nodes give instead, from the values that are alive and what they give.
         """
         nodes = self._pending[: self._pending.index(node) + 1]
         values = self._environments[number]
@@ -99,7 +104,7 @@ class Lockstep:
             own = {id(each): each for each in (*module.parameters(), *module.buffers())}
             values = dict(zip(values, copy.deepcopy(list(values.values()), own), strict=True))
         environment = {**values, **changed}
-        self._run(environment, [each for each in nodes if each not in changed])
+        self._run(environment, [each for each in nodes if each not in changed], changes)
         return environment[node]
 
     @property
@@ -107,10 +112,17 @@ class Lockstep:
         """Of each batch, the values that are alive, by node."""
         return self._environments
 
-    def _run(self, environment: dict[fx.Node, Any], nodes: list[fx.Node]) -> None:
+    def _run(
+        self,
+        environment: dict[fx.Node, Any],
+        nodes: list[fx.Node],
+        changes: Mapping[fx.Node, Callable[[dict[fx.Node, Any], Any], Any]] = MappingProxyType({}),
+    ) -> None:
         self._interpreter.env = environment
         for node in nodes:
             value = self._interpreter.run_node(node)
+            if node in changes:
+                value = changes[node](environment, value)
             if node.target is not check:
                 environment[node] = value
             self._free(environment, node)

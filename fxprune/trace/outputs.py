@@ -80,7 +80,14 @@ def _joined(keys: tuple[Any, ...]) -> str:
     return "".join(f"[{key!r}]" for key in keys) or "output"
 
 
-def compared(path: str, expected: Any, actual: Any, *, same_dtype: bool = True) -> OutputReport:
+def compared(
+    path: str,
+    expected: Any,
+    actual: Any,
+    *,
+    same_dtype: bool = True,
+    slack: torch.Tensor | None = None,
+) -> OutputReport:
     """Compare an output with what it should be.
 
     Floats agree within the tolerance of the coarser dtype, as a whole and slice by slice along
@@ -91,6 +98,7 @@ def compared(path: str, expected: Any, actual: Any, *, same_dtype: bool = True) 
         expected: what it should be.
         actual: what it is.
         same_dtype: the dtypes must be equal too.
+        slack: differences that do not count, broadcast over the output.
     """
     if isinstance(expected, float) and isinstance(actual, float):
         expected, actual = (torch.tensor(x, dtype=torch.float64) for x in (expected, actual))
@@ -101,16 +109,16 @@ def compared(path: str, expected: Any, actual: Any, *, same_dtype: bool = True) 
         return OutputReport(
             path, problem=f"has shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
         )
-    inexact = _inexact(expected.dtype) and _inexact(actual.dtype)
-    if actual.dtype != expected.dtype and (same_dtype or not inexact):
+    rounded = inexact(expected.dtype) and inexact(actual.dtype)
+    if actual.dtype != expected.dtype and (same_dtype or not rounded):
         return OutputReport(path, problem=f"is of {actual.dtype}, not of {expected.dtype}")
     actual = actual.detach().to(expected.device)
-    return _floats(path, expected, actual) if inexact else _exact(path, expected, actual)
+    return _floats(path, expected, actual, slack) if rounded else _exact(path, expected, actual)
 
 
 def narrow(value: Any) -> bool:
     """Whether an output has a slice so small beside the rest that rounding would hide an error."""
-    if not isinstance(value, torch.Tensor) or not _inexact(value.dtype) or not value.numel():
+    if not isinstance(value, torch.Tensor) or not inexact(value.dtype) or not value.numel():
         return False
     sizes = value.detach().abs().nan_to_num(posinf=0.0)
     bound = float(sizes.max()) * min(_NARROW * _tolerance(value.dtype), _COARSE)
@@ -134,7 +142,9 @@ def _exact(path: str, expected: torch.Tensor, actual: torch.Tensor) -> OutputRep
     return OutputReport(path, expected.dtype, error, scale, 0.0, used, problem)
 
 
-def _floats(path: str, expected: torch.Tensor, actual: torch.Tensor) -> OutputReport:
+def _floats(
+    path: str, expected: torch.Tensor, actual: torch.Tensor, slack: torch.Tensor | None
+) -> OutputReport:
     dtype = max((expected.dtype, actual.dtype), key=_tolerance)
     tolerance = _tolerance(dtype)
     finite = expected.isfinite()
@@ -158,9 +168,12 @@ def _floats(path: str, expected: torch.Tensor, actual: torch.Tensor) -> OutputRe
         return OutputReport(path, dtype, 0.0, scale, tolerance)
     difference = (actual - expected).abs().where(finite, 0.0)
     error = float(difference.max())
+    if slack is not None:
+        difference = (difference - slack).clamp(min=0.0)
+    counted = float(difference.max())
     # Zeros have no scale; what numbers near 1 round to is the measure then.
     least = 64 * torch.finfo(dtype).eps
-    used = error / (tolerance * scale) if scale else error / least
+    used = counted / (tolerance * scale) if scale else counted / least
     if scale:
         shared = _SHARED * tolerance * scale
         for axis in _axes(expected):
@@ -178,7 +191,8 @@ def _largest(value: torch.Tensor, axis: int) -> torch.Tensor:
     return value.amax([a for a in range(value.dim()) if a != axis]).double()
 
 
-def _inexact(dtype: torch.dtype) -> bool:
+def inexact(dtype: torch.dtype) -> bool:
+    """Whether numbers of a dtype are rounded."""
     return dtype.is_floating_point or dtype.is_complex
 
 

@@ -59,6 +59,7 @@ def test_prunes_and_recovers(
     [
         (("--recover", "qlora"), "no method 'qlora'"),
         (("--recover", "lora", "--recover-steps", "0"), "steps is 0"),
+        (("--recover", "lora", "--text", "self"), "no text to train on: give --recover-data"),
     ],
 )
 def test_refused_before_anything_is_pruned(

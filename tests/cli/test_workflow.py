@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import fx, nn
 import fxprune
 from fxprune.cli import workflow
 from fxprune.config import PruneConfig
-from fxprune.data.text import builtin, crops, read
+from fxprune.data.text import OWN, builtin, crops, read
 from fxprune.errors import CalibrationError, FxpruneWarning, ModelError
 from fxprune.hf.folder import checkpoint
 from fxprune.hf.open.load import load
@@ -32,6 +33,16 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_no_file_takes_the_prose_inside_python() -> None:
     assert workflow.texts(None, None) == builtin()
+
+
+def test_the_models_own_text_calibrates_and_other_text_measures(files: tuple[Path, Path]) -> None:
+    assert workflow.texts(Path("self"), None) == (OWN, builtin()[1])
+    assert workflow.texts(Path("self"), files[1]) == (OWN, read(files[1]))
+    loaded = load_model("smollm2", meta=True)
+    assert workflow.own(loaded, OWN, Path("self")) is OWN
+    vision = replace(loaded, model=nn.Identity())
+    with pytest.raises(CalibrationError, match="cannot write its own calibration text"):
+        workflow.own(vision, OWN, Path("self"))
 
 
 def test_one_file_is_halved(files: tuple[Path, Path]) -> None:

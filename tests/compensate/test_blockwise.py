@@ -56,6 +56,15 @@ def test_blocks_come_nearer(name: str) -> None:
         assert torch.equal(value, original[key])
 
 
+def test_a_stream_that_lost_channels() -> None:
+    case = Case("llama", "channel", "mlp", model=disturbed("llama"))
+    _, report = mended(case, {"input_ids": IDS}, temperature=False)
+    assert len(report.blocks) == 2
+    for block in report.blocks:
+        assert block.before is not None
+        assert block.after < block.before
+
+
 def test_only_what_a_block_reads_alone_is_trained() -> None:
     """Not the embedding, which is the head too; but norms and what no pruned unit reads."""
     case = Case("llama", "mlp")

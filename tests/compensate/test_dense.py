@@ -226,6 +226,21 @@ def test_what_gave_nothing_is_not_missed(name: str) -> None:
         torch.testing.assert_close(value, before[key], atol=1e-4, rtol=1e-3)
 
 
+def test_what_lacks_nothing_keeps_its_values() -> None:
+    """Before the first hole both models give the same: a solve would fit rounding alone."""
+    traced = llama()
+    plan, small = cut(traced, (LAYER.format(3) + ":block",))
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    report = mended(traced, plan, small, IDS, damping=None)
+    after = small.state_dict()
+    changed = {n.split(".")[2] for n in before if not torch.equal(before[n], after[n])}
+    # The last product before the hole aims behind it.
+    assert changed == {"2", "4"}
+    first = [each for each in report.consumers if each.name.startswith(LAYER.format(0))]
+    assert len(first) == 7
+    assert all(each.before == each.after < 1e-5 for each in first)
+
+
 def test_targets_that_are_of_the_product_alone() -> None:
     """``dense`` is what the original gives there; ``propagated`` and ``bias`` know no hole."""
     traced = llama()

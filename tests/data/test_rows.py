@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fxprune.data.chat import PROMPT, PROMPT_WITH_INPUT
 from fxprune.data.records import Document, Instruction, Record, Records
-from fxprune.data.rows import PROMPT, PROMPT_WITH_INPUT, Row, collate, make_rows
+from fxprune.data.rows import Row, collate, make_rows
 from fxprune.errors import RecoveryError
 from tests.hf import tiny
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import fxprune
+from fxprune.config import PruneConfig
 from fxprune.data.draw import Draw, as_text
 from fxprune.data.text import OWN, Text, crops
 from fxprune.data.written import PROMPT, written
 from fxprune.errors import CalibrationError
+from fxprune.prune import draws
 from tests.zoo import BY_NAME
 
 
@@ -109,6 +111,21 @@ def test_pruning_sees_it_beside_the_text() -> None:
     assert any(not torch.equal(found[0][name], found[1][name]) for name in found[0])
     with pytest.raises(CalibrationError, match="joins text"):
         fxprune.prune(model().eval(), calibration=torch.ones(2, 8).long(), written_samples=8)
+
+
+def test_as_much_as_there_is_text_unless_a_number_is_given() -> None:
+    def counts(name: str, **options: Any) -> tuple[int, int]:
+        config = PruneConfig(**options)
+        return tuple(d.written for d in draws(model(name), config, config.make_criterion()))  # type: ignore[return-value]
+
+    assert counts("llama") == (128, 128)
+    assert counts("llama", calibration_samples=6, compensation_samples=9) == (6, 9)
+    assert counts("llama", written_samples=0) == (0, 0)
+    assert counts("llama", written_samples=7) == (7, 7)
+    # The papers of other criteria take text alone.
+    assert counts("llama", criterion="taylor") == (0, 128)
+    # Nothing is written by what does not continue its input.
+    assert counts("bert") == counts("t5") == (0, 0)
 
 
 def test_the_models_own_text_is_all_written() -> None:

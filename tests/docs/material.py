@@ -141,6 +141,11 @@ def _pruned(**changes: object) -> Names:
     return {**found, "small": small, "graph_module": small}
 
 
+def _training() -> Names:
+    """A model to train, and another."""
+    return {**_tiny(intermediate_size=64), "fresh": tiny.llama(intermediate_size=64)}
+
+
 def _experts() -> Names:
     """A Llama, and a mixture of experts beside it."""
     torch.manual_seed(0)
@@ -183,6 +188,7 @@ NEEDS: dict[str, Needs] = {
     "docs/how-to/many-devices.md": Needs(_tiny, (model,)),
     "docs/how-to/non-uniform.md": Needs(_traced, (model,)),
     "docs/how-to/pictures.md": Needs(_seeing, prints="from_pretrained"),
+    "docs/how-to/while-training.md": Needs(_training, prints="True"),
     "docs/how-to/serve.md": Needs(
         lambda: _tiny(**SERVED), (served,), prints="mlx takes multiples of 256"
     ),

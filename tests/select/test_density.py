@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxprune.groups.parameters import count_parameters
+from fxprune.importance.scores import Scores
 from fxprune.select.budget import Budget
 from fxprune.select.candidates import at_step, candidate
 from fxprune.select.density import densities, unit_costs
@@ -48,6 +49,19 @@ def test_densities_by_the_formulas(normalise: Any, cost_aware: bool) -> None:
         }[normalise]
         # The last unit stays whatever happens.
         np.testing.assert_allclose(values, expected[:-1], rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_kinds_belong_to_the_scores() -> None:
+    """They count in a global ranking that has no normalisation of its own."""
+    values = random_scores(GRAPH)
+    by_hand = {g.name: values[g.name] * (60.0 if g.kind == "attention" else 1.0) for g in GROUPS}
+    own = Scores(values, "drawn", {"normalise": "none", "weights": {"attention": 60.0}})
+    expected = select(GRAPH, by_hand, 0.2, ranking="global", normalise="none")  # type: ignore[arg-type]
+    assert select(GRAPH, own, 0.2, ranking="global").kept == expected.kept  # type: ignore[arg-type]
+    plain = select(GRAPH, values, 0.2, ranking="global", normalise="none")  # type: ignore[arg-type]
+    assert plain.kept != expected.kept
+    asked = select(GRAPH, own, 0.2, ranking="global", normalise="none")  # type: ignore[arg-type]
+    assert asked.kept == plain.kept
 
 
 def test_a_block_has_the_mean_density_of_its_units() -> None:

@@ -101,6 +101,43 @@ def test_tied_tensors_are_the_same() -> None:
         fxprune.prune(model, criterion="magnitude", kinds="channel", ignore="transformer.wte")
 
 
+def test_only_some_modules() -> None:
+    model = tiny_llama(num_hidden_layers=3)
+    only = ("model.layers.1", "model.layers.2.mlp")
+    result = fxprune.prune(model, calibration=IDS, only=only, compensation_scope="all")
+    layers = {name.rpartition(":")[0] for name in result.plan.kept}
+    assert layers <= {"model.layers.1.mlp", "model.layers.1.attention", "model.layers.2.mlp"}
+    held = "only=model.layers.1,model.layers.2.mlp"
+    assert result.plan.limits["model.layers.0.mlp:units"] == held
+    assert result.compensation is not None
+    skipped = {each.name: each.skipped for each in result.compensation.consumers if each.skipped}
+    assert skipped["model.layers.2.self_attn.o_proj"] == held
+    for module in ("model.layers.0.", "model.layers.2.self_attn.", "lm_head", "model.embed"):
+        untouched(result, model, module)
+
+
+def test_what_is_shared_with_the_outside_is_outside() -> None:
+    """The head is the embedding, and not among the modules that may change."""
+    model = tiny_llama(tie_word_embeddings=True)
+    with pytest.raises(SelectionError, match=r"every one chosen is protected \(only=model\)"):
+        fxprune.prune(model, criterion="magnitude", kinds="channel", only="model")
+    whole = fxprune.prune(
+        model, criterion="magnitude", kinds="channel", only=("model", "lm_head"), pruning_ratio=0.1
+    )
+    assert "channel" in str(whole.plan.kept)
+
+
+@pytest.mark.parametrize("schedule", ["one-shot", "run", "first"])
+def test_blocks_of_some_layers(schedule: Any) -> None:
+    model = tiny_llama(num_hidden_layers=4)
+    depth = Depth(remove=2, schedule=schedule, keep_first=0, keep_last=0)
+    for options in ({"layers": "1-2"}, {"only": ("model.layers.[12]",)}):
+        result = fxprune.prune(model, depth=depth, calibration=IDS, compensation=None, **options)
+        assert sorted(result.plan.removed) == ["model.layers.1:block", "model.layers.2:block"]
+    with pytest.raises(DepthError, match="1 may, 3 more are protected"):
+        fxprune.prune(model, depth=depth, calibration=IDS, layers="3")
+
+
 def test_an_unknown_module() -> None:
     with pytest.raises(SelectionError, match=r"no such module; close: model.layers.1"):
         fxprune.prune(tiny_llama(), criterion="magnitude", ignore="model.layer.1")

@@ -16,6 +16,7 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import count_parameters
 from fxprune.plan import Plan
 from fxprune.select.budget import Budget
+from fxprune.select.options import layer_ranges
 from fxprune.select.schedule import schedule
 from fxprune.select.select import select
 from tests.llama import tiny_llama
@@ -338,3 +339,44 @@ def test_nothing_special_is_not_listed() -> None:
     plan = select(GRAPH, random_scores(GRAPH), 0.2, ranking="local")
     assert (plan.limits, plan.bound) == ({}, "params")
     assert select(GRAPH, random_scores(GRAPH), 0.0).bound is None
+
+
+# Layers by number
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("4-20,25", "4-20,25"),
+        (" 3 , 0-1,2", "0-3"),
+        (7, "7"),
+        (range(4, 7), "4-6"),
+        ([9, 1, 3, 2], "1-3,9"),
+        (None, None),
+    ],
+)
+def test_layers_in_one_form(given: Any, text: str | None) -> None:
+    assert layer_ranges(given) == text
+    assert layer_ranges(text) == text
+
+
+@pytest.mark.parametrize("given", ["", "a", "3-1", "1-", "-1", (), [-1], [1.5], True])
+def test_layers_that_are_none(given: Any) -> None:
+    with pytest.raises(SelectionError, match="numbers of layers, such as '4-20,25'"):
+        layer_ranges(given)
+
+
+@pytest.mark.parametrize("ranking", [*RANKINGS, "uniform"])
+def test_only_these_layers(ranking: Any) -> None:
+    kinds = ("mlp", "attention", "channel")
+    plan = select(GRAPH, random_scores(GRAPH), 0.2, kinds, ranking=ranking, layers=range(1, 3))
+    assert plan.kept
+    assert all(name.startswith(("layers.1.", "layers.2.")) for name in plan.kept)
+    assert plan.limits["layers.3.mlp:units"] == plan.limits["channel"] == "layers=1-2"
+
+
+def test_a_layer_that_is_not_there() -> None:
+    with pytest.raises(SelectionError, match="there is no layer 4, the model has layers 0 to 3"):
+        select(GRAPH, random_scores(GRAPH), 0.2, layers="2-5")
+    with pytest.raises(SelectionError, match=r"every one chosen is protected \(layers=1\)"):
+        select(GRAPH, random_scores(GRAPH), 0.1, "channel", layers=1)

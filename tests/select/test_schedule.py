@@ -8,7 +8,7 @@ import pytest
 
 from fxprune.errors import SelectionError
 from fxprune.select.budget import Budget
-from fxprune.select.schedule import goals, schedule
+from fxprune.select.schedule import Gradual, goals, schedule
 
 
 def test_a_schedule_rises_evenly_to_the_exact_end() -> None:
@@ -70,3 +70,44 @@ def test_one_goal_is_needed() -> None:
 def test_the_ratio_has_a_range(ratio: float) -> None:
     with pytest.raises(SelectionError, match=r"outside \[0, 1\)"):
         goals(2, ratio)
+
+
+# While a model is trained
+
+
+def test_the_cubic_schedule_is_that_of_the_paper() -> None:
+    """Zhu & Gupta, arXiv 1710.01878, equation 1, from nothing."""
+    gradual = Gradual("50%", begin=100, end=500, every=100)
+    assert gradual.steps == pytest.approx(
+        {200: 0.5 * (1 - 0.75**3), 300: 0.5 * (1 - 0.5**3), 400: 0.5 * (1 - 0.25**3), 500: 0.5}
+    )
+    assert list(Gradual(0.3, end=7, every=3).steps) == [3, 6, 7]  # the end is never left out
+    assert list(Gradual(0.3, end=2).steps) == [2]
+
+
+def test_steps_that_are_given() -> None:
+    gradual = Gradual(at={20: "30%", 10: 0.1})
+    assert gradual.steps == {10: 0.1, 20: 0.3}
+    assert list(gradual.steps) == [10, 20]
+    assert gradual.pruning_ratio == 0.3
+    assert hash(gradual) == hash(Gradual(at={10: 0.1, 20: 0.3}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give either end="),
+        ({"pruning_ratio": 0.2}, "give either end="),
+        ({"end": 5}, "pruning_ratio=None"),
+        ({"pruning_ratio": 20, "end": 5}, r"did you mean 0\.2"),
+        ({"pruning_ratio": 0.2, "begin": 5, "end": 5}, "begin=5, end=5, every=100: steps of"),
+        ({"pruning_ratio": 0.2, "end": 5, "every": 0}, "at least 1 between two"),
+        ({"at": {1: 0.2, 2: 0.1}}, "with ratios that do not fall"),
+        ({"at": {0: 0.2}}, "steps from 1 on"),
+        ({"at": {1: 0.2}, "end": 4}, "give either end="),
+        ({"at": {1: 0.2}, "pruning_ratio": 0.3}, "leave out pruning_ratio="),
+    ],
+)
+def test_schedules_of_training_that_are_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        Gradual(**options)

@@ -12,8 +12,10 @@ from torch.nn import functional
 
 import fxprune
 from fxprune.importance.scores import Scores
+from fxprune.stream.divergence import EVERY
+from fxprune.stream.fewer import DAMPING
 from fxprune.stream.ladder import Ladder, Rung
-from fxprune.stream.options import DAMPING, EVERY, measure_ladder
+from fxprune.stream.options import measure_ladder
 from tests.zoo import BY_NAME, disturb
 
 FIT = torch.randint(3, 101, (16, 13), generator=torch.Generator().manual_seed(1))
@@ -206,7 +208,7 @@ def test_width_and_depth_in_one_plan() -> None:
         ({"branches": ("mlp",), "budget": fxprune.Budget(units=0.1)}, "compete for parameters"),
         ({"steps": 2}, "measures once"),
         ({"scores": Scores({})}, "taken as they are"),
-        ({"search": "guessed"}, "choose from predicted, measured"),
+        ({"search": "guessed"}, "choose from predicted, measured, local"),
         ({"calibration": torch.ones(3, 8).long()}, "at least four sequences"),
     ],
 )

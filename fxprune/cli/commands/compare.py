@@ -65,8 +65,9 @@ def compare(
     ] = "auto",
     compensation_samples: Annotated[int, typer.Option(help="Crops that compensation sees.")] = 128,
     written: Annotated[
-        str, typer.Option(help="Short sequences that the model itself writes beside the crops.")
-    ] = "0",
+        str | None,
+        typer.Option(help="Short sequences that the model itself writes; else as many as crops."),
+    ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(help="Module to leave as it is, repeatable.")
     ] = None,

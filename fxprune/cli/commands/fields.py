@@ -13,7 +13,13 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from fxprune.cli.commands.options import layer_ratio_of, multiples_of, numbers, shape_of
+from fxprune.cli.commands.options import (
+    by_key,
+    layer_ratio_of,
+    numbers,
+    numbers_by_key,
+    shape_of,
+)
 from fxprune.config import PruneConfig
 from fxprune.errors import FxpruneError
 from fxprune.select.budget import Budget
@@ -59,8 +65,17 @@ OPTIONS = {
     ),
     "kinds": Option("Kinds of groups, with commas."),
     "ignore": Option("Module to leave as it is, or a pattern of names; repeatable.", repeated=True),
+    "only": Option(
+        "Module, or a pattern, outside of which all is left as it is; repeatable.", repeated=True
+    ),
+    "layers": Option("Numbers of the layers that may lose units or go, such as 4-20,25.", "all"),
     "overrides": Option(
         "PATTERN=FRACTION of units that go there, repeatable; 0 protects.", name="--layer-ratio"
+    ),
+    "max_ratio": Option(
+        "Share of its units that any group loses at most: a fraction, or KIND=FRACTION and"
+        " PATTERN=FRACTION with commas.",
+        "no limit",
     ),
     "keep_first": Option("Leave the first layers alone.", "0; 4 for blocks"),
     "keep_last": Option("Leave the last layers alone.", "0; 2 for blocks"),
@@ -77,7 +92,9 @@ OPTIONS = {
     "multiple_of": Option(
         "Groups that lose units keep a multiple of this many; by kind: mlp=32,attention=2."
     ),
-    "min_kept": Option("Units that stay in every group at least."),
+    "min_kept": Option(
+        "Units that stay in every group at least; by kind or pattern: attention=2,mlp=64."
+    ),
     "target": Option(
         "Engine that must run the result: transformers (a stock checkpoint), transformers-remote,"
         " llama.cpp, nemotron-nas, mlx, vllm, onnx, torch.",
@@ -86,7 +103,7 @@ OPTIONS = {
     "steps": Option("Steps to the goal, with new scores before each."),
     "search": Option(
         "predicted: choose by the scores; measured: bring them first to costs measured in the"
-        " network, option by option."
+        " network, option by option; local: try whole plans around that of the scores."
     ),
     "branches": Option(
         "With measured costs: attention, mlp, block (with commas), which may go as a whole where"
@@ -121,7 +138,8 @@ OPTIONS = {
     ),
     "compensation_samples": Option("Crops that compensation sees."),
     "written_samples": Option(
-        "Short sequences that the model itself writes for both, beginning as crops of the text do."
+        "Short sequences that the model itself writes for both, beginning as crops of the text do.",
+        "as many as crops, for obs and compensation",
     ),
     "seed": Option("Seed of the calibration crops and of random scores."),
     "verify": Option("Prove the result against the original."),
@@ -226,8 +244,10 @@ def _read(name: str, typed: Any) -> Any:
     kind = str(_field(name).type)
     if name == "budget.shape":
         return shape_of(typed)
-    if name == "multiple_of":
-        return multiples_of(typed)
+    if "int | Mapping" in kind:
+        return numbers_by_key(_option_name(name), typed)
+    if "str | Mapping" in kind:
+        return by_key(_option_name(name), typed)
     if kind.startswith("Mapping"):
         return dict(map(layer_ratio_of, typed))
     if kind.startswith("tuple[int"):

@@ -38,14 +38,23 @@ def layer_ratio_of(given: str) -> tuple[str, str]:
     return pattern, fraction
 
 
-def multiples_of(given: str) -> int | dict[str, int]:
-    """``NUMBER``, or ``KIND=NUMBER`` with commas."""
-    if given.isdecimal():
-        return int(given)
-    pairs = [part.partition("=") for part in given.split(",")]
-    if not all(number.strip().isdecimal() for _, _, number in pairs):
-        raise SelectionError(f"--multiple-of {given!r}: write a number, or KIND=NUMBER with commas")
-    return {kind.strip(): int(number) for kind, _, number in pairs}
+def by_key(option: str, given: str) -> str | dict[str, str]:
+    """One value, or ``KIND=VALUE`` and ``PATTERN=VALUE`` with commas."""
+    if "=" not in given:
+        return given
+    pairs = [part.rpartition("=") for part in given.split(",")]
+    if not all(key.strip() and value.strip() for key, _, value in pairs):
+        raise SelectionError(f"{option} {given!r}: write a number, or KIND=NUMBER with commas")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def numbers_by_key(option: str, given: str) -> int | dict[str, int]:
+    """Likewise, of whole numbers."""
+    found = by_key(option, given)
+    values = found.values() if isinstance(found, dict) else [found]
+    if not all(value.isdecimal() for value in values):
+        raise SelectionError(f"{option} {given!r}: write a number, or KIND=NUMBER with commas")
+    return {k: int(v) for k, v in found.items()} if isinstance(found, dict) else int(found)
 
 
 def check_parent(file: Path | None) -> None:

@@ -28,8 +28,9 @@ def prune(
     text: Annotated[
         Path | None,
         typer.Option(
-            help="Text or .jsonl to calibrate on; half of it measures, unless --eval-text is given."
-            " Without it, prose that comes with Python."
+            help="Text, or .jsonl of texts or conversations, to calibrate on; half of it measures,"
+            " unless --eval-text is given. Without it, and with self, text that the model writes"
+            " itself calibrates, if it can, and prose that comes with Python measures."
         ),
     ] = None,
     eval_text: Annotated[Path | None, typer.Option(help="Text for perplexity.")] = None,
@@ -65,16 +66,15 @@ def prune(
             " fxprune.load; auto: the first, where its config can say the sizes."
         ),
     ] = "auto",
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(help="USER/NAME on the Hugging Face hub to upload the result to, in the end."),
+    ] = None,
 ) -> None:
     """Prune a model, save it and show what it costs before and after."""
-    from fxprune.hf.folder import checkpoint
+    from fxprune.hf.folder import checkpoint, hub
 
-    if greedy:
-        schedule = given.get("depth.schedule", "greedy")
-        if schedule != "greedy":
-            raise DepthError(f"--greedy and --schedule {schedule} are two schedules: give one")
-        given = {**given, "depth.schedule": schedule}
-    config = configuration(given, recipe)
+    config = configuration(_greedy(given) if greedy else given, recipe)
     if scores is not None:
         config.check_scores()
     check_least("eval-samples", eval_samples, 1)
@@ -88,14 +88,17 @@ def prune(
         from fxprune.cli.chain import Chain
 
         chain = Chain(model, out, recover_method, recover_data, recover_steps, distill, config.seed)
-        chain.check()
+        chain.check(text)
     from rich.console import Console
 
     from fxprune.cli import workflow
+    from fxprune.cli.card import write_card
     from fxprune.hf.open.load import check_device, load
     from fxprune.progress import step
 
     check_device(device)
+    if push_to_hub is not None:
+        hub.check_push(push_to_hub)
     calibration, evaluation = workflow.texts(text, eval_text)
     causal = workflow.check_model(model, config, scores is not None)
     if chain is not None and not causal:
@@ -106,7 +109,7 @@ def prune(
         loaded,
         config,
         out,
-        calibration=calibration if causal else None,
+        calibration=workflow.own(loaded, calibration if causal else None, text),
         evaluation=evaluation if causal else None,
         windows=(eval_samples, eval_length),
         reload=lambda: load(model, device).model,
@@ -121,6 +124,9 @@ def prune(
         **({} if scores is None else {"scores": str(scores)}),
         criterion=outcome.result.plan.criterion,
     )
+    about: dict[str, Any] = {"base": model, "config": config.to_dict(), "name": push_to_hub}
+    write_card(outcome, **about)
+    folder = out
     console = Console()
     outcome.show(console)
     console.print(f"saved in {out}; {outcome.opened_by}", markup=False, soft_wrap=True)
@@ -128,8 +134,20 @@ def prune(
         words = f"for {config.target}: fxprune convert {out} TARGET --for {config.target}"
         console.print(words, markup=False, soft_wrap=True)
     if chain is not None:
-        chain.run(calibration, evaluation, eval_samples).show(console)
-        console.print(f"recovered: {chain.folder}", markup=False, soft_wrap=True)
+        recovered = chain.run(calibration, evaluation, eval_samples)
+        recovered.show(console)
+        folder = chain.folder
+        write_card(outcome, **about, folder=folder, retrained=recovered.words)
+        console.print(f"recovered: {folder}", markup=False, soft_wrap=True)
+    if push_to_hub is not None:
+        console.print(f"uploaded: {hub.push(folder, push_to_hub)}", markup=False, soft_wrap=True)
+
+
+def _greedy(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    schedule = given.get("depth.schedule", "greedy")
+    if schedule != "greedy":
+        raise DepthError(f"--greedy and --schedule {schedule} are two schedules: give one")
+    return {**given, "depth.schedule": schedule}
 
 
 def _check_scores(given: Path | None, target: Path | None, out: Path) -> None:

@@ -23,8 +23,8 @@ def recover(
     data: Annotated[
         str,
         typer.Option(
-            help="To train on: text, .jsonl or .json (a text in each row, or Alpaca's"
-            " instruction, input, output), or datasets:NAME."
+            help="To train on: text, .jsonl or .json (in each row a text, messages, conversations,"
+            " or Alpaca's instruction, input, output), or datasets:NAME."
         ),
     ],
     out: Annotated[

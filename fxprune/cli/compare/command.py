@@ -33,7 +33,7 @@ def compare(
     kinds: Sequence[str] = (",".join(DEFAULT_KINDS),),
     aggregate: str | None = None,
     compensate: str = "auto",
-    written: str = "0",
+    written: str | None = None,
     device: str = "cpu",
     dtype: str | None = None,
     progress: bool = True,
@@ -57,7 +57,7 @@ def compare(
         "calibration_samples": [None] if samples is None else _numbers("samples", samples),
         "calibration_lengths": [None] if length is None else _numbers("length", length),
         "criterion": _names("criteria", criteria, CriterionError),
-        "written_samples": _numbers("written", written),
+        "written_samples": [None] if written is None else _numbers("written", written),
         "compensation": _names("compensate", compensate, SelectionError),
     }
     aggregates = [] if aggregate is None else _names("aggregate", aggregate, CriterionError)

@@ -30,7 +30,7 @@ def series(config: PruneConfig) -> str:
         parts.append("cost-aware" if config.cost_aware else "not cost-aware")
     if config.kinds != default.kinds:
         parts.append("+".join(config.kinds))
-    counts = {"samples": config.calibration_samples, "written": config.written_samples or None}
+    counts = {"samples": config.calibration_samples, "written": config.written_samples}
     parts += [f"{count} {what}" for what, count in counts.items() if count is not None]
     if config.calibration_lengths is not None:
         parts.append(f"{'+'.join(map(str, config.calibration_lengths))} tokens")

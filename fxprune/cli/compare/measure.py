@@ -158,10 +158,9 @@ def measure(
         method = "least-squares" if config.compensation == "auto" else config.compensation
         if method is not None:
             with _timed(seconds, "compensate"):
-                scope, ignore = config.compensation_scope, config.ignore
-                compensate(
-                    bench.traced, small, plan, crops, method=method, scope=scope, ignore=ignore
-                )
+                options: dict[str, Any] = {"ignore": config.ignore, "only": config.only}
+                scope = config.compensation_scope
+                compensate(bench.traced, small, plan, crops, method=method, scope=scope, **options)
         plain = method is None
         found = bench.measured.get(sliced := tuple(sorted(plan.kept.items()))) if plain else None
         if found is None:

@@ -8,7 +8,7 @@ from fxprune.errors import ModelError
 
 _CONFIG = ["config.json"]
 # Never *.bin: those are pickles. Folders inside a repository hold the same in other formats.
-_MODEL = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_MODEL = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
 _OTHER_FORMATS = ["*/*", "consolidated*"]
 
 

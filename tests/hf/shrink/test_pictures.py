@@ -76,11 +76,17 @@ def test_the_tower_alone(seen_whole: Any, tmp_path: Path) -> None:
     assert_stock(small, inputs, plan, tmp_path / "m")
 
 
-def test_the_tower_is_left_alone_where_it_is_ignored(seen_whole: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"ignore": ("*vision_tower*", "*projector*")}, {"only": ("model.language_model", "lm_head")}],
+)
+def test_the_tower_is_left_alone_where_that_is_said(
+    options: dict[str, Any], seen_whole: Any, tmp_path: Path
+) -> None:
     model, inputs, _ = seen_whole
     result = fxprune.prune(
         model, kwargs=inputs, budget=fxprune.Budget(units=0.34), criterion=fxprune.Magnitude(),
-        ignore=("*vision_tower*", "*projector*"), verify=False,
+        verify=False, **options,
     )  # fmt: skip
     assert all("language_model" in name for name in result.plan.kept)
     assert {name.rpartition(":")[2] for name in result.plan.kept} == {"heads", "units"}
