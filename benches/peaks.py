@@ -131,8 +131,8 @@ def pieces(shape: str, criterion: str, how: str, rows: int, length: int) -> dict
         length: tokens in each.
 
     Returns:
-        Bytes of the ``weights`` and at the ``peak``, and ``seconds`` of this process without
-        loading; ``first`` and ``last`` scores, to compare.
+        Bytes of the ``weights`` and at the ``peak``, and CPU ``seconds``, reading included;
+        ``first`` and ``last`` scores, to compare.
     """
     with tempfile.TemporaryDirectory() as folder:
         model = filled(SHAPES[shape])
@@ -149,12 +149,12 @@ def pieces(shape: str, criterion: str, how: str, rows: int, length: int) -> dict
         seconds = [0.0]
 
         def call() -> fxprune.Scores:
+            start = time.process_time()
             source = fxprune.Weights(folder) if how == "pieces" else None
             loaded = twin if source else type(twin).from_pretrained(folder, dtype=torch.float32)
             if source is None:  # what is mapped from the file is counted, once it was read
                 for parameter in loaded.parameters():
                     parameter.data = parameter.data.clone()
-            start = time.process_time()
             found = estimate(
                 loaded, graph, by_name(criterion), ids, batch_size=1, kinds=naive.KINDS,
                 stream=source,

@@ -168,8 +168,11 @@ def tokens_at(
     # Of a convolution, the axis of the channels is before those of the kernel.
     kernel = len(graph.layouts[consumer.site.tensor]) - 2
     axis = -1 if consumer.source_axis == -1 else -1 - kernel
-    shape = consumer.source.meta["val"].movedim(axis, -1).shape
-    mask = hidden.get(row_count(graph.traced, shape[:-1]))
+    mask = None
+    if hidden:
+        shape = list(consumer.source.meta["val"].shape)
+        del shape[axis]
+        mask = hidden.get(row_count(graph.traced, shape))
 
     def flat(x: Tensor) -> Tensor:
         x = x.movedim(axis, -1)

@@ -17,6 +17,7 @@ from fxprune.trace.lockstep import flatten, input_names
 from fxprune.trace.traced import Traced
 from tests import zoo
 from tests.llama import tiny_llama
+from tests.vision import families
 
 IDS = torch.arange(24).reshape(2, 12) % 90
 FAMILIES = [
@@ -78,6 +79,16 @@ def test_the_union_is_the_graph(family: str, attention: str) -> None:
 @pytest.mark.parametrize(("family", "attention"), sorted({*zoo.CASES} - {*FAMILIES}))
 def test_the_union_is_the_graph_everywhere(family: str, attention: str) -> None:
     test_the_union_is_the_graph(family, attention)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
+def test_pictures(family: families.Family) -> None:
+    """Branches that split and join, skips from one end to the other, heads at several scales."""
+    found = traced(family.make(), family.pictures())
+    pictures = family.pictures(3)
+    with torch.no_grad():
+        assert same(run(pieces_of(found), (pictures,), {}), found.graph_module(pictures))
 
 
 def test_embedding_blocks_and_head() -> None:
