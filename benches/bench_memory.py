@@ -70,7 +70,7 @@ def test_scoring_in_pieces(bench: Any, criterion: str) -> None:
     }
     for how, found in each.items():
         bench.row(
-            f"Scoring a checkpoint of 24 blocks, float32, {ROWS} x 128 tokens one by one, peak",
+            f"Scoring a checkpoint of 24 blocks, float32, {ROWS} x 128 tokens two at a time, peak",
             {
                 "criterion": criterion,
                 "how": how,

@@ -156,7 +156,7 @@ def pieces(shape: str, criterion: str, how: str, rows: int, length: int) -> dict
                 for parameter in loaded.parameters():
                     parameter.data = parameter.data.clone()
             found = estimate(
-                loaded, graph, by_name(criterion), ids, batch_size=1, kinds=naive.KINDS,
+                loaded, graph, by_name(criterion), ids, batch_size=2, kinds=naive.KINDS,
                 stream=source,
             )  # fmt: skip
             seconds[0] = time.process_time() - start
