@@ -78,8 +78,11 @@ class PruneConfig:
             in LLM-Pruner, but 128 for covariances (``obs``).
         calibration_lengths: tokens in each; several lengths have an equal share of the tokens.
             None for 128, and for ``obs`` and compensation also 1024.
-        compensation_samples: crops that compensation sees; those of the criterion come first.
+        compensation_samples: crops that compensation sees; those of the criterion come first. None
+            for 128.
         written_samples: short sequences that a language model writes beside them; None for as many.
+        effort: ``low`` halves the numbers of crops that are left open, and the model writes none;
+            ``high`` lets it write three times as many.
         batch_size: sequences per forward pass of the calibration; None as the data comes.
         seed: of the crops and of random scores.
         verify: run the oracle.
@@ -115,8 +118,9 @@ class PruneConfig:
     compensation_scope: Literal["pruned", "all"] | None = None
     calibration_samples: int | None = None
     calibration_lengths: tuple[int, ...] | None = None
-    compensation_samples: int = 128
+    compensation_samples: int | None = None
     written_samples: int | None = None
+    effort: Literal["low", "default", "high"] = "default"
     batch_size: int | None = None
     seed: int = 0
     verify: bool = True
@@ -354,6 +358,7 @@ class PruneConfig:
             ("ranking", RANKINGS),
             ("normalise", NORMALISE),
             ("search", ("predicted", "measured", "local")),
+            ("effort", ("low", "default", "high")),
             ("compensation", ("auto", "none", *get_args(Method))),
         ):
             value = getattr(self, name)

@@ -15,7 +15,7 @@ from fxprune.branches import bypass
 from fxprune.compensate.compensate import Method, compensate
 from fxprune.config import PruneConfig
 from fxprune.data.calibrate import Calibration
-from fxprune.data.draw import Draw, as_text, lengths_for, samples
+from fxprune.data.draw import WRITTEN, Draw, as_text, lengths_for, samples
 from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.data.text import Text
@@ -260,11 +260,12 @@ def draws(model: nn.Module, config: PruneConfig, criterion: Criterion | None) ->
     first, lengths = (
         lengths_for(model, config.calibration_lengths, c) for c in (covariances, True)
     )
-    count, mends = samples(config.calibration_samples, covariances), config.compensation_samples
-    able = is_causal_model(model) and writes(model)
+    count = samples(config.calibration_samples, covariances, config.effort)
+    mends = samples(config.compensation_samples, True, config.effort)
+    each = WRITTEN[config.effort] if is_causal_model(model) and writes(model) else 0
 
     def written(like: int) -> int:
-        return (like if able else 0) if config.written_samples is None else config.written_samples
+        return each * like if config.written_samples is None else config.written_samples
 
     seen = Draw(config.seed, count, first, written(count if covariances else 0))
     return seen, Draw(config.seed, mends, lengths, written(mends))

@@ -221,6 +221,7 @@ EVERYTHING = PruneConfig(
     calibration_lengths=(64, 128),
     compensation_samples=24,
     written_samples=6,
+    effort="low",
     batch_size=4,
     seed=3,
     verify=False,

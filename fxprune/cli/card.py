@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
     from fxprune.cli.workflow import Outcome
+    from fxprune.groups.dependency import DependencyGraph
     from fxprune.result import PruneResult
 
 CARD = "README.md"
@@ -150,11 +151,10 @@ def _gone(result: PruneResult) -> Iterator[str]:
 
 def _loading(result: PruneResult, where: str) -> Iterator[str]:
     """What loads the folder as it is, and how it is written for the engines that can run it."""
-    from fxprune.inspect.legality import check_plan
-    from fxprune.serve.engine import engines
+    from fxprune.serve.engine import engine, engines
 
-    graph, plan = result.graph, result.plan
-    able = [n for n in engines() if n not in _EXPORTS and not check_plan(graph, plan, n)]
+    graph, plan = _with_shapes(result), result.plan
+    able = [n for n in engines() if n not in _EXPORTS and not engine(n).check(plan, graph)]
     remote = "" if "transformers" in able else ", trust_remote_code=True"
     if {"transformers", "transformers-remote"} & set(able):
         yield (
@@ -169,6 +169,18 @@ def _loading(result: PruneResult, where: str) -> Iterator[str]:
     if written:
         lines = "\n".join(f"fxprune convert FOLDER TARGET --for {name}" for name in written)
         yield f"For engines that serve models:\n\n```sh\n{lines}\n```"
+
+
+def _with_shapes(result: PruneResult) -> DependencyGraph:
+    """The groups of the original, also if its weights are free by now."""
+    from fxprune.branches import bypass
+    from fxprune.groups.dependency import discover
+    from fxprune.rewrite.history import history_of
+
+    known = history_of(result.graph_module)
+    if known is None or all(each.numel() for each in result.traced.tensors.values()):
+        return result.graph
+    return discover(bypass(known.original(), result.plan.removed))
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:

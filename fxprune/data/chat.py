@@ -80,7 +80,8 @@ def read_chat(row: Mapping[str, Any]) -> Chat | str:
         turns.append((role, content))
     if not any(role == "assistant" and content.strip() for role, content in turns):
         return f'its "{name}" have no answer of an assistant'
-    return Chat(turns)
+    plain = row.get("plain")
+    return Chat(turns, plain if isinstance(plain, str) else None)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> tuple[list[int], list[bool]]:
@@ -119,6 +120,21 @@ def encode(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> tuple[list[int], l
         parts += [(whole[place : len(begin)], False), (whole[len(begin) : len(end)], True)]
         place = len(end)
     return _encoded(tokenizer, [*parts, (whole[place:], False)])
+
+
+def begun(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> list[int]:
+    """Token ids of all that comes before the last answer of a conversation, which ends in one.
+
+    Raises:
+        CalibrationError: there is no template, and no plain form; or it refuses the conversation.
+    """
+    ids, said = encode(tokenizer, Chat((*chat.turns[:-1], ("assistant", "x")), chat.plain))
+    place = len(said) - 1
+    while place and not said[place]:
+        place -= 1
+    while place and said[place - 1]:
+        place -= 1
+    return ids[:place]
 
 
 def _written(

@@ -18,6 +18,10 @@ from fxprune.errors import CalibrationError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# By effort: crops for covariances, and written sequences for each crop.
+MANY = {"low": 64, "default": 128, "high": 128}
+WRITTEN = {"low": 0, "default": 1, "high": 3}
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -173,6 +177,6 @@ def lengths_for(
     return tuple(n for n in lengths if most is None or n <= max(most, lengths[0]))
 
 
-def samples(given: int | None, covariances: bool) -> int:
-    """Crops that a criterion sees: 10 as in LLM-Pruner, but 128 for covariances (``obs``)."""
-    return given if given is not None else 128 if covariances else 10
+def samples(given: int | None, covariances: bool, effort: str = "default") -> int:
+    """Crops to see: 10 as in LLM-Pruner; for covariances (``obs``, least squares) 128, or fewer."""
+    return given if given is not None else MANY[effort] if covariances else 10

@@ -84,7 +84,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase | None, reading: Read
     else:
         if tokenizer is None:
             raise RecoveryError("text becomes tokens by the model's tokenizer: give tokenizer=")
-        records = _records(data, reading)
+        records = read(data, reading)
         if reading.evaluation:
             if reading.drop_overlap:
                 records = overlap.drop(records, reading.evaluation)
@@ -117,7 +117,14 @@ def _is_text(data: Data) -> bool:
     return isinstance(data, str | Path | Text | Records)
 
 
-def _records(data: Any, reading: Reading) -> Records:
+def read(data: Any, reading: Reading) -> Records:
+    """Text as records.
+
+    Raises:
+        RecoveryError: it cannot be read, or is no text.
+    """
+    if not _is_text(data):
+        raise RecoveryError("this data is no text: give rows of it")
     if isinstance(data, Records):
         return data
     return from_text(data) if isinstance(data, Text) else read_records(data, reading.bad_rows)

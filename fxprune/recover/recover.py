@@ -14,10 +14,10 @@ from torch import nn
 
 from fxprune.data.loss_function import compares
 from fxprune.errors import RecoveryError
-from fxprune.recover import runs
+from fxprune.recover import own_words, runs
 from fxprune.recover.arguments import training_arguments
 from fxprune.recover.calls import LossFunction, check_causal
-from fxprune.recover.data import Data, Reading, Rows, prepare
+from fxprune.recover.data import Data, Reading, Rows, prepare, read
 from fxprune.recover.history import History
 from fxprune.recover.methods import FullTraining, LoRA, Method
 from fxprune.recover.own import as_found
@@ -27,6 +27,7 @@ from fxprune.trace.digests import digest, model_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from fxprune.data.records import Records
     from fxprune.data.text import Text
 
 
@@ -62,6 +63,7 @@ def recover(
     drop_overlap: bool = False,
     bad_rows: str = "refuse",
     train_on_prompt: bool = False,
+    rewrite: bool = False,
     loss_fn: LossFunction | None = None,
     collate_fn: Callable[[list[Any]], dict[str, Any]] | None = None,
     out: str | Path | None = None,
@@ -79,8 +81,10 @@ def recover(
         module: what :func:`fxprune.rewrite` or :func:`fxprune.shrink` made; any other module that
             takes ``input_ids`` and gives logits; with ``loss_fn``, any module at all.
         data: a file of text, ``.jsonl`` or ``.json`` (a ``text`` in each row, or Alpaca's
-            ``instruction``, ``input``, ``output``), ``datasets:NAME``, a :class:`Text`, token ids
-            of shape (rows, length), or a sequence of examples of your own (see ``collate_fn``).
+            ``instruction``, ``input``, ``output``; or a conversation), ``datasets:NAME``, a
+            :class:`Text`, token ids of shape (rows, length), or a sequence of examples of your own
+            (see ``collate_fn``). ``self`` is text that the teacher writes: as many rows as are
+            trained on, 512 at most.
         method: :class:`LoRA` (the default) or :class:`FullTraining`, with a teacher or without.
         training: steps, batches, learning rate and so on.
         tokenizer: of the model; needed for text.
@@ -90,6 +94,8 @@ def recover(
         drop_overlap: leave such documents out instead.
         bad_rows: ``refuse`` or ``skip`` rows of a file that cannot be read.
         train_on_prompt: let instructions count in the loss too, not their responses alone.
+        rewrite: let the teacher answer the rows of the data anew, and learn its answers. What it
+            writes is kept beside ``out``, as ``OUT-written.jsonl``.
         loss_fn: for modules that are no language models: the mean loss of one batch. It is called
             with the module (possibly wrapped) and a batch.
         collate_fn: for examples of your own: makes a batch of a list of them. Needed with
@@ -121,6 +127,7 @@ def recover(
         train_on_prompt,
         training.seed,
     )
+    data = _own_words(data, rewrite, method, training, tokenizer, reading, out, progress)
     rows = prepare(data, tokenizer, reading)
     rows, every = _evaluated(rows, training, not isinstance(validation, int | float))
     training = replace(training, evaluate_every=every)
@@ -148,6 +155,42 @@ def recover(
             loop.save_adapter(folder)
         done = loop.finish(merge)
     return Recovery(done, history, loop.step, loop.trained, rows.notes)
+
+
+def _own_words(
+    data: Data,
+    rewrite: bool,
+    method: Method,
+    training: Training,
+    tokenizer: PreTrainedTokenizerBase | None,
+    reading: Reading,
+    out: str | Path | None,
+    progress: bool,
+) -> Data:
+    """The data as the teacher writes or rewrites it, if it is to."""
+    writes = isinstance(data, str) and data == own_words.OWN
+    if not writes and not rewrite:
+        return data
+    teaching = method.distillation
+    if teaching is None or tokenizer is None:
+        raise RecoveryError("a teacher writes this data, with its tokenizer: give both")
+    if writes and training.steps is None:
+        raise RecoveryError("data='self' is as long as the run: give steps=")
+
+    def make() -> Records:
+        options: dict[str, Any] = {"seed": training.seed, "progress": progress}
+        if writes:
+            count = (training.steps or 0) * training.batch_size
+            return own_words.own_texts(
+                teaching.teacher, tokenizer, count, training.length, **options
+            )
+        records = read(data, reading)
+        return own_words.own_answers(
+            teaching.teacher, tokenizer, records, training.length, **options
+        )
+
+    file = None if out is None else Path(out).with_name(f"{Path(out).name}-written.jsonl")
+    return own_words.kept(file, make)
 
 
 def _evaluated(rows: Rows, training: Training, whole: bool) -> tuple[Rows, int]:

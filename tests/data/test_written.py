@@ -122,6 +122,11 @@ def test_as_much_as_there_is_text_unless_a_number_is_given() -> None:
     assert counts("llama", calibration_samples=6, compensation_samples=9) == (6, 9)
     assert counts("llama", written_samples=0) == (0, 0)
     assert counts("llama", written_samples=7) == (7, 7)
+    assert counts("llama", effort="low") == (0, 0)
+    assert counts("llama", effort="high") == (384, 384)
+    assert counts("llama", effort="high", written_samples=7) == (7, 7)
+    crops = [d.count for d in draws(model(), PruneConfig(effort="low"), fxprune.OBS())]
+    assert crops == [64, 64]
     # The papers of other criteria take text alone.
     assert counts("llama", criterion="taylor") == (0, 128)
     # Nothing is written by what does not continue its input.

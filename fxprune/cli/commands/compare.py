@@ -63,7 +63,9 @@ def compare(
     compensate: Annotated[
         str, typer.Option(help="none, bias, least-squares, blockwise; auto is least-squares.")
     ] = "auto",
-    compensation_samples: Annotated[int, typer.Option(help="Crops that compensation sees.")] = 128,
+    compensation_samples: Annotated[
+        int | None, typer.Option(help="Crops that compensation sees.", show_default="128")
+    ] = None,
     written: Annotated[
         str | None,
         typer.Option(help="Short sequences that the model itself writes; else as many as crops."),

@@ -136,10 +136,14 @@ OPTIONS = {
         "128; for obs and compensation 128,1024",
         "--calibration-length",
     ),
-    "compensation_samples": Option("Crops that compensation sees."),
+    "compensation_samples": Option("Crops that compensation sees.", "128"),
     "written_samples": Option(
         "Short sequences that the model itself writes for both, beginning as crops of the text do.",
         "as many as crops, for obs and compensation",
+    ),
+    "effort": Option(
+        "How much text is seen where no numbers are given. low: half of it, and none that the model"
+        " writes; high: it writes three times as much."
     ),
     "seed": Option("Seed of the calibration crops and of random scores."),
     "verify": Option("Prove the result against the original."),

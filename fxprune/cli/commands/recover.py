@@ -24,7 +24,8 @@ def recover(
         str,
         typer.Option(
             help="To train on: text, .jsonl or .json (in each row a text, messages, conversations,"
-            " or Alpaca's instruction, input, output), or datasets:NAME."
+            " or Alpaca's instruction, input, output), or datasets:NAME; self: text that the"
+            " teacher writes."
         ),
     ],
     out: Annotated[
@@ -106,6 +107,9 @@ def recover(
     train_on_prompt: Annotated[
         bool, typer.Option(help="Let instructions count too, not their responses alone.")
     ] = False,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="Let the teacher answer the rows of --data anew.")
+    ] = False,
     merge: Annotated[
         bool, typer.Option(help="Save the merged model, not LoRA's adapter alone.")
     ] = True,
@@ -166,6 +170,7 @@ def recover(
         drop_overlap=drop_overlap,
         bad_rows=bad_rows,
         train_on_prompt=train_on_prompt,
+        rewrite=rewrite,
     )
     if done is None:
         return

@@ -40,6 +40,8 @@ def series(config: PruneConfig) -> str:
         parts.append("not compensated")
     elif config.compensation != "auto":
         parts.append(config.compensation)
+    if config.effort != default.effort:
+        parts.append(f"effort {config.effort}")
     if config.compensation_samples != default.compensation_samples:
         parts.append(f"compensated on {config.compensation_samples} samples")
     return ", ".join(parts)
