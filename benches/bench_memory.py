@@ -58,6 +58,35 @@ def test_against_torch_pruning(bench: Any, how: str) -> None:
     )
 
 
+DEEP = pick(quick="thin", cpu="2.9 GB")
+ROWS = pick(quick=2, cpu=8)
+
+
+@pytest.mark.parametrize("criterion", ["wanda-sp", "taylor", "taylor2", "obs"])
+def test_scoring_in_pieces(bench: Any, criterion: str) -> None:
+    each = {
+        how: bench.run(apart.run, "benches.peaks:pieces", DEEP, criterion, how, ROWS, 128)
+        for how in ("memory", "pieces")
+    }
+    for how, found in each.items():
+        bench.row(
+            f"Scoring a checkpoint of 24 blocks, float32, {ROWS} x 128 tokens two at a time, peak",
+            {
+                "criterion": criterion,
+                "how": how,
+                "peak, MiB": round(found["peak"] / 2**20),
+                "x weights": found["peak"] / found["weights"],
+                "CPU s": found["seconds"],
+            },
+        )
+    for key in ("first", "last"):
+        assert each["pieces"][key] == pytest.approx(each["memory"][key], rel=1e-5)
+    streamed = each["pieces"]
+    bench.at_most(f"{criterion}: peak / weights", streamed["peak"] / streamed["weights"], 0.30)
+    ratio = streamed["seconds"] / each["memory"]["seconds"]
+    bench.at_most(f"{criterion}: CPU s of memory", ratio, 1.3 if criterion == "wanda-sp" else 1.8)
+
+
 LAYERS_32 = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 MODELS: dict[str, dict[str, int]] = {
     "llama-7b": {**LAYERS_32, "intermediate_size": 11008, "vocab_size": 32000},

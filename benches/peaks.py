@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -18,7 +19,8 @@ from benches.slicing import sliced, slices
 from fxprune.importance import by_name, estimate
 from fxprune.measure import memory
 
-SHAPES = {"1.2 GB": GIGABYTE, "0.25 GB": QUARTER, "thin": THIN}
+DEEP = {**GIGABYTE, "num_hidden_layers": 24}
+SHAPES = {"2.9 GB": DEEP, "1.2 GB": GIGABYTE, "0.25 GB": QUARTER, "thin": THIN}
 KEPT = 0.8
 
 
@@ -116,6 +118,59 @@ def importance(shape: str, criterion: str, how: str, rows: int, length: int) -> 
     _, growth = memory.peak(torch.device("cpu"), lambda: calls[how](ids), before)
     assert growth is not None
     return {"weights": _bytes(model), "growth": growth}
+
+
+def pieces(shape: str, criterion: str, how: str, rows: int, length: int) -> dict[str, float]:
+    """Peak and seconds of scoring a checkpoint, what the weights take included.
+
+    Args:
+        shape: of :data:`SHAPES`.
+        criterion: its name.
+        how: ``memory``, or ``pieces``.
+        rows: of calibration data.
+        length: tokens in each.
+
+    Returns:
+        Bytes of the ``weights`` and at the ``peak``, and CPU ``seconds``, reading included;
+        ``first`` and ``last`` scores, to compare.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = filled(SHAPES[shape])
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        weights = _bytes(model)
+        model.save_pretrained(folder, max_shard_size="500MB")
+        del model
+        with torch.device("meta"):
+            twin = llama(SHAPES[shape])
+            graph = fxprune.discover(fxprune.trace(twin))
+        ids = torch.randint(0, SHAPES[shape]["vocab_size"], (rows, length))
+        seconds = [0.0]
+
+        def call() -> fxprune.Scores:
+            start = time.process_time()
+            source = fxprune.Weights(folder) if how == "pieces" else None
+            loaded = twin if source else type(twin).from_pretrained(folder, dtype=torch.float32)
+            if source is None:  # what is mapped from the file is counted, once it was read
+                for parameter in loaded.parameters():
+                    parameter.data = parameter.data.clone()
+            found = estimate(
+                loaded, graph, by_name(criterion), ids, batch_size=2, kinds=naive.KINDS,
+                stream=source,
+            )  # fmt: skip
+            seconds[0] = time.process_time() - start
+            return found
+
+        settle()
+        before = memory.resident()
+        scores, peak = memory.peak(torch.device("cpu"), call, before)
+    assert peak is not None
+    sums = [float(each.double().sum()) for each in scores.values()]
+    return {
+        "weights": weights, "peak": peak, "seconds": seconds[0],
+        "first": sums[0], "last": sums[-1],
+    }  # fmt: skip
 
 
 def inspect(config: str) -> dict[str, float]:

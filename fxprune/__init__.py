@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fxprune.hf.adapter import shrink_adapter
     from fxprune.hf.folder.apply import apply
     from fxprune.hf.folder.checkpoint import load, save
+    from fxprune.hf.folder.weights import Weights
     from fxprune.hf.shrink.shrink import shrink
     from fxprune.importance import Scores, estimate  # type: ignore[no-redef]
     from fxprune.inspect.explanation import Explanation
@@ -123,6 +124,7 @@ _HOMES = {
     "fxprune.hf.adapter": "shrink_adapter",
     "fxprune.hf.folder.apply": "apply",
     "fxprune.hf.folder.checkpoint": "load save",
+    "fxprune.hf.folder.weights": "Weights",
     "fxprune.hf.shrink.shrink": "shrink",
     "fxprune.importance": "Scores estimate",
     "fxprune.inspect.explanation": "Explanation",

@@ -17,6 +17,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "trace",
         "discover",
         "estimate",
+        "Weights",
         "propagate",
         "select",
         "rewrite",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import fx
 
@@ -31,6 +31,15 @@ def blocks(sums: Sequence[fx.Node]) -> dict[fx.Node, str]:
 def within(graph: fx.Graph, place: str) -> list[fx.Node]:
     """The nodes that the module at a path made, itself or by the modules inside it."""
     return [node for node in graph.nodes if any(path == place for path, _ in _stack(node))]
+
+
+def inside(nodes: Sequence[fx.Node], places: Collection[str]) -> dict[fx.Node, str]:
+    """The innermost of some modules that each node was made in; "" for none."""
+    found = {}
+    for node in nodes:
+        paths = [path for path, _ in _stack(node) if path in places]
+        found[node] = (paths or [""])[-1]
+    return found
 
 
 def _stack(node: fx.Node) -> list[tuple[str, str]]:

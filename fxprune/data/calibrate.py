@@ -28,7 +28,10 @@ class Positional(Batch):
 
 
 def batches(
-    model: nn.Module, calibration: Calibration, batch_size: int | None = None
+    model: nn.Module,
+    calibration: Calibration,
+    batch_size: int | None = None,
+    device: torch.device | None = None,
 ) -> list[Batch]:
     """The calibration data as micro-batches, on the model's device.
 
@@ -40,6 +43,7 @@ def batches(
             one batch.
         batch_size: split every batch into micro-batches of at most this many sequences, which
             bounds the memory of activations; None leaves the batches as they are.
+        device: where they go instead.
 
     Raises:
         CalibrationError: if there is no data, sequences are too short to predict anything, or the
@@ -51,7 +55,8 @@ def batches(
         calibration = [calibration]  # type: ignore[list-item]
     if not isinstance(calibration, Iterable):
         raise CalibrationError(_expected(calibration))
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device is None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
     result = []
     for item in calibration:
         batch = _batch(model, item)

@@ -63,7 +63,10 @@ class Recorder:
     ) -> None:
         if not self._open:
             return
-        seen = tokens(module, next(iter((*args, *kwargs.values()))), self._mask)
+        self.add(name, tokens(module, next(iter((*args, *kwargs.values()))), self._mask))
+
+    def add(self, name: str, seen: Tensor) -> None:
+        """Add what a weight was applied to, a matrix (tokens, C)."""
         if seen.shape[0] == 0:
             return  # an expert that no token was sent to
         found = measure(seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ DATA: Needs = DERIVATIVES | {"inputs", "moments", "routing"}
 class Vectors(dict[tuple[Criterion, str, int], Tensor]):
     """Sums of element scores by (criterion, parameter, axis): all that is kept of a gradient."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], groups: Iterable[Group]) -> None:
+    def __init__(self, parameters: Mapping[str, Any], groups: Iterable[Group]) -> None:
         super().__init__()
         self.parameters = parameters
         self.axes: dict[str, set[int]] = defaultdict(set)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,7 +48,7 @@ class MomentRecorder:
 
     modules: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
-    _factor: float | None = None
+    factor: float | None = None
     _mask: Tensor | None = None
 
     @contextmanager
@@ -70,11 +70,11 @@ class MomentRecorder:
             batch: the batch.
             factor: the summed loss of all tokens is this times what is differentiated.
         """
-        self._factor, self._mask = factor, token_mask(batch)
+        self.factor, self._mask = factor, token_mask(batch)
         try:
             yield
         finally:
-            self._factor, self._mask = None, None
+            self.factor, self._mask = None, None
 
     def _see(
         self,
@@ -84,9 +84,27 @@ class MomentRecorder:
         kwargs: dict[str, Any],
         output: Tensor,
     ) -> Tensor | None:
-        if self._factor is None:
+        if self.factor is None:
             return None
-        x = tokens(module, next(iter((*args, *kwargs.values()))), self._mask).float()
+        flat = partial(tokens, module, mask=self._mask)
+        return self.add(name, flat(next(iter((*args, *kwargs.values())))), output, flat)
+
+    def add(
+        self, name: str, x: Tensor, output: Tensor, flat: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        """Add what a weight was applied to, and the gradient of its output when that comes.
+
+        Args:
+            name: of the weight.
+            x: what it was applied to, a matrix (tokens, C).
+            output: what came out.
+            flat: makes such a matrix of the output's gradient.
+
+        Returns:
+            What stands for the output from here on; None for the output itself.
+        """
+        assert self.factor is not None
+        x, factor = x.float(), self.factor
         known = self.moments.get(name)
         if known is None:
             width, size = x.shape[-1], output.shape[-1]
@@ -96,10 +114,9 @@ class MomentRecorder:
         known.rows += len(x)
         first = not output.requires_grad
         output.requires_grad_()
-        mask, factor = self._mask, self._factor
 
         def arrive(gradient: Tensor) -> None:
-            g = tokens(module, gradient, mask).float() * factor
+            g = flat(gradient).float() * factor
             known.gradients.addmm_(g.T, g)
 
         output.register_hook(arrive)  # type: ignore[no-untyped-call]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxprune.data.calibrate import Calibration, batches, rows
 from fxprune.data.graph_inputs import check_tokens
+from fxprune.data.loader import Source
 from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
 from fxprune.errors import CriterionError
@@ -23,6 +24,7 @@ from fxprune.importance.findings import Findings
 from fxprune.importance.routing import Routing, observe_routing, routers
 from fxprune.importance.scores import Scores
 from fxprune.importance.stacked import ExpertRecorder, check_same
+from fxprune.importance.streamed import score_in_pieces
 from fxprune.importance.targets import Reader
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def estimate(
     kinds: Collection[str] | None = None,
     groups: Sequence[Group] | None = None,
     progress: bool = False,
+    stream: Source | None = None,
 ) -> Scores: ...
 
 
@@ -58,6 +61,7 @@ def estimate(
     kinds: Collection[str] | None = None,
     groups: Sequence[Group] | None = None,
     progress: bool = False,
+    stream: Source | None = None,
 ) -> list[Scores]: ...
 
 
@@ -72,6 +76,7 @@ def estimate(
     kinds: Collection[str] | None = None,
     groups: Sequence[Group] | None = None,
     progress: bool = False,
+    stream: Source | None = None,
 ) -> Scores | list[Scores]:
     """Score the units of every prunable group.
 
@@ -106,6 +111,12 @@ def estimate(
         groups: score only these; None scores all of the graph's. They may be others over the same
             dims, such as one with a single site, to score that member alone.
         progress: show a progress bar.
+        stream: where to read weights from, such as ``fxprune.Weights("MODEL")``, for a model that
+            does not fit into memory: the traced graph then runs piece by piece (see
+            :func:`fxprune.branches.pieces.pieces_of`), all batches through each, with the weights
+            of one piece at a time and those of the next being read. ``model`` may be on ``meta``.
+            Scores are the same up to the rounding of floats. ``loss_fn(model, batch)`` may call
+            the model once, with the inputs of the batch as they are.
 
     Returns:
         One float32 tensor of shape (size,) per group, on the CPU. For a sequence of criteria a
@@ -121,6 +132,34 @@ def estimate(
     single = isinstance(criterion, Criterion)
     criteria = _checked((criterion,) if isinstance(criterion, Criterion) else criterion)
     chosen = targets.chosen_groups(graph, groups, kinds)
+    hungry = next((c for c in criteria if c.needs & DATA), None)
+    if hungry is not None and chosen and calibration is None:
+        raise CriterionError(f"{hungry!r} needs calibration data")
+    options: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": batch_size, "progress": progress}
+    found = (
+        _score_in_memory(model, graph, criteria, chosen, calibration, **options)
+        if stream is None
+        else score_in_pieces(graph, criteria, chosen, calibration, stream, **options)
+    )
+    results = [
+        Scores(scores, repr(each), each.ranking)
+        for each, scores in zip(criteria, found, strict=True)
+    ]
+    return results[0] if single else results
+
+
+def _score_in_memory(
+    model: nn.Module,
+    graph: DependencyGraph,
+    criteria: Sequence[Criterion],
+    chosen: Sequence[Group],
+    calibration: Calibration | None,
+    *,
+    loss_fn: LossFunction | None,
+    batch_size: int | None,
+    progress: bool,
+) -> list[dict[str, Tensor]]:
+    """For each criterion the scores by the name of the group, of a model with all its weights."""
     needs: Needs = frozenset().union(*(c.needs for c in criteria)) if chosen else frozenset()
     parameters = targets.parameters(model, graph, chosen) if needs else {}
     readers: Readers = {}
@@ -137,9 +176,6 @@ def estimate(
     elementary = [c for c in dict.fromkeys(criteria) if isinstance(c, ElementCriterion)]
     static = [c for c in elementary if not c.needs & DATA]
     graded = [c for c in elementary if c.needs & DATA]
-    if needs & DATA and calibration is None:
-        hungry = next(c for c in criteria if c.needs & DATA)
-        raise CriterionError(f"{hungry!r} needs calibration data")
     routing: dict[str, Routing] = {}
     if static:
         score_weights(vectors, static, progress)
@@ -170,15 +206,7 @@ def estimate(
             )
             recorder.samples = sum(map(rows, data))
     findings = Findings(parameters, readers, recorder, moments, vectors, routing, experts.experts)
-    results = [
-        Scores(
-            {group.name: findings.score(each, group) for group in chosen},
-            repr(each),
-            each.ranking,
-        )
-        for each in criteria
-    ]
-    return results[0] if single else results
+    return [{group.name: findings.score(each, group) for group in chosen} for each in criteria]
 
 
 def check_scorable(

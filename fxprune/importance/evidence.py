@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +15,32 @@ from fxprune.importance.aggregate import collapse, fold
 from fxprune.importance.curvature import Moments
 from fxprune.importance.routing import Routing
 from fxprune.importance.statistics import Statistics
+
+T = TypeVar("T")
+
+
+class Made(Sequence[T]):
+    """Values that are made when they are asked for: each may hold weights that are read for it.
+
+    Args:
+        makers: make the values.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], T]] = ()) -> None:
+        self._makers = makers
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> Made[T]: ...
+    def __getitem__(self, place: int | slice) -> Any:
+        """One value, or a part of them that is not made yet."""
+        if isinstance(place, slice):
+            return Made(self._makers[place])
+        return self._makers[place]()
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +106,9 @@ class Input:
 class Evidence:
     """What is known of one group; what the criterion does not need is empty.
 
+    Weights may be read from disk each time an item of ``weights`` or ``inputs`` is asked for: take
+    one after the other, and keep none.
+
     Attributes:
         members: of an :class:`ElementCriterion`, one float32 vector of shape (group.size,) per
             parameter site, in graph order: its element scores summed by layout.
@@ -87,6 +118,6 @@ class Evidence:
     """
 
     members: tuple[Tensor, ...] = ()
-    weights: tuple[tuple[Site, Tensor], ...] = ()
-    inputs: tuple[Input, ...] = ()
+    weights: Sequence[tuple[Site, Tensor]] = ()
+    inputs: Sequence[Input] = ()
     routing: Routing | None = None

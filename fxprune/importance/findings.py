@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxprune.axes.dims import find
 from fxprune.errors import CriterionError
@@ -16,7 +17,7 @@ from fxprune.importance.aggregate import fold
 from fxprune.importance.collect import Vectors
 from fxprune.importance.criterion import Criterion, ElementCriterion
 from fxprune.importance.curvature import MomentRecorder
-from fxprune.importance.evidence import Evidence, Input
+from fxprune.importance.evidence import Evidence, Input, Made
 from fxprune.importance.routing import Routing
 from fxprune.importance.stacked import Experts
 from fxprune.importance.statistics import merge
@@ -37,7 +38,7 @@ class Findings:
         experts: what stacked weights were applied to, by the name of the weight.
     """
 
-    parameters: Mapping[str, nn.Parameter]
+    parameters: Mapping[str, Tensor]
     readers: Mapping[str, tuple[Reader, ...]]
     recorder: Recorder
     moments: MomentRecorder
@@ -60,16 +61,17 @@ class Findings:
 
     def _evidence(self, criterion: Criterion, group: Group) -> Evidence:
         needs = criterion.needs
-        weights = tuple(
-            (s, self.parameters[s.tensor]) for s in group.sites if s.parameter and needs
-        )
+        sites = [site for site in group.sites if site.parameter and needs]
         inputs = self.readers[group.name] if "inputs" in needs else ()
         return Evidence(
             self._members(criterion, group) if isinstance(criterion, ElementCriterion) else (),
-            tuple((site, weight.detach()) for site, weight in weights),
-            tuple(self._input(criterion, group, reader) for reader in inputs),
+            Made([partial(self._weight, site) for site in sites]),
+            Made([partial(self._input, criterion, group, reader) for reader in inputs]),
             self.routing.get(group.name),
         )
+
+    def _weight(self, site: Site) -> tuple[Site, Tensor]:
+        return site, self.parameters[site.tensor].detach()
 
     def _members(self, criterion: ElementCriterion, group: Group) -> tuple[Tensor, ...]:
         dim = find(group.dim)

@@ -96,36 +96,69 @@ def stream_samples(
     Raises:
         CalibrationError: if the loss depends on none of the parameters.
     """
-    count = len(pairs)
-    means: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
-    waiting = dict(parameters)
+    samples = Samples(len(pairs), each, whole, sums)
 
     def arrive(weight: float, name: str, parameter: nn.Parameter) -> None:
-        waiting.pop(name, None)
         assert parameter.grad is not None
         gradient, parameter.grad = parameter.grad.float(), None
-        if "gradient" in sums:
-            _add(means, name, gradient, weight)
-        square = gradient.square_()
-        if "squares" in sums:
-            _add(squares, name, square, 1.0)
-        if each is not None:
-            each(name, Gradients(squares=square, samples=count))
+        samples.add(name, gradient, weight)
 
     with _prepared(model, parameters.values()):
         for batch, weight in track(pairs, "Calibrating", progress):
             result = loss(batch)
             with _arriving(parameters, partial(arrive, weight)):
                 _backward(result)
-        for name, parameter in waiting.items():
+        samples.finish(parameters)
+
+
+class Samples:
+    """Gradients of single samples, consumed as they come, and their sums.
+
+    Args:
+        count: number of samples.
+        each: see :func:`stream_samples`.
+        whole: likewise.
+        sums: likewise.
+    """
+
+    def __init__(
+        self, count: int, each: Consume | None, whole: Consume | None, sums: Needs
+    ) -> None:
+        self.count, self.each, self.whole, self.wanted = count, each, whole, sums
+        self.means: dict[str, Tensor] = {}
+        self.squares: dict[str, Tensor] = {}
+        self.seen: set[str] = set()
+
+    def add(self, name: str, gradient: Tensor, weight: float) -> None:
+        """Consume the gradient of a parameter for one sample.
+
+        Args:
+            name: of the parameter.
+            gradient: in float32; it is overwritten.
+            weight: of the sample in the mean loss.
+        """
+        self.seen.add(name)
+        if "gradient" in self.wanted:
+            _add(self.means, name, gradient, weight)
+        square = gradient.square_()
+        if "squares" in self.wanted:
+            _add(self.squares, name, square, 1.0)
+        if self.each is not None:
+            self.each(name, Gradients(squares=square, samples=self.count))
+
+    def finish(self, parameters: Mapping[str, Tensor]) -> None:
+        """Hand out the sums of parameters that no more gradients come for."""
+        for name, parameter in parameters.items():
+            if name in self.seen:
+                continue
             zeros = torch.zeros_like(parameter, dtype=torch.float32)
-            if each is not None:
-                each(name, Gradients(squares=zeros, samples=count))
-            means[name] = squares[name] = zeros
-        for name in parameters if whole is not None else ():
-            assert whole is not None
-            whole(name, Gradients(means.pop(name, None), squares.pop(name, None), count))
+            if self.each is not None:
+                self.each(name, Gradients(squares=zeros, samples=self.count))
+            self.means[name] = self.squares[name] = zeros
+        for name in parameters if self.whole is not None else ():
+            assert self.whole is not None
+            found = self.means.pop(name, None), self.squares.pop(name, None)
+            self.whole(name, Gradients(*found, self.count))
 
 
 def _add(sums: dict[str, Tensor], name: str, term: Tensor, weight: float) -> None:

@@ -47,6 +47,11 @@ class Routing:
     added: Tensor
     given: Tensor
 
+    @staticmethod
+    def none(layout: Layout) -> Routing:
+        """Nothing yet."""
+        return Routing(layout, *(torch.zeros(layout.size).double() for _ in "cag"))
+
 
 @dataclass(frozen=True, eq=False)
 class Router:
@@ -100,9 +105,7 @@ def observe_routing(
         raise CriterionError("routing is seen in the traced model, which has no weights")
     known = routers(graph, groups)
     keeps = {node: keep for each in known.values() for node, keep in each.keeps().items()}
-    totals = {
-        name: [torch.zeros(r.layout.size).double() for _ in "cag"] for name, r in known.items()
-    }
+    totals = {name: Routing.none(router.layout) for name, router in known.items()}
     with evaluation(traced.graph_module), torch.no_grad():
         for batch in track(data, "watching routers", progress):
             values = graph_inputs(traced, batch)
@@ -110,18 +113,26 @@ def observe_routing(
             seen.run(*values, enable_io_processing=False)
             hidden = masks(traced, values)
             for name, router in known.items():
-                _add(totals[name], router, seen.found, traced, hidden)
-    return {name: Routing(known[name].layout, *each) for name, each in totals.items()}
+                add_routed(totals[name], router, seen.found, traced, hidden)
+    return totals
 
 
-def _add(
-    totals: list[Tensor],
+def add_routed(
+    totals: Routing,
     router: Router,
     seen: Mapping[fx.Node, Tensor],
     traced: Traced,
     hidden: Masks,
 ) -> None:
-    """Add what was seen in one batch to the sums by expert."""
+    """Add what was seen in one batch to the sums by expert.
+
+    Args:
+        totals: the sums.
+        router: the router.
+        seen: what was kept of each of its :meth:`Router.keeps`.
+        traced: the model.
+        hidden: which tokens count.
+    """
     norms = seen[router.terms]
     if router.stack is not None:
         experts = seen[router.stack.source].view(norms.shape).T
@@ -137,8 +148,9 @@ def _add(
     if rows is not None:
         experts, added, given = experts[rows], added[rows], given[rows]
     places = experts.reshape(-1).cpu()
-    met = places < len(totals[0])
-    for total, each in zip(totals, (torch.ones_like(added), added, given), strict=True):
+    met = places < len(totals.chosen)
+    sums = totals.chosen, totals.added, totals.given
+    for total, each in zip(sums, (torch.ones_like(added), added, given), strict=True):
         total.index_add_(0, places[met], each.nan_to_num(0.0, 0.0).reshape(-1).cpu()[met])
 
 

@@ -64,27 +64,28 @@ class ExpertRecorder(MomentRecorder):
         traced: the model.
         consumers: the products with stacked weights.
         experts: what was seen, by the name of the weight.
+        origins: of each product, where its rows come from; None where that cannot be told.
     """
 
     traced: Traced | None = None
     consumers: tuple[Consumer, ...] = ()
     experts: dict[str, Experts] = field(default_factory=dict)
-    _origins: dict[fx.Node, Origin | None] = field(default_factory=dict)
+    origins: dict[fx.Node, Origin | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for consumer in self.consumers:
             assert self.traced is not None
-            self._origins[consumer.node] = origin_in(self.traced, stack_at(consumer))
+            self.origins[consumer.node] = origin_in(self.traced, stack_at(consumer))
 
     def reads(self, consumer: Consumer) -> tuple[fx.Node, ...]:
         """The whole numbers that tell which rows are whose."""
-        origin = self._origins[consumer.node]
+        origin = self.origins[consumer.node]
         return (*stack_at(consumer).reads, *(() if origin is None else origin.reads))
 
     @property
     def bases(self) -> dict[fx.Node, Origin]:
         """The values whose rows are tokens."""
-        return {origin.base: origin for origin in self._origins.values() if origin is not None}
+        return {origin.base: origin for origin in self.origins.values() if origin is not None}
 
     def module(self) -> nn.Module:
         """The traced graph as a module that is watched as it runs."""
@@ -118,7 +119,7 @@ class ExpertRecorder(MomentRecorder):
             x = rows[mine]
             found, before = measure(x), known.statistics.get(expert)
             known.statistics[expert] = found if before is None else merge(before, found)
-            if self._factor is not None:
+            if self.factor is not None:
                 x = x.float()
                 if expert not in known.inputs:
                     known.inputs[expert] = x.new_zeros(x.shape[1], x.shape[1])
@@ -129,8 +130,8 @@ class ExpertRecorder(MomentRecorder):
         self, consumer: Consumer, places: list[Tensor], tokens: int, output: Tensor
     ) -> Tensor:
         """Record the gradient of a product's output when it comes; returns what stands for it."""
-        assert self._factor is not None
-        stack, factor = stack_at(consumer), self._factor
+        assert self.factor is not None
+        stack, factor = stack_at(consumer), self.factor
         known = self.experts[consumer.site.tensor]
         if known.gradients is None:
             width = output.shape[stack.axis]
@@ -161,7 +162,7 @@ class ExpertRecorder(MomentRecorder):
 
     def tokens(self, consumer: Consumer, rows: Mapping[fx.Node, int], hidden: Masks) -> int:
         """How many tokens come past a product; ``rows`` of each of :attr:`bases`."""
-        origin = self._origins[consumer.node]
+        origin = self.origins[consumer.node]
         assert origin is not None  # else moments are refused before
         mask = hidden.get(self._base_rows(origin))
         return rows[origin.base] if mask is None else int(mask.sum())
@@ -172,7 +173,7 @@ class ExpertRecorder(MomentRecorder):
         """Which rows count, None for all."""
         if not hidden:
             return None
-        origin = self._origins[consumer.node]
+        origin = self.origins[consumer.node]
         if origin is None:
             raise CriterionError(
                 f"an attention mask hides tokens, and which rows of {consumer.site.tensor!r} are "
@@ -236,7 +237,7 @@ class _Run(fx.Interpreter):
             consumer = self.at[n]
             values = self.numbers | {consumer.source: self.env[consumer.source]}
             _, places = self.recorder.see(consumer, values, self.hidden)
-            if self.recorder._factor is not None:
+            if self.recorder.factor is not None:
                 count = self.recorder.tokens(consumer, self.rows, self.hidden)
                 value = self.recorder.differentiated(consumer, places, count, value)
         return value

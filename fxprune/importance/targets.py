@@ -26,15 +26,20 @@ class Reader:
     Attributes:
         site: the weight and its input axis.
         output_axis: the weight's output axis.
-        modules: the modules whose first input is ``x`` of ``y = x W``; several if tied.
-        stacked: the products with the weight in the graph, where it is a stack of those of experts;
-            no module has their inputs.
+        modules: the modules whose first input is ``x`` of ``y = x W``; several if tied. None where
+            the weight is a stack of those of experts, or the graph is what is observed.
+        uses: the products with the weight in the graph.
     """
 
     site: Site
     output_axis: int
     modules: tuple[nn.Module, ...]
-    stacked: tuple[Consumer, ...] = ()
+    uses: tuple[Consumer, ...] = ()
+
+    @property
+    def stacked(self) -> tuple[Consumer, ...]:
+        """The products with a weight that is a stack; no module has their inputs."""
+        return tuple(use for use in self.uses if use.stack is not None)
 
 
 def chosen_groups(
@@ -82,12 +87,15 @@ def parameters(
 
 
 def readers(
-    model: nn.Module, graph: DependencyGraph, groups: Iterable[Group], criterion: Criterion
+    model: nn.Module | None,
+    graph: DependencyGraph,
+    groups: Iterable[Group],
+    criterion: Criterion,
 ) -> dict[str, tuple[Reader, ...]]:
     """The readers of every group, by its name, one per weight.
 
     Args:
-        model: the model.
+        model: the model; None where the graph is observed.
         graph: the graph.
         groups: the groups; may be others than the graph's with the same dims, of which the
             consumers among their sites count.
@@ -97,7 +105,7 @@ def readers(
         CriterionError: if a group has none, or one whose input cannot be observed or, where the
             criterion needs moments, that cannot be refitted.
     """
-    owners = _owners(model, graph)
+    owners = None if model is None else _owners(model, graph)
     names = {find(group.dim): group for group in (*graph.groups, *graph.frozen)}
     result = {}
     for group in groups:
@@ -115,17 +123,19 @@ def readers(
                 f"a weight reads its units as input; {others}"
             )
         result[group.name] = tuple(
-            _reader(uses, owners.get(uses[0].site.tensor, []), group, criterion)
-            for uses in found.values()
+            _reader(uses, owners, group, criterion) for uses in found.values()
         )
     if "moments" in criterion.needs:
-        _check_refittable(criterion, groups, result)
+        _check_refittable(graph, criterion, groups, result)
         _check_tokens(graph, criterion, groups, result)
     return result
 
 
 def _check_refittable(
-    criterion: Criterion, groups: Iterable[Group], readers: Mapping[str, tuple[Reader, ...]]
+    graph: DependencyGraph,
+    criterion: Criterion,
+    groups: Iterable[Group],
+    readers: Mapping[str, tuple[Reader, ...]],
 ) -> None:
     """Refuse, before any matrix is allocated, groups whose consumers cannot be refitted.
 
@@ -134,7 +144,9 @@ def _check_refittable(
     """
     for group in groups:
         convolves = any(
-            module.weight.ndim != 2 for reader in readers[group.name] for module in reader.modules
+            graph.traced.tensors[reader.site.tensor].ndim != 2
+            for reader in readers[group.name]
+            if not reader.stacked
         )
         # A norm over what a state gives out is in the branch, and what is refitted sees it change.
         if (group.normalised and group.kind != "state") or convolves:
@@ -173,21 +185,25 @@ _OF_EXPERTS = f"REAP() and Frequency() score experts, {_OTHERS}"
 
 
 def _reader(
-    uses: list[Consumer], owners: list[nn.Module], group: Group, criterion: Criterion
+    uses: list[Consumer],
+    owners: Mapping[str, list[nn.Module]] | None,
+    group: Group,
+    criterion: Criterion,
 ) -> Reader:
     consumer = uses[0]
-    if consumer.stack is not None:
+    if owners is None or consumer.stack is not None:
         return Reader(consumer.site, consumer.output_axis, (), tuple(uses))
     # A tied weight has further owners, such as an embedding.
-    modules = tuple(module for module in owners if can_observe(module))
+    found = owners.get(consumer.site.tensor, [])
+    modules = tuple(module for module in found if can_observe(module))
     if not modules:
-        types = ", ".join(type(module).__name__ for module in owners) or "no module"
+        types = ", ".join(type(module).__name__ for module in found) or "no module"
         raise CriterionError(
             f"{criterion!r} cannot score group {group.name!r} ({group.kind}): the weight "
             f"{consumer.site.tensor!r} belongs to {types}, and only the inputs of nn.Linear, "
             f"convolutions and transformers' Conv1D are observed; {_OTHERS}"
         )
-    return Reader(consumer.site, consumer.output_axis, modules)
+    return Reader(consumer.site, consumer.output_axis, modules, tuple(uses))
 
 
 def _owners(model: nn.Module, graph: DependencyGraph) -> dict[str, list[nn.Module]]:

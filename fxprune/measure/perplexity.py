@@ -7,16 +7,19 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fxprune.data.loader import Source
 from fxprune.data.loss import logits_of
+from fxprune.data.sweep import sweeping
 from fxprune.errors import CalibrationError
 from fxprune.progress import track
 from fxprune.trace.inputs import device_of
+from fxprune.trace.traced import Traced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,16 +138,24 @@ def _places(n: int, room: int, stride: int | None, blind: int) -> Iterator[tuple
 
 @torch.no_grad()
 def perplexity(
-    model: nn.Module, windows: Sequence[Window], *, batch_size: int = 4, progress: bool = False
+    model: nn.Module | Traced,
+    windows: Sequence[Window],
+    *,
+    batch_size: int = 4,
+    progress: bool = False,
+    stream: Source | None = None,
 ) -> Score:
     """``exp`` of the mean negative log-likelihood of each token that counts.
 
     Args:
         model: a causal language model or a GraphModule of one, called with ``input_ids=``. It
             returns logits of shape (batch, length, vocabulary), or something that has ``.logits``.
+            With ``stream`` what :func:`fxprune.trace` gave; it may be without weights.
         windows: from :func:`windows`, at least one.
         batch_size: windows per forward pass.
         progress: show a progress bar.
+        stream: where to read weights from, see :func:`fxprune.estimate`: all windows go through one
+            piece of the model after the other.
     """
     alike: dict[tuple[int, int], list[Window]] = defaultdict(list)
     for window in windows:
@@ -154,15 +165,32 @@ def perplexity(
         for (_, scored), same in alike.items()
         for i in range(0, len(same), batch_size)
     ]
-    device = device_of(model)
     sums: list[tuple[float, int]] = []
-    for ids, scored in track(batches, "perplexity", progress):
-        there = ids.to(device)
-        output = model(input_ids=there)
-        predicted = logits_of(model, output, "no logits; perplexity needs a language model")
+
+    def add(number: int, output: Any) -> None:
+        ids, scored = batches[number]
+        predicted = logits_of(whole, output, "no logits; perplexity needs a language model")
         predicted = predicted[:, -scored - 1 : -1].flatten(0, 1).float()
-        loss = F.cross_entropy(predicted, there[:, -scored:].flatten(), reduction="none")
-        sums += [(x, scored) for x in loss.view(len(ids), scored).double().sum(1).tolist()]
+        there = ids[:, -scored:].flatten().to(predicted.device)
+        loss = F.cross_entropy(predicted, there, reduction="none")
+        sums.extend((x, scored) for x in loss.view(len(ids), scored).double().sum(1).tolist())
+
+    if isinstance(model, Traced):
+        whole = model.module
+        if stream is None:
+            raise CalibrationError("a traced model is measured in pieces: give stream=")
+        data = [{"input_ids": ids} for ids, _ in batches]
+        with sweeping(model, stream, data, progress=progress) as sweep:
+            sweep.forward(len(sweep.weights.pieces), output=add)
+    else:
+        whole, device = model, device_of(model)
+        for number, (ids, _) in enumerate(track(batches, "perplexity", progress)):
+            add(number, model(input_ids=ids.to(device)))
+    return _score(sums)
+
+
+def _score(sums: Sequence[tuple[float, int]]) -> Score:
+    """Of each window the summed negative log-likelihood, and how many tokens that is of."""
     count, tokens = len(sums), sum(n for _, n in sums)
     mean = sum(x for x, _ in sums) / tokens
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxprune.axes.dims import Dim
 from fxprune.axes.positions import Units
 from fxprune.data.calibrate import Calibration, batches, rows
-from fxprune.data.graph_inputs import Masks, graph_inputs, masks, row_count
+from fxprune.data.graph_inputs import graph_inputs, masks
 from fxprune.groups.consumers import Consumer
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.importance import targets
@@ -21,8 +21,8 @@ from fxprune.importance.criterion import Criterion
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
 from fxprune.importance.stacked import ExpertRecorder
-from fxprune.importance.statistics import measure, merge
 from fxprune.importance.targets import Reader
+from fxprune.importance.watch import tokens_at
 from fxprune.ops.resize import Resizer
 from fxprune.stream.stops import Stage
 from fxprune.trace.lockstep import Lockstep
@@ -79,17 +79,13 @@ class Run:
 
     def score(self, stage: Stage) -> None:
         """Score the groups of a stage by what comes in now."""
-        known = self.findings.recorder.statistics
         for consumer, groups in ((stop.consumer, stop.groups) for stop in stage):
-            name = consumer.site.tensor
             for values, hidden in zip(self.ahead.advance(consumer.node), self.masks, strict=True):
                 if consumer.stack is not None:
                     self.experts.see(consumer, values, hidden)
                     continue
-                tokens = self._tokens(consumer, values[consumer.source], hidden)
-                if len(tokens):
-                    found = measure(tokens)
-                    known[name] = merge(known[name], found) if name in known else found
+                tokens = tokens_at(self.graph, consumer, hidden)(values[consumer.source])
+                self.findings.recorder.add(consumer.site.tensor, tokens)
             for group in groups:
                 self.scores[group.name] = self.findings.score(self.criterion, group)
 
@@ -113,16 +109,6 @@ class Run:
     def _apart(self, values: list[Any]) -> list[Any]:
         """Values for another run: copies where a run changes values in place."""
         return copy.deepcopy(values, dict(self.shared)) if self.mutates else values
-
-    def _tokens(self, consumer: Consumer, x: Tensor, hidden: Masks) -> Tensor:
-        """The input as (tokens, C), without those that an attention mask hides."""
-        axis = self._axis(consumer)
-        shape = consumer.source.meta["val"].movedim(axis, -1).shape
-        count = row_count(self.graph.traced, shape[:-1])
-        x = x.movedim(axis, -1)
-        x = x.reshape(-1, x.shape[-1])
-        mask = hidden.get(count)
-        return x if mask is None else x[mask.to(x.device)]
 
     def _axis(self, consumer: Consumer) -> int:
         """The axis of the input's channels; of a convolution, before those of the kernel."""

@@ -74,6 +74,21 @@ def without_values(model: nn.Module) -> Iterator[FakeTensorMode]:
         log.disabled = before
 
 
+@contextlib.contextmanager
+def exchanged(module: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Other parameters and buffers for a while.
+
+    Args:
+        module: any module.
+        make: gives what stands for a tensor, which may be the tensor itself.
+    """
+    originals = _exchange(module, make)
+    try:
+        yield
+    finally:
+        _exchange(module, lambda tensor: originals[id(tensor)])
+
+
 def _exchange(model: nn.Module, make: Callable[[torch.Tensor], torch.Tensor]) -> Tensors:
     """Replace every parameter and buffer; return the old ones by the ``id`` of the new."""
     made: dict[int, torch.Tensor] = {}

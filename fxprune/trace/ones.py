@@ -10,12 +10,15 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.trace.guards import Expression, Guards, symbols
+from fxprune.trace.guards import Expression, Guards, check, guard, symbols
 from fxprune.trace.inputs import Example, resized
+from fxprune.trace.meta import exchanged
+from fxprune.trace.modes import as_captured
 from fxprune.trace.outputs import compared
 from fxprune.trace.sizes import is_symbolic
 from fxprune.trace.state import preserved
 from fxprune.trace.symbols import spelled
+from fxprune.trace.traced import Traced
 
 _SQUEEZES = {torch.ops.aten.squeeze, torch.ops.aten.squeeze_}
 
@@ -48,6 +51,54 @@ def with_ones(model: nn.Module, graph: fx.GraphModule, capture: Example) -> Guar
         elif agree is False and guards.allow(alone):  # what a squeeze leaves is asked of no size
             guards = replace(guards, conditions=(*guards.conditions, ("ne", name, 1)))
     return guards
+
+
+def admit_ones(traced: Traced) -> None:
+    """Let a graph of a model without weights take sizes of one, wherever it is the model there.
+
+    That hangs on no weights in particular, so both are run with others, which take no memory:
+    those of a tensor are windows into one short row of random numbers.
+
+    Args:
+        traced: the model; its guards change, and the check of its graph.
+    """
+    model, module = traced.module, traced.graph_module
+    own = {id(t): t for t in (*model.parameters(), *model.buffers(), *traced.tensors.values())}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        others = {place: _windows(t) for place, t in own.items() if t.is_meta}
+        inputs = pytree.tree_map_only(torch.Tensor, _values, (traced.args, traced.kwargs))
+
+    def swapped(tensor: torch.Tensor) -> torch.Tensor:
+        return others.get(id(tensor), tensor)
+
+    guards = traced.guards
+    for node in module.graph.find_nodes(op="call_function", target=check):
+        module.graph.erase_node(node)
+    module.recompile()
+    try:
+        with exchanged(model, swapped), exchanged(module, swapped), as_captured(model):
+            guards = with_ones(model, module, replace(traced, args=inputs[0], kwargs=inputs[1]))
+    finally:
+        traced.guards = without_squeezed(module.graph, guards)
+        guard(module, traced.guards)
+
+
+def _windows(tensor: torch.Tensor) -> torch.Tensor:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+    row = torch.randn(max(sum(tensor.shape), 1)) * (tensor.shape[-1] if tensor.dim() else 1) ** -0.5
+    made = row.to(tensor.dtype).as_strided(tensor.shape, (1,) * tensor.dim())
+    return nn.Parameter(made, False) if isinstance(tensor, nn.Parameter) else made
+
+
+def _values(tensor: torch.Tensor) -> torch.Tensor:
+    """An input with values, where it has none: of whole numbers ones and zeros."""
+    if not tensor.is_meta:
+        return tensor
+    if tensor.is_floating_point():
+        return torch.randn(tensor.shape, dtype=tensor.dtype)
+    return (1 - torch.arange(tensor.numel()).view(tensor.shape) % 2).to(tensor.dtype)
 
 
 def without_squeezed(graph: fx.Graph, guards: Guards) -> Guards:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+import fxprune
 from fxprune.errors import CalibrationError
 from fxprune.measure.perplexity import Window, bos_token, perplexity, windows
 from tests.hf import tiny
@@ -209,3 +210,19 @@ def test_the_ratio_of_two_models_counts_each_window_against_itself() -> None:
     )
     assert ratio([[1.0]], [[1.0]]) is None
     assert ratio([[1.0, math.inf]], [[1.0, 2.0]]) is None
+
+
+def test_in_pieces(tmp_path: Any) -> None:
+    """All windows through one piece after the other, from a folder: the same losses."""
+    model = tiny.llama(num_hidden_layers=3)
+    model.save_pretrained(tmp_path)
+    cut = windows(torch.randint(250, (100,)), 16, stride=10)
+    expected = perplexity(model, cut, batch_size=3)
+    traced = fxprune.trace(model)
+    for memory in (None, 0):
+        source = fxprune.Weights(tmp_path, memory=memory)
+        found = perplexity(traced, cut, batch_size=3, stream=source)
+        assert found.losses == expected.losses
+        assert found.perplexity == expected.perplexity
+    with pytest.raises(CalibrationError, match="give stream="):
+        perplexity(traced, cut)

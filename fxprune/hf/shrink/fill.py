@@ -198,35 +198,51 @@ def check_unsaved(small: PreTrainedModel, tensors: Tensors, names: Names) -> Non
     Raises:
         ShrinkError: a tensor that is not saved has other values in the pruned model.
     """
+    for full, value in unsaved(small).items():
+        tensor = tensors.get(names.original(full))
+        if value is None or tensor is None or tensor.is_meta:
+            continue
+        if value.shape != tensor.shape or not _alike(value, tensor):
+            raise ShrinkError(
+                f"{full} is not saved, and {type(small).__name__} would compute other values "
+                "for it than the pruned model has"
+            )
+
+
+@torch.no_grad()
+def unsaved(model: PreTrainedModel, blank: float = 0.0) -> dict[str, torch.Tensor | None]:
+    """What a checkpoint does not hold, as the class computes it when one is loaded.
+
+    Args:
+        model: without weights; these tensors of it are computed.
+        blank: what the numbers are that the class does not compute.
+
+    Returns:
+        By name.
+    """
     computed: dict[str, list[str]] = {}
-    ignored = getattr(small, "_keys_to_ignore_on_save", None) or ()
-    for path, module in small.named_modules():
+    ignored = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    for path, module in model.named_modules():
         inside = f"{path}." if path else ""
         own = {n: b for n, b in module.named_buffers(recurse=False) if n not in module.state_dict()}
         fixed = {n: p for n, p in module._parameters.items() if inside + n in ignored and p.is_meta}
-        for name, blank in own.items():
-            module._buffers[name] = torch.zeros_like(blank, device="cpu")
-        for name, blank in fixed.items():
-            module._parameters[name] = nn.Parameter(torch.zeros_like(blank, device="cpu"), False)
+        for name, buffer in own.items():
+            module._buffers[name] = torch.full_like(buffer, blank, device="cpu")
+        for name, parameter in fixed.items():
+            empty = torch.full_like(parameter, blank, device="cpu")
+            module._parameters[name] = nn.Parameter(empty, False)
         if own or fixed:
             computed[path] = [*own, *fixed]
     # A model may compute what its layers hold: those around a module are asked after it.
     around = {up: None for path in computed for up in _upwards(path)}
     for path in sorted(around, key=len, reverse=True):
         with contextlib.suppress(AttributeError):  # a layer built alone may lack what it gives it
-            _owner(small, path)._init_weights(small.get_submodule(path))
-    for path, names_there in computed.items():
-        module = small.get_submodule(path)
-        for name in names_there:
-            full = f"{path}.{name}" if path else name
-            value, tensor = getattr(module, name), tensors.get(names.original(full))
-            if value is None or tensor is None or tensor.is_meta:
-                continue
-            if value.shape != tensor.shape or not _alike(value, tensor):
-                raise ShrinkError(
-                    f"{full} is not saved, and {type(small).__name__} would compute other values "
-                    "for it than the pruned model has"
-                )
+            _owner(model, path)._init_weights(model.get_submodule(path))
+    return {
+        f"{path}.{name}" if path else name: getattr(model.get_submodule(path), name)
+        for path, names in computed.items()
+        for name in names
+    }
 
 
 def _upwards(path: str) -> list[str]:

@@ -1,0 +1,184 @@
+"""Weights that are read when they are needed: of a checkpoint on disk, or of a module."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import CheckpointError
+from fxprune.hf.folder import shards
+from fxprune.hf.open import architecture, guard
+from fxprune.hf.open.models import fetch
+from fxprune.hf.shrink.fill import named_tensors, unsaved
+from fxprune.trace.traced import Traced
+
+Place = tuple[Path, str]
+
+
+class Weights:
+    """Where the weights of a model are read from, while it runs piece by piece.
+
+    Args:
+        where: a folder of safetensors, in one file or several; the name of a model on the hub; or a
+            module, whose tensors are moved to ``device`` in turn.
+        device: where the model runs.
+        memory: how many bytes of what goes from piece to piece stay in host memory; what is more
+            lies in temporary files (of ``TMPDIR``). None keeps all of it in memory.
+    """
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str] | nn.Module,
+        *,
+        device: str | torch.device = "cpu",
+        memory: int | None = None,
+    ) -> None:
+        self.where, self.device, self.memory = where, torch.device(device), memory
+        self._places: dict[str, Place] = {}
+
+    def __repr__(self) -> str:
+        where = type(self.where).__name__ if isinstance(self.where, nn.Module) else self.where
+        return f"Weights({str(where)!r}, device={str(self.device)!r}, memory={self.memory})"
+
+    def check(self, traced: Traced) -> None:
+        """Refuse a model that has not all of its tensors here, of its shapes; reads no weights.
+
+        Raises:
+            CheckpointError: the folder is damaged, or lacks a tensor of the model.
+            ModelError: there is no such folder or model.
+        """
+        if isinstance(self.where, nn.Module):
+            for name in traced.tensors:
+                self._of_module(traced, name)
+            return
+        self._find()
+        wanted: dict[Path, dict[str, str]] = {}
+        for name in traced.tensors:
+            if (place := self._place(traced, name)) is not None:
+                wanted.setdefault(place[0], {})[name] = place[1]
+            else:
+                self._computed(traced, name)
+        for file, names in wanted.items():
+            with shards.opened(file) as there:
+                for name, inside in names.items():
+                    shape = tuple(there.get_slice(inside).get_shape())
+                    _check_shape(traced, name, shape, str(file))
+
+    def read(self, traced: Traced, name: str) -> Tensor:
+        """A tensor of a traced model, of the graph's dtype, on the device.
+
+        Args:
+            traced: the model; its own tensors may be on ``meta``.
+            name: the canonical name.
+
+        Raises:
+            CheckpointError: it is not here, or not of the model's shape.
+            ModelError: there is no such folder or model.
+        """
+        dtype = traced.tensors[name].dtype
+        if isinstance(self.where, nn.Module):
+            return self._of_module(traced, name).detach().to(self.device, dtype)
+        self._find()
+        place = self._place(traced, name)
+        if place is None:
+            return self._computed(traced, name).detach().to(self.device, dtype)
+        file, inside = place
+        # Opened anew, for what was read of a mapped file stays resident until it is closed.
+        with shards.opened(file) as there:
+            found: Tensor = there.get_tensor(inside)
+            _check_shape(traced, name, tuple(found.shape), str(file))
+            return found.to(self.device, dtype, copy=True)
+
+    def _find(self) -> None:
+        """Note which file each tensor is in."""
+        assert not isinstance(self.where, nn.Module)
+        if self._places:
+            return
+        folder = fetch(os.fspath(self.where))
+        files = shards.shards(folder)
+        index = folder / guard.INDEX
+        listed = guard.read_index(index) if index.is_file() else {}
+        for file in files:
+            self._places.update({name: (file, name) for name in shards.names(file)})
+        if missing := next((name for name in listed if name not in self._places), None):
+            raise CheckpointError(
+                f"{folder / listed[missing]} lacks {missing!r}, which {index.name} says is in it; "
+                "copy or save the folder again"
+            )
+
+    def _place(self, traced: Traced, name: str) -> Place | None:
+        return next((self._places[n] for n in _names(traced, name) if n in self._places), None)
+
+    def _of_module(self, traced: Traced, name: str) -> Tensor:
+        assert isinstance(self.where, nn.Module)
+        own = named_tensors(self.where)
+        found = next((own[n] for n in _names(traced, name) if n in own), traced.tensors[name])
+        kind = type(self.where).__name__
+        if found.is_meta:
+            raise CheckpointError(f"{name!r} of {kind} is on meta: there are no weights to read")
+        _check_shape(traced, name, tuple(found.shape), kind)
+        return found
+
+    def _computed(self, traced: Traced, name: str) -> Tensor:
+        """A tensor that no checkpoint holds."""
+        own = traced.tensors[name]
+        if not own.is_meta and name not in _saved(traced):
+            return own
+        known: dict[str, Tensor] | None = traced.cache.get("unsaved")
+        if known is None:
+            known = traced.cache["unsaved"] = _unsaved(traced.module)
+        found = next((known[n] for n in _names(traced, name) if n in known), None)
+        if found is None:
+            raise CheckpointError(
+                f"{self.where} has no {name!r}, and {type(traced.module).__name__} does not "
+                "compute it: the checkpoint calls it otherwise, or is of another model. Load the "
+                "model, and give it in the place of the folder"
+            )
+        _check_shape(traced, name, tuple(found.shape), type(traced.module).__name__)
+        return found
+
+
+def _saved(traced: Traced) -> set[str]:
+    """What a checkpoint of the model holds: it is not taken from the model in its place."""
+    known: set[str] | None = traced.cache.get("saved")
+    if known is None:
+        ignored = getattr(traced.module, "_keys_to_ignore_on_save", None) or ()
+        known = traced.cache["saved"] = {*traced.module.state_dict()} - {*ignored}
+    return known
+
+
+def _unsaved(model: Any) -> dict[str, Tensor]:
+    """What a class of transformers computes when it is loaded, and does the same each time."""
+    if not architecture.is_transformers(model):
+        return {}
+    once, again = (unsaved(copy.deepcopy(model), blank) for blank in (0.0, 1.0))
+    pairs = ((name, value, again[name]) for name, value in once.items())
+    return {
+        name: value
+        for name, value, other in pairs
+        if value is not None and other is not None and torch.equal(value, other)
+    }
+
+
+def _names(traced: Traced, name: str) -> Iterator[str]:
+    """What a checkpoint may call a tensor: any of its names, with or without the model's prefix."""
+    names = [name, *(alias for alias, known in traced.aliases.items() if known == name)]
+    yield from names
+    prefix = getattr(traced.module, "base_model_prefix", "")
+    for each in names if prefix else ():
+        if each.startswith(f"{prefix}."):
+            yield each.removeprefix(f"{prefix}.")
+
+
+def _check_shape(traced: Traced, name: str, shape: tuple[int, ...], where: str) -> None:
+    wanted = tuple(traced.tensors[name].shape)
+    if shape != wanted:
+        raise CheckpointError(
+            f"{where}: {name!r} has shape {shape}, and the graph {wanted}: it is of another model"
+        )

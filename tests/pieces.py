@@ -1,0 +1,35 @@
+"""A source of weights that says which of them are in memory."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+
+import torch
+from torch import Tensor
+
+from fxprune.trace.traced import Traced
+
+
+class Counted:
+    """Weights of a traced model that has them, each read a copy, and which of them are alive."""
+
+    device, memory = torch.device("cpu"), None
+
+    def __init__(self) -> None:
+        self.alive: list[tuple[str, weakref.ref[Tensor]]] = []
+        self.threads: set[int] = set()
+
+    def check(self, traced: Traced) -> None:
+        """All are here."""
+
+    def read(self, traced: Traced, name: str) -> Tensor:
+        found = traced.tensors[name].detach().clone()
+        self.alive.append((name, weakref.ref(found)))
+        self.threads.add(threading.get_ident())
+        return found
+
+    def names(self) -> set[str]:
+        gc.collect()
+        return {name for name, reference in self.alive if reference() is not None}
