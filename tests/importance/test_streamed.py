@@ -208,11 +208,13 @@ def test_never_more_than_two_pieces_are_in_memory(
     pieces = pieces_of(graph.traced)
     adjacent = [{*one.tensors, *other.tensors} for one, other in itertools.pairwise(pieces)]
     seen: list[set[str]] = []
+    ends = {name for piece in pieces for name in (piece.tensors[0], piece.tensors[-1])}
 
     class Watched(Counted):
         def read(self, traced: fxprune.Traced, name: str) -> Tensor:
             found = super().read(traced, name)
-            seen.append(self.names())
+            if name in ends:  # to look at all that is alive takes a while
+                seen.append(self.names())
             return found
 
     for criterion in (WandaSP(), Taylor(), Taylor(order="mixed"), OBS(), Magnitude()):
