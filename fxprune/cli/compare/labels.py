@@ -42,8 +42,9 @@ def series(config: PruneConfig) -> str:
         parts.append(config.compensation)
     if config.effort != default.effort:
         parts.append(f"effort {config.effort}")
-    if config.compensation_samples != default.compensation_samples:
-        parts.append(f"compensated on {config.compensation_samples} samples")
+    seen = config.compensation_samples
+    if config.compensation is not None and seen != default.compensation_samples:
+        parts.append(f"compensated on {seen} samples")
     return ", ".join(parts)
 
 
