@@ -52,6 +52,8 @@ def write_card(
     """
     from huggingface_hub import ModelCard
 
+    from fxprune.measure.report import rows
+
     folder = folder or outcome.folder
     data = _data(base)
     shown = data.base_model if isinstance(data.base_model, str) else Path(base).name
@@ -60,7 +62,7 @@ def write_card(
         f"# {name.split('/')[1] if name else folder.name}",
         _opening(outcome, shown, retrained),
         "## Costs",
-        _table(("", "before", "after", "change"), _costs(outcome)),
+        _table(("", "before", "after", "change"), rows(outcome.before, outcome.after)),
         "\n".join(f"* {line}" for line in _measured(outcome)),
         "## What went",
         *_gone(outcome.result),
@@ -108,12 +110,6 @@ def _opening(outcome: Outcome, base: str, retrained: str) -> str:
     return f"{how}{scored}: what is left is a smaller dense model.{refit}{trained}"
 
 
-def _costs(outcome: Outcome) -> Iterator[tuple[str, ...]]:
-    from fxprune.measure.report import rows
-
-    yield from rows(outcome.before, outcome.after)
-
-
 def _measured(outcome: Outcome) -> Iterator[str]:
     yield from outcome.caption.splitlines()
     if outcome.result.report is not None:
@@ -126,12 +122,11 @@ def _gone(result: PruneResult) -> Iterator[str]:
         yield f"Removed whole: {', '.join(f'`{name}`' for name in result.plan.removed)}."
     layers: dict[tuple[str, int], dict[str, set[str]]] = {}
     others = []
+    cut = {result.graph[name].kind for name in result.plan.kept}
     for group in result.graph.groups:
-        left = result.plan.kept.get(group.name)
-        if left is None and group.kind not in {
-            result.graph[name].kind for name in result.plan.kept
-        }:
+        if group.kind not in cut:
             continue
+        left = result.plan.kept.get(group.name)
         words = f"{group.size if left is None else len(left):,} of {group.size:,}"
         if group.layer is None:
             others.append((group.name, words))

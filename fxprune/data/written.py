@@ -74,7 +74,6 @@ def written(
             max(1, TOKENS // length),
         )
     ]
-    generate: Any = model.generate
     device = next(model.parameters()).device
     found = []
     # Sampling draws from torch's own generator.
@@ -84,18 +83,15 @@ def written(
         for length, start in track(starts, "writing calibration text", progress):
             new = length - start.shape[1]
             try:
-                ids = generate(
+                ids = sampled(
+                    model,
                     start.to(device),
-                    attention_mask=torch.ones_like(start, device=device),
-                    do_sample=True,
+                    torch.ones_like(start, device=device),
                     temperature=temperature,
                     top_p=top_p,
-                    top_k=0,
                     min_new_tokens=new,
                     max_new_tokens=new,
-                    num_beams=1,
                     repetition_penalty=1.0,
-                    use_cache=True,
                     pad_token_id=0,
                 )
             except Exception as error:  # whatever the code of a model raises
@@ -104,6 +100,21 @@ def written(
                     f"({str(error) or type(error).__name__}): leave it out, written_samples=0"
                 ) from error
             found.append(ids.cpu())
+    return found
+
+
+def sampled(model: Any, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:
+    """What ``generate`` samples behind some tokens, these included: no beams, no top-k, a cache.
+
+    Args:
+        model: a transformers model.
+        ids: int64 (batch, length), filled up on the left.
+        mask: 1 where they count.
+        options: further ones of ``generate``.
+    """
+    found: torch.Tensor = model.generate(
+        ids, attention_mask=mask, do_sample=True, top_k=0, num_beams=1, use_cache=True, **options
+    )
     return found
 
 

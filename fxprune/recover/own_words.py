@@ -13,7 +13,7 @@ from torch import nn
 
 from fxprune.data.chat import Chat, begun, instruction
 from fxprune.data.records import Conversation, Document, Record, Records
-from fxprune.data.written import written
+from fxprune.data.written import sampled, written
 from fxprune.errors import CalibrationError, RecoveryError
 from fxprune.files import write_text
 from fxprune.progress import track
@@ -133,7 +133,6 @@ def _answered(
     length: int,
 ) -> list[str]:
     """What the teacher says next; shorter beginnings are filled up on the left."""
-    generate: Any = teacher.generate
     longest = max(map(len, starts))
     ids = torch.zeros(len(starts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -143,16 +142,13 @@ def _answered(
     device = next(teacher.parameters()).device
     end = tokenizer.eos_token_id
     try:
-        said = generate(
+        said = sampled(
+            teacher,
             ids.to(device),
-            attention_mask=mask.to(device),
-            do_sample=True,
+            mask.to(device),
             temperature=1.0,
             top_p=0.95,
-            top_k=0,
             max_new_tokens=length - longest,
-            num_beams=1,
-            use_cache=True,
             pad_token_id=0 if end is None else end,
         )
     except Exception as error:  # whatever the code of a model raises

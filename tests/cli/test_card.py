@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import huggingface_hub
@@ -17,18 +16,6 @@ from tests.hf.hub import Hub, serving
 
 QUICK = ("--calibration-samples", 3, "--calibration-length", 16, "--eval-samples", 4)
 QUICK = (*QUICK, "--compensation-samples", 8, "--written-samples", 0)
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    file = tmp_path / "prose.jsonl"
-    lines = (
-        f"The {n}th house of the street has {n * n % 97} windows, {n * 31 % 89} doors and "
-        f"{n * 7 % 61} stairs that lead from the {n * 3}th floor up to the attic, {n} in all. "
-        for n in range(80)
-    )
-    file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    return file
 
 
 @pytest.fixture
