@@ -174,5 +174,7 @@ def tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
 
 def _is_text(part: Any) -> bool:
     return (
-        isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part["text"], str)
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
     )

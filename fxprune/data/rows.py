@@ -128,7 +128,7 @@ def _answers(
     count = cut = 0
     for record in records:
         try:
-            ids, said = encode(tokenizer, _chat(record))
+            ids, said = encode(tokenizer, chat_of(record))
         except CalibrationError as error:
             raise RecoveryError(f"{record.where}: {error}") from error
         count += len(ids)
@@ -147,7 +147,8 @@ def _answers(
     return rows, tuple(notes), count
 
 
-def _chat(record: Instruction | Conversation) -> Chat:
+def chat_of(record: Instruction | Conversation) -> Chat:
+    """A record as a conversation."""
     if isinstance(record, Conversation):
         return record.chat
     return instruction(record.instruction, record.input, record.output)

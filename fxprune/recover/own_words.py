@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fxprune.data.chat import Chat, begun, instruction
+from fxprune.data.chat import Chat, begun
 from fxprune.data.records import Conversation, Document, Record, Records
+from fxprune.data.rows import chat_of
 from fxprune.data.written import sampled, written
 from fxprune.errors import CalibrationError, RecoveryError
 from fxprune.files import write_text
@@ -50,9 +51,9 @@ def own_texts(
         RecoveryError: it cannot write.
     """
     try:
-        (ids,) = written(
-            teacher, tokenizer, min(count, MOST), (length,), seed=seed, progress=progress
-        ) or (torch.zeros(0, length, dtype=torch.long),)
+        ids = torch.cat(
+            written(teacher, tokenizer, min(count, MOST), (length,), seed=seed, progress=progress)
+        )
     except CalibrationError as error:
         raise RecoveryError(str(error)) from error
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -85,18 +86,13 @@ def own_answers(
     Raises:
         RecoveryError: a record is a text; the teacher cannot write; or nothing is left.
     """
-    texts = [each for each in records.records if isinstance(each, Document)]
-    if texts:
-        raise RecoveryError(
-            f"{texts[0].where} is a text, and only conversations and instructions have answers "
-            "that a teacher can rewrite"
-        )
+    chats = [(each.where, _to_answer(each)) for each in records.records]
     try:
-        asked = [(each, begun(tokenizer, _chat(each))) for each in records.records]
+        asked = [(*each, begun(tokenizer, each[1])) for each in chats]
     except CalibrationError as error:
         raise RecoveryError(f"{records.name}: {error}") from error
-    asked = [(each, ids) for each, ids in asked if len(ids) < length]
-    order = sorted(range(len(asked)), key=lambda place: len(asked[place][1]))
+    asked = [each for each in asked if len(each[2]) < length]
+    order = sorted(range(len(asked)), key=lambda place: len(asked[place][2]))
     answers: dict[int, str] = {}
     device = next(teacher.parameters()).device
     devices = [device] if device.type == "cuda" else []
@@ -104,26 +100,32 @@ def own_answers(
     with evaluation(teacher), torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         for places in track(parts, "writing answers", progress):
-            found = _answered(teacher, tokenizer, [asked[p][1] for p in places], length)
+            found = _answered(teacher, tokenizer, [asked[p][2] for p in places], length)
             answers.update(zip(places, found, strict=True))
     made = [
-        Conversation(Chat((*_chat(each).turns[:-1], ("assistant", answer)), _chat(each).plain), w)
-        for place, (each, _) in enumerate(asked)
+        Conversation(Chat((*chat.turns[:-1], ("assistant", answer)), chat.plain), where)
+        for place, (where, chat, _) in enumerate(asked)
         if (answer := answers[place].strip())
-        for w in (each.where,)
     ]
     if not made:
         raise RecoveryError(f"{records.name}: no row leaves room for an answer in {length} tokens")
     return Records(f"{records.name}, answered by the teacher", tuple(made), records.skipped)
 
 
-def _chat(record: Record) -> Chat:
-    """The conversation up to its last answer."""
-    if isinstance(record, Conversation):
-        last = max(n for n, (role, _) in enumerate(record.chat.turns) if role == "assistant")
-        return Chat(record.chat.turns[: last + 1], record.chat.plain)
-    assert not isinstance(record, Document)
-    return instruction(record.instruction, record.input, record.output)
+def _to_answer(record: Record) -> Chat:
+    """The conversation up to its last answer.
+
+    Raises:
+        RecoveryError: the record is a text.
+    """
+    if isinstance(record, Document):
+        raise RecoveryError(
+            f"{record.where} is a text, and only conversations and instructions have answers "
+            "that a teacher can rewrite"
+        )
+    chat = chat_of(record)
+    last = max(n for n, (role, _) in enumerate(chat.turns) if role == "assistant")
+    return Chat(chat.turns[: last + 1], chat.plain)
 
 
 def _answered(

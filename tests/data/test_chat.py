@@ -104,6 +104,7 @@ def test_alpaca_has_its_own_form_where_there_is_no_template() -> None:
         ([{"role": "judge", "content": "x"}], "has the role 'judge'"),
         ([{"role": "user", "content": None}], "has no text as its content"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "has no text as its"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "has no text as its"),
         ([{"role": "user", "content": "hi"}], "have no answer of an assistant"),
         ([], "have no answer of an assistant"),
     ],

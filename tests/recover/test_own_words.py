@@ -113,6 +113,14 @@ def test_it_is_learnt_and_kept_beside_the_run(
         recover(student, "self", method, **{**options, "training": Training(length=48)})
 
 
+def test_more_texts_than_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.data.written.TOKENS", 24)
+    tokenizer = templated()
+    tokenizer.bos_token = "a"
+    found = own_words.own_texts(tiny.llama(), tokenizer, 5, 12)
+    assert [record.where for record in found.records] == [f"self {n}" for n in range(1, 6)]
+
+
 def test_many_processes_do_not_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecoveryError, match="let one process write it"):
