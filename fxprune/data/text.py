@@ -44,27 +44,59 @@ def read(path: str | Path) -> Text:
     Raises:
         CalibrationError: the file cannot be read, is empty, or a line has none of these.
     """
+    return Text(Path(path).name, tuple(record for record, _ in _records(Path(path))))
+
+
+def domains(path: str | Path, field: str) -> list[Text]:
+    """Read a ``.jsonl`` as one text for each value of a field of its lines, such as ``source``.
+
+    Args:
+        path: the file, of lines as :func:`read` takes.
+        field: its name; dots lead into objects: ``meta.pile_set_name``.
+
+    Raises:
+        CalibrationError: see :func:`read`; or a line has no such string or number.
+    """
     path = Path(path)
+    if path.suffix != ".jsonl":
+        raise CalibrationError(f"{path}: only lines of a .jsonl have domains")
+    found: dict[str, list[str]] = {}
+    for number, (record, row) in enumerate(_records(path), start=1):
+        value: Any = row
+        for part in field.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise CalibrationError(f"{path}: record {number} has no string {field!r} as its domain")
+        found.setdefault(str(value), []).append(record)
+    return [Text(f"{path.name}, {name}", tuple(each)) for name, each in sorted(found.items())]
+
+
+def _records(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """What is not blank in a file, each with the row that it stands in."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    records: list[tuple[str, Mapping[str, Any]]] = [(content, {})]
     if path.suffix == ".jsonl":
         # Not splitlines: a JSON string may hold a line separator (U+2028) as it is.
         lines = enumerate(content.split("\n"), start=1)
         records = [_record(path, number, line) for number, line in lines if line.strip()]
-    else:
-        records = [content]
-    records = [record for record in records if record.strip()]
+    records = [(record, row) for record, row in records if record.strip()]
     if not records:
         raise CalibrationError(f"{path} has no text in it")
-    return Text(path.name, tuple(records))
+    return records
 
 
 def read_all(
-    files: Sequence[str | Path], reader: Callable[[str | Path], Text] = read
+    files: Sequence[str | Path], reader: Callable[[str | Path], Text] = read, domain: str = ""
 ) -> list[Text]:
     """Read several texts; two files of one name in two folders are told apart by their folders.
+
+    Args:
+        files: what to read.
+        reader: of one file.
+        domain: divide each by this field instead, see :func:`domains`.
 
     Raises:
         CalibrationError: one is given twice, or cannot be read.
@@ -74,13 +106,14 @@ def read_all(
         raise CalibrationError(f"{twice[0]} is given twice to measure on")
     found: dict[str, Text] = {}
     for file in files:
-        text = reader(file)
-        name = str(file) if text.name in found else text.name
-        found[name] = Text(name, text.records)
+        for text in domains(file, domain) if domain else [reader(file)]:
+            where = text.name.replace(Path(file).name, str(file), 1)
+            name = where if text.name in found else text.name
+            found[name] = Text(name, text.records)
     return list(found.values())
 
 
-def _record(path: Path, number: int, line: str) -> str:
+def _record(path: Path, number: int, line: str) -> tuple[str, Mapping[str, Any]]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -94,7 +127,7 @@ def _record(path: Path, number: int, line: str) -> str:
             f'{path} line {number} has no string "text", no "messages" or "conversations", and no '
             'strings "instruction" and "output"'
         )
-    return found
+    return found, row
 
 
 def record_of(row: Mapping[str, Any]) -> str | None:

@@ -13,11 +13,13 @@ from fxprune.data import text
 from fxprune.data.text import Text
 from fxprune.errors import CalibrationError
 from fxprune.measure import cache, memory, report, speed
+from fxprune.measure.continuations import Continuations, continuations
 from fxprune.measure.perplexity import Score, Window, bos_token, perplexity, windows
 from fxprune.measure.settings import Settings
 from fxprune.measure.speed import Speed
 from fxprune.measure.tasks import Tasks, TaskScore, run
 from fxprune.progress import step
+from fxprune.trace.digests import digest
 from fxprune.trace.inputs import device_of
 
 if TYPE_CHECKING:
@@ -26,13 +28,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Perplexity on one text in windows of one length; ``bos`` is the token at their heads."""
+    """Perplexity on one text in windows of one length.
+
+    Attributes:
+        text: its name.
+        length: tokens in a window.
+        stride: see :func:`fxprune.measure.perplexity.windows`.
+        bos: the token at the head of every window, if there is one.
+        score: what was found.
+        digest: of the tokens; models with one digest saw the same windows.
+    """
 
     text: str
     length: int
     stride: int | None
     bos: str | None
     score: Score
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,8 @@ class Evaluation:
         no_generation: why there are no times of generation, if so.
         perplexities: by text and length.
         tasks: by task and metric.
+        continuations: by text.
+        in_turns: whether the times are of rounds in which several models took turns.
     """
 
     model: dict[str, Any]
@@ -64,6 +78,8 @@ class Evaluation:
     no_generation: str | None = None
     perplexities: tuple[Perplexity, ...] = ()
     tasks: tuple[TaskScore, ...] = ()
+    continuations: tuple[Continuations, ...] = ()
+    in_turns: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -104,7 +120,7 @@ def evaluate(
     config = config or getattr(model, "config", None)
     model.eval()
     bos = bos_token(tokenizer, settings.bos)
-    cut = _windows(tokenizer, config, texts, settings, bos)
+    cut, prompts = _windows(model, tokenizer, config, texts, settings, bos)
     head = None if bos is None else str(tokenizer.convert_ids_to_tokens(bos))
     # First of all: memory that other measurements leave behind would hide what this one takes.
     speeds, why = _speeds(model, len(tokenizer), settings, progress)
@@ -113,7 +129,20 @@ def evaluate(
     perplexities = []
     for (text_name, length), each in cut.items():
         found = perplexity(model, each, batch_size=settings.batch_size, progress=progress)
-        perplexities.append(Perplexity(text_name, length, settings.stride, head, found))
+        seen = _digest([window.ids for window in each])
+        perplexities.append(Perplexity(text_name, length, settings.stride, head, found, seen))
+    continued = [
+        continuations(
+            model,
+            text_name,
+            ids,
+            settings.new,
+            digest=_digest([ids]),
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+        for text_name, ids in prompts.items()
+    ]
     scores: list[TaskScore] = []
     if tasks is not None and tasks.built:
         scores = run(
@@ -137,50 +166,64 @@ def evaluate(
         no_generation=why,
         perplexities=tuple(perplexities),
         tasks=tuple(scores),
+        continuations=tuple(continued),
     )
 
 
 def _windows(
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig | None,
     texts: Sequence[Text],
     settings: Settings,
     bos: int | None,
-) -> dict[tuple[str, int], list[Window]]:
-    """All windows, before anything is measured: a text that is too short is told at once."""
+) -> tuple[dict[tuple[str, int], list[Window]], dict[str, torch.Tensor]]:
+    """All windows and prompts, before anything is measured: a short text is told at once."""
     most = None
     if config is not None:
         most = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if texts and most is not None and max(settings.lengths) > most:
-        raise CalibrationError(
-            f"windows of {max(settings.lengths)} tokens: the model takes {most} at most"
-        )
+    continues = bool(settings.continuations) and speed.why_not_generate(model) is None
+    needed = {"windows of {}": max(settings.lengths)} if texts else {}
+    if continues:
+        needed["continuations of {}"] = settings.prompt + settings.new
+    for what, tokens in needed.items():
+        if most is not None and tokens > most:
+            raise CalibrationError(f"{what.format(tokens)} tokens: the model takes {most} at most")
     cut: dict[tuple[str, int], list[Window]] = {}
+    prompts: dict[str, torch.Tensor] = {}
     for each in texts:
         ids = text.joined(tokenizer, each)
-        for length in settings.lengths:
+        asked = [(length, settings.stride, settings.windows) for length in settings.lengths]
+        asked += [(settings.prompt, None, settings.continuations)] if continues else []
+        found = []
+        for length, stride, limit in asked:
             try:
-                cut[each.name, length] = windows(
-                    ids, length, stride=settings.stride, bos=bos, limit=settings.windows
-                )
+                found.append(windows(ids, length, stride=stride, bos=bos, limit=limit))
             except CalibrationError as error:
                 raise CalibrationError(f"{each.name}: {error}") from error
-    return cut
+        if continues:
+            prompts[each.name] = torch.stack([window.ids for window in found.pop()])
+        cut |= {(each.name, n): w for n, w in zip(settings.lengths, found, strict=True)}
+    return cut, prompts
+
+
+def _digest(ids: Sequence[torch.Tensor]) -> str:
+    return digest({str(place): each for place, each in enumerate(ids)})
 
 
 def _speeds(
     model: nn.Module, vocabulary: int, settings: Settings, progress: bool
 ) -> tuple[list[Speed], str | None]:
-    if not settings.generation:
-        return [], "not asked for"
     why, before = speed.why_not_generate(model), memory.resident()
+    if not settings.generation:
+        return [], why or "not asked for"
     speeds: list[Speed] = []
     prompt, new, rounds = settings.prompt, settings.new, settings.rounds
     for batch in settings.batch_sizes:
         with step(f"timing, batch {batch}", progress):
-            speeds.append(speed.forward(model, batch, prompt + new, rounds, before, vocabulary))
-            if why is None:
-                speeds.append(speed.generate(model, batch, prompt, new, rounds, before, vocabulary))
+            runs = [("forward", batch, prompt + new, 0)]
+            runs += [("generate", batch, prompt, new)] if why is None else []
+            speeds += [speed.measure(model, *run, rounds, before, vocabulary) for run in runs]
     return speeds, why
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fxprune.measure.continuations import GRAMS
 from fxprune.measure.evaluation import Evaluation
 from fxprune.measure.report import scaled
 
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NONE = "-"
+CONTINUED = (
+    "greedy; repeated 4-grams: mean share of those that stood in a continuation before; "
+    "distinct-n: different n-grams over all n-grams of all continuations"
+)
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,14 @@ def title(found: Evaluation) -> str:
 
 def sections(found: Evaluation) -> list[Section]:
     """All tables; one that would be empty is left out."""
-    made = [_costs(found), _speeds(found), _perplexities(found), _tasks(found)]
+    made = [_costs(found), _speeds(found), _perplexities(found), _continued(found), _tasks(found)]
     return [section for section in made if section.rows]
 
 
-def markdown(found: Evaluation) -> str:
-    """All tables in Markdown."""
-    lines = [f"# {title(found)}", ""]
-    for section in sections(found):
+def markdown(heads: Sequence[str], tables: Sequence[Section]) -> str:
+    """Tables in Markdown, below the lines that say what was measured."""
+    lines = [line for head in heads for line in (f"# {head}", "")]
+    for section in tables:
         right = len(section.header) - section.words
         lines += [
             f"## {section.title}",
@@ -59,13 +65,14 @@ def markdown(found: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def show(found: Evaluation, console: Console) -> None:
-    """Print all tables."""
+def show(heads: Sequence[str], tables: Sequence[Section], console: Console) -> None:
+    """Print tables, below the lines that say what was measured."""
     from rich.table import Table
     from rich.text import Text
 
-    console.print(title(found), markup=False, highlight=False, soft_wrap=True)
-    for section in sections(found):
+    for head in heads:
+        console.print(head, markup=False, highlight=False, soft_wrap=True)
+    for section in tables:
         table = Table(title=section.title, title_justify="left")
         for place, column in enumerate(section.header):
             side: Literal["left", "right"] = "left" if place < section.words else "right"
@@ -125,6 +132,21 @@ def _perplexities(found: Evaluation) -> Section:
         )
     note = "tokens: those that count; without a stride windows do not overlap"
     return Section("Perplexity", header, rows, note, words=2)
+
+
+def _continued(found: Evaluation) -> Section:
+    grams = tuple(f"distinct-{n}" for n in GRAMS)
+    header = ("text", "continuations", "tokens in", "tokens out", "repeated 4-grams", *grams)
+    rows = [
+        (
+            each.text,
+            *map(str, (len(each.repeated), each.prompt, each.new)),
+            f"{statistics.fmean(each.repeated):.3f}",
+            *(f"{each.distinct[n]:.3f}" for n in GRAMS),
+        )
+        for each in found.continuations
+    ]
+    return Section("Continuations", header, rows, CONTINUED)
 
 
 def _tasks(found: Evaluation) -> Section:

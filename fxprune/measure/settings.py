@@ -24,6 +24,8 @@ class Settings:
         prompt: tokens in, per row.
         new: tokens out, per row.
         rounds: to take the median of.
+        continuations: beginnings of each text that are continued, ``prompt`` tokens in and ``new``
+            out, to count what is repeated; 0 for none.
     """
 
     lengths: tuple[int, ...] = (128,)
@@ -37,6 +39,7 @@ class Settings:
     prompt: int = 12
     new: int = 128
     rounds: int = 5
+    continuations: int = 0
 
     def check(self) -> None:
         """Refuse what makes no sense.
@@ -48,6 +51,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise EvaluationError(f"{name} {value}: take at least 1")
+        if self.continuations < 0:
+            raise EvaluationError(f"continuations {self.continuations}: take at least 0")
         if not self.lengths or min(self.lengths) < 2:
             raise EvaluationError(f"lengths {self.lengths}: take at least 2 tokens")
         if self.generation and (not self.batch_sizes or min(self.batch_sizes) < 1):

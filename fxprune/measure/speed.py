@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,26 +49,9 @@ def why_not_generate(model: nn.Module) -> str | None:
     return None
 
 
-def forward(
-    model: nn.Module, batch: int, tokens: int, rounds: int, before: int | None, vocabulary: int
-) -> Speed:
-    """Time a forward pass.
-
-    Args:
-        model: a causal language model or a GraphModule of one.
-        batch: rows.
-        tokens: in each.
-        rounds: to take the median of.
-        before: see :func:`fxprune.measure.memory.peak`.
-        vocabulary: ids below it are tokens.
-    """
-    inputs = {"input_ids": _prompt(model, batch, tokens, vocabulary)}
-    seconds, peak = _timed(model, report.forward(model, (), inputs), rounds, before)
-    return Speed("forward", batch, tokens, 0, seconds, batch * tokens / seconds, peak)
-
-
-def generate(
+def measure(
     model: nn.Module,
+    kind: str,
     batch: int,
     prompt: int,
     new: int,
@@ -76,18 +59,68 @@ def generate(
     before: int | None,
     vocabulary: int,
 ) -> Speed:
-    """Time greedy generation of exactly ``new`` tokens with a cache.
+    """Time one way to run a model, and see what memory it takes.
 
     Args:
-        model: a transformers model that can generate.
+        model: a causal language model or a GraphModule of one; for ``generate`` a transformers
+            model that can.
+        kind: see :class:`Speed`; generation is greedy, and the end of text is not taken.
         batch: rows.
         prompt: tokens in.
-        new: tokens out; the end of text is not taken.
+        new: tokens out.
         rounds: to take the median of.
         before: see :func:`fxprune.measure.memory.peak`.
         vocabulary: ids below it are tokens.
     """
+    call = _call(model, kind, batch, prompt, new, vocabulary)
+    (seconds,), peak = memory.peak(
+        device_of(model), lambda: report.latency([call], rounds=rounds), before
+    )
+    return _speed(kind, batch, prompt, new, seconds, peak)
+
+
+def in_turns(
+    models: Sequence[nn.Module],
+    found: Sequence[Sequence[Speed]],
+    vocabularies: Sequence[int],
+    rounds: int,
+) -> list[tuple[Speed, ...]]:
+    """Time models again, in turns, so that their ratios are fair; memory stays as it was found.
+
+    Args:
+        models: two or more, all in memory.
+        found: what :func:`measure` gave for each.
+        vocabularies: see there, of each.
+        rounds: to take the median of.
+    """
+    timed: list[list[Speed]] = [[] for _ in models]
+    runs = dict.fromkeys((s.kind, s.batch, s.prompt, s.new) for each in found for s in each)
+    for run in runs:
+        known = [
+            (place, speed)
+            for place, each in enumerate(found)
+            for speed in each
+            if (speed.kind, speed.batch, speed.prompt, speed.new) == run
+        ]
+        calls = [_call(models[place], *run, vocabularies[place]) for place, _ in known]
+        for (place, speed), seconds in zip(
+            known, report.latency(calls, rounds=rounds), strict=True
+        ):
+            timed[place].append(_speed(*run, seconds, speed.peak_memory))
+    return [tuple(each) for each in timed]
+
+
+def _speed(kind: str, batch: int, prompt: int, new: int, seconds: float, peak: int | None) -> Speed:
+    tokens = batch * (new or prompt)
+    return Speed(kind, batch, prompt, new, seconds, tokens / seconds, peak)
+
+
+def _call(
+    model: nn.Module, kind: str, batch: int, prompt: int, new: int, vocabulary: int
+) -> Callable[[], object]:
     ids = _prompt(model, batch, prompt, vocabulary)
+    if kind == "forward":
+        return report.forward(model, (), {"input_ids": ids})
 
     def call() -> object:
         written = generated(model, ids, new)
@@ -95,17 +128,7 @@ def generate(
             torch.cuda.synchronize(ids.device)
         return written
 
-    seconds, peak = _timed(model, call, rounds, before)
-    return Speed("generate", batch, prompt, new, seconds, batch * new / seconds, peak)
-
-
-def _timed(
-    model: nn.Module, call: Callable[[], object], rounds: int, before: int | None
-) -> tuple[float, int | None]:
-    times, most = memory.peak(
-        device_of(model), lambda: report.latency([call], rounds=rounds), before
-    )
-    return times[0], most
+    return call
 
 
 @torch.no_grad()

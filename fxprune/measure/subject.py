@@ -29,10 +29,20 @@ def open_subject(
         CheckpointError: a file of the folder is damaged, or the original is needed to open it.
         EvaluationError: it does not predict the next token.
     """
+    check_subject(spec)
+    return opened(spec, device, dtype)
+
+
+def check_subject(spec: str | Path) -> None:
+    """Look at the config of a model before it is opened.
+
+    Raises:
+        ModelError: it cannot be found or read.
+        EvaluationError: it does not predict the next token.
+    """
     config = config_of(spec)
     if not is_causal(config):
         raise EvaluationError(
             f"{spec}: {model_class(config).__name__} is not a causal language model, so it has "
             "neither perplexity nor tasks nor generation to measure"
         )
-    return opened(spec, device, dtype)

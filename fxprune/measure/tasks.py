@@ -72,6 +72,8 @@ class TaskScore:
         n: questions that were asked.
         examples: how many came before each question.
         version: of the task, in lm-eval.
+        answers: of each question in the order of the data, what the metric is the mean of: 1 for a
+            right answer, 0 for a wrong one; empty where lm-eval has no single number for it.
     """
 
     task: str
@@ -82,6 +84,7 @@ class TaskScore:
     n: int
     examples: int
     version: str
+    answers: tuple[float, ...] = ()
 
 
 def parse(given: Sequence[str]) -> list[TaskSpec]:
@@ -323,7 +326,7 @@ def run(
             task_manager=_manager(),
             num_fewshot=tasks.num_fewshot,
             limit=limit,
-            log_samples=False,
+            log_samples=True,
         )
     return [score for name in found["results"] for score in _scores(name, found, tasks.data)]
 
@@ -350,6 +353,14 @@ def _scores(name: str, found: Mapping[str, Any], data: Mapping[str, str]) -> lis
                 n=n,
                 examples=int(found["n-shot"].get(name) or 0),
                 version=str(found["versions"].get(name, "")),
+                answers=_answers(found["samples"].get(name, ()), metric, filtered),
             )
         )
     return scores
+
+
+def _answers(samples: Sequence[Mapping[str, Any]], metric: str, filtered: str) -> tuple[float, ...]:
+    those = sorted((s for s in samples if s["filter"] == filtered), key=lambda s: s["doc_id"])
+    values = [sample.get(metric) for sample in those]
+    known = all(isinstance(value, bool | int | float) for value in values)
+    return tuple(float(value) for value in values if value is not None) if known else ()

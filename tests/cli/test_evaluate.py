@@ -12,7 +12,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 import fxprune
-from fxprune.cli.evaluate import evaluate_spec
+from fxprune.cli.evaluate import evaluate_specs
 from fxprune.data.text import Text, joined
 from fxprune.errors import CalibrationError, EvaluationError, ModelError
 from fxprune.measure import Settings, evaluate, open_subject
@@ -140,6 +140,74 @@ def test_costs_alone(run: Any, dense: Path) -> None:
     assert not any(word in out for word in ("latency", "perplexity", "metric"))
 
 
+def test_several_models(run: Any, dense: Path, pruned: Path, text: Path, tmp_path: Path) -> None:
+    """One table, timed in turns, on text, answers and continuations that all of them saw."""
+    task = material.write(tmp_path / "a.jsonl", material.arc())
+    status, out, err = run(
+        dense,
+        pruned,
+        *("--quick", "--text", text, "--length", "16", "--tasks", f"arc_easy={task}", *QUICK),
+        *("--json", tmp_path / "e.json", "--markdown", tmp_path / "e.md"),
+        *("--html", tmp_path / "e.html"),
+    )
+    assert status == 0, err
+    found = json.loads((tmp_path / "e.json").read_text())
+    one, other = found["models"]
+    assert [each["model"]["name"] for each in (one, other)] == ["tiny", "pruned"]
+    assert one["in_turns"]
+    assert one["settings"]["windows"] == 32
+    assert [len(each["tasks"][0]["answers"]) for each in (one, other)] == [6, 6]
+    assert sum(one["tasks"][0]["answers"]) / 6 == pytest.approx(one["tasks"][0]["value"])
+    assert len(one["continuations"][0]["repeated"]) == 16
+    assert not other["continuations"]  # it has no cache to generate with
+    figures = [(each["figure"], each["of"]) for each in found["differences"]]
+    assert figures == [("perplexity", "prose.txt"), ("acc", "arc_easy"), ("acc_norm", "arc_easy")]
+    page = (tmp_path / "e.md").read_text()
+    assert "|  | tiny | pruned |" in page
+    assert "pruned: no generation, a GraphModule has no generate()" in out
+    html = (tmp_path / "e.html").read_text()
+    for words in ("<svg", "prose.txt @ 16", "arc_easy, acc", "Side by side"):
+        assert words in html
+
+
+def test_models_of_one_name(dense: Path, tmp_path: Path) -> None:
+    shutil.copytree(dense, tmp_path / "tiny")
+    both = [str(dense), str(tmp_path / "tiny")]
+    settings = Settings(generation=False)
+    found = evaluate_specs(both, settings=settings, progress=False).found
+    assert [each.model["name"] for each in found] == both
+    with pytest.raises(EvaluationError, match="is given twice"):
+        evaluate_specs([*both, both[0]], settings=settings)
+
+
+def test_timed_one_after_the_other_where_memory_is_short(
+    dense: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fxprune.cli.workflow.room_for", lambda size: False)
+    settings = Settings(prompt=3, new=4, rounds=1)
+    found = evaluate_specs([str(dense), str(pruned)], settings=settings, progress=False)
+    assert not any(each.in_turns for each in found.found)
+    (note,) = (section.note for section in found.sections if section.title == "Speed")
+    assert "one model after the other" in note
+
+
+def test_quick_without_text(run: Any, dense: Path) -> None:
+    status, out, err = run(dense, "--quick", "--table", "--no-generation", "--length", "16")
+    assert status == 0, err
+    assert "Python's language reference, evaluation topics @ 16" in out
+    assert "distinct-3" in out
+
+
+def test_domains(dense: Path, tmp_path: Path) -> None:
+    rows = [{"text": PROSE, "meta": {"set": name}} for name in ("web", "books", "web")]
+    file = material.write(tmp_path / "t.jsonl", rows)
+    settings = Settings((16,), generation=False, windows=2)
+    measured = evaluate_specs(
+        [str(dense)], [file], settings=settings, domain="meta.set", progress=False
+    )
+    assert [p.text for p in measured.found[0].perplexities] == ["t.jsonl, books", "t.jsonl, web"]
+
+
 def test_in_python_without_a_folder() -> None:
     settings = Settings(lengths=(16,), generation=False)
     found = evaluate(
@@ -166,6 +234,10 @@ def test_in_python_without_a_folder() -> None:
         (("--dtype", "int8"), "no dtype 'int8'"),
         (("--device", "nowhere"), "device 'nowhere' cannot be used"),
         (("--json", "no/such/folder.json"), "no folder"),
+        (("--html", "no/such/folder.html"), "no folder"),
+        (("--continuations", "4"), "continuations begin with text: give --text, or --quick"),
+        (("--continuations", "-1"), "continuations -1: take at least 0"),
+        (("nowhere",), "nowhere"),
     ],
 )
 def test_refused_before_anything_is_loaded(
@@ -178,17 +250,17 @@ def test_refused_before_anything_is_loaded(
 
 def test_text_given_twice(dense: Path, text: Path, nothing_loads: None) -> None:
     with pytest.raises(CalibrationError, match="given twice"):
-        evaluate_spec(str(dense), [text, str(text)])
+        evaluate_specs([str(dense)], [text, str(text)])
 
 
 def test_two_texts_of_one_name(dense: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / text.name).write_text(PROSE * 2)
-    found = evaluate_spec(
-        str(dense),
+    (found,) = evaluate_specs(
+        [str(dense)],
         [text, tmp_path / text.name],
         settings=Settings(lengths=(32,), generation=False, windows=2),
         progress=False,
-    )
+    ).found
     assert [x.text for x in found.perplexities] == [text.name, str(tmp_path / text.name)]
 
 
@@ -238,9 +310,9 @@ def test_smollm2(tmp_path: Path) -> None:
         for x in ("some", "a bit of", "two cups of", "more")
     ]
     file = material.write(tmp_path / "p.jsonl", records)
-    found = evaluate_spec(
-        "smollm2", [], [f"piqa={file}"], settings=Settings(generation=False), progress=False
-    )
+    (found,) = evaluate_specs(
+        ["smollm2"], [], [f"piqa={file}"], settings=Settings(generation=False), progress=False
+    ).found
     assert found.kv_cache == 30 * 2 * 3 * 64 * 4
     assert found.parameters == 134_515_008
     assert next(x for x in found.tasks if x.metric == "acc").value > 0.5

@@ -13,6 +13,7 @@ from fxprune.data.text import (
     Text,
     builtin,
     crops,
+    domains,
     joined,
     read,
     read_all,
@@ -181,3 +182,23 @@ def test_several_texts_are_told_apart(tmp_path: Path) -> None:
     assert [each.name for each in read_all(files)] == ["a.txt", str(files[1]), "b.txt"]
     with pytest.raises(CalibrationError, match=r"b\.txt is given twice to measure on"):
         read_all([*files, tmp_path / "other" / ".." / "b.txt"])
+
+
+def test_domains_of_lines(tmp_path: Path) -> None:
+    rows = [("b", "web"), ("a", "books"), ("c", "web"), (" ", "none")]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": t, "meta": {"set": s}}) + "\n" for t, s in rows))
+    assert domains(file, "meta.set") == [
+        Text("a.jsonl, books", ("a",)),
+        Text("a.jsonl, web", ("b", "c")),
+    ]
+    assert [each.name for each in read_all([file], domain="meta.set")] == [
+        "a.jsonl, books",
+        "a.jsonl, web",
+    ]
+    for field in ("set", "meta", "meta.sets", "text.set"):
+        with pytest.raises(CalibrationError, match=f"record 1 has no string '{field}'"):
+            domains(file, field)
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(CalibrationError, match=r"only lines of a \.jsonl have domains"):
+        domains(tmp_path / "a.txt", "set")

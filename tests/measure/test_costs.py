@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import fxprune
 from fxprune.measure import cache, memory, speed
@@ -59,12 +59,16 @@ def test_memory_of_something_large() -> None:
 
 def test_times() -> None:
     model = tiny.llama()
-    once = speed.forward(model, 2, 10, 2, None, tiny.VOCABULARY)
+    once = speed.measure(model, "forward", 2, 10, 0, 2, None, tiny.VOCABULARY)
     assert once.tokens_per_second == pytest.approx(20 / once.seconds)
     assert (once.kind, once.batch, once.prompt, once.new) == ("forward", 2, 10, 0)
-    written = speed.generate(model, 2, 3, 5, 2, None, tiny.VOCABULARY)
+    written = speed.measure(model, "generate", 2, 3, 5, 2, None, tiny.VOCABULARY)
     assert written.tokens_per_second == pytest.approx(10 / written.seconds)
     assert written.peak_memory is None
+    graph = fx.symbolic_trace(nn.Linear(1, 1))
+    again = speed.in_turns([model, graph], [[once, written], []], [tiny.VOCABULARY, 1], 2)
+    assert [[each.kind for each in found] for found in again] == [["forward", "generate"], []]
+    assert again[0][0].tokens_per_second == pytest.approx(20 / again[0][0].seconds)
 
 
 def test_why_there_is_no_generation() -> None:

@@ -11,17 +11,34 @@ from fxprune.cli.commands.options import check_parent, numbers
 
 
 def evaluate(
-    model: Annotated[
-        str,
+    models: Annotated[
+        list[str],
         typer.Argument(
-            metavar="MODEL",
-            help="A local folder (save_pretrained or fxprune), a hub name, or smollm2.",
+            metavar="MODEL...",
+            help="Local folders (save_pretrained or fxprune), hub names, or smollm2. The first is"
+            " what the others are compared with.",
             show_default=False,
         ),
     ],
     text: Annotated[
         list[str] | None, typer.Option(help="Text or .jsonl for perplexity; repeatable.")
     ] = None,
+    domain: Annotated[
+        str,
+        typer.Option(
+            metavar="FIELD",
+            help="Measure the lines of each .jsonl apart by this field of theirs, such as source.",
+            show_default=False,
+        ),
+    ] = "",
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="32 windows and 16 continuations of each text, of Python's documentation if none"
+            " is given. Needs no hub.",
+        ),
+    ] = False,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,26 +75,37 @@ def evaluate(
     prompt: Annotated[int, typer.Option(help="Tokens in, to time.")] = 12,
     new: Annotated[int, typer.Option(help="Tokens out, to time.")] = 128,
     rounds: Annotated[int, typer.Option(help="Rounds to take the median of.")] = 5,
+    continuations: Annotated[
+        int,
+        typer.Option(
+            help="Continue so many beginnings of each text, --prompt tokens in and --new out, and"
+            " count what is repeated."
+        ),
+    ] = 0,
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="A column for each model; several always have one each."),
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all facts here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures here.")] = None,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16; else the checkpoint's.")
     ] = None,
 ) -> None:
-    """Measure a model: perplexity, zero-shot tasks, speed, memory, KV-cache."""
-    for file in (json_file, markdown):
+    """Measure models: perplexity, zero-shot tasks, repetition, speed, memory, KV-cache."""
+    for file in (json_file, markdown, html):
         check_parent(file)
     lengths = numbers("--length", length)
     rows = numbers("--batch-sizes", batch_sizes)
     from rich.console import Console
 
-    from fxprune.cli.evaluate import evaluate_spec
-    from fxprune.measure.output import show
+    from fxprune.cli.evaluate import evaluate_specs
     from fxprune.measure.settings import Settings
 
-    found = evaluate_spec(
-        model,
+    measured = evaluate_specs(
+        models,
         text or (),
         tasks or (),
         settings=Settings(
@@ -92,11 +120,14 @@ def evaluate(
             prompt=prompt,
             new=new,
             rounds=rounds,
+            continuations=continuations,
         ),
+        quick=quick,
+        domain=domain,
         num_fewshot=num_fewshot,
         device=device,
         dtype=dtype,
-        json_file=json_file,
-        markdown_file=markdown,
+        table=table,
     )
-    show(found, Console())
+    measured.write(json_file, markdown, html)
+    measured.show(Console())

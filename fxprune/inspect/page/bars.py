@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from fxprune.inspect.page.elements import Element, element, rect, svg, table, text
 from fxprune.inspect.page.widths import Panel, Width
@@ -85,24 +86,42 @@ def _said(row: Width | None, gone: bool) -> str:
     return f"{row.before:,}" + (f" \u2192 {row.after:,}" if row.after != row.before else "")
 
 
-def pair(label: str, figures: Sequence[tuple[str, float, str]]) -> Element:
-    """One figure of several models, as bars from 0.
+class Figure(NamedTuple):
+    """A figure of one model.
 
-    Args:
-        label: what it is.
-        figures: whose it is, the number, and the number in words.
+    Attributes:
+        name: of the model.
+        number: the figure, 0 or more.
+        words: the same as it is read.
+        stderr: its standard error, drawn to both sides of the end of the bar.
     """
-    most = max(number for _, number, _ in figures) or 1.0
-    left, high, wide = 96, 24, 260
+
+    name: str
+    number: float
+    words: str
+    stderr: float | None = None
+
+
+def models(label: str, figures: Sequence[Figure]) -> Element:
+    """One figure of several models, as bars from 0; the first is the one to compare with."""
+    most = max(each.number + (each.stderr or 0) for each in figures) or 1.0
+    left = max(96.0, 16 + 6.2 * max(len(each.name) for each in figures))
+    high, wide = 24, 260
     rows: list[Element] = [text(label, 4, 12, "label")]
-    for place, (name, number, words) in enumerate(figures):
+    for place, each in enumerate(figures):
         y = 20 + place * high
-        bar = wide * number / most
+        bar, middle = left + wide * each.number / most, y + high / 2 - 1
         look = "before" if place == 0 and len(figures) > 1 else "after"
         rows += [
-            text(name, left - 8, y + 14, "tick", "end"),
-            rect(left, y + 3, bar, high - 8, class_=look),
-            text(words, left + bar + 6, y + 14, "fact"),
+            text(each.name, left - 8, y + 14, "tick", "end"),
+            rect(left, y + 3, bar - left, high - 8, class_=look),
         ]
-    said = ", ".join(f"{name} {words}" for name, _, words in figures)
-    return svg(f"{label}: {said}", left + wide + 110, 24 + high * len(figures), *rows)
+        if each.stderr is not None:
+            apart = wide * each.stderr / most
+            line = f"M{max(left, bar - apart):.1f} {middle:.1f}H{bar + apart:.1f}"
+            rows.append(element("path", d=line, class_="error"))
+            bar += apart
+        rows.append(text(each.words, bar + 6, y + 14, "fact"))
+    said = ", ".join(f"{each.name} {each.words}" for each in figures)
+    size = max(left + wide + 110, 8 + 7.2 * len(label)), 24 + high * len(figures)
+    return svg(f"{label}: {said}", *size, *rows)

@@ -123,8 +123,9 @@ def pruning(report: Pruned) -> Part:
         both = getattr(before, name), getattr(after, name)
         if label in named and all(x is not None and math.isfinite(x) for x in both):
             _, old, new, _ = named[label]
-            figures = [("before", float(both[0]), old), ("after", float(both[1]), new)]
-            drawn.append(element("figure", bars.pair(label, figures)))
+            pair = (("before", both[0], old), ("after", both[1], new))
+            figures = [bars.Figure(when, float(x), said) for when, x, said in pair]
+            drawn.append(element("figure", bars.models(label, figures)))
     yield element("div", *drawn, class_="pairs")
     yield from (element("p", line) for line in report.notes)
 
@@ -135,8 +136,9 @@ def recovery(report: Recovered) -> Part:
     for name, old in report.before.items():
         new = report.after.get(name, math.nan)
         if math.isfinite(old) and math.isfinite(new):
-            figures = [("before", old, f"{old:.2f}"), ("after", new, f"{new:.2f}")]
-            drawn.append(_figure(bars.pair("perplexity", figures), name))
+            pair = (("before", old), ("after", new))
+            figures = [bars.Figure(when, x, f"{x:.2f}") for when, x in pair]
+            drawn.append(_figure(bars.models("perplexity", figures), name))
     if drawn:
         yield element("div", *drawn, class_="pairs")
     yield from (element("p", line) for line in report.notes)

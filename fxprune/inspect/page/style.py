@@ -47,6 +47,7 @@ svg text.hot { fill: var(--page); }
 .axis, .grid { fill: none; stroke: var(--line); }
 .before { fill: var(--old); }
 .after, .heat { fill: var(--new); }
+.error { stroke: var(--ink); stroke-width: 1.4; }
 .gone { fill: none; stroke: var(--warm); stroke-width: 1.6; }
 path.each { fill: none; stroke: var(--old); }
 path.even { fill: none; stroke: var(--new); stroke-width: 1.8; }
