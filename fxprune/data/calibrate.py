@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import CalibrationError
 
@@ -40,7 +41,7 @@ def batches(
         calibration: token ids of shape (N, L), or one batch as a mapping of keyword inputs, or an
             iterable of either, or of tuples or lists ``(inputs, labels)`` as a ``DataLoader`` gives
             them: one more than the model needs, or two, and the last is the labels. Each item is
-            one batch.
+            one batch. Inputs may be nested in dicts, lists and the like.
         batch_size: split every batch into micro-batches of at most this many sequences, which
             bounds the memory of activations; None leaves the batches as they are.
         device: where they go instead.
@@ -61,7 +62,7 @@ def batches(
     for item in calibration:
         batch = _batch(model, item)
         for micro in _split(batch, batch_size):
-            result.append(type(micro)((n, _moved(value, device)) for n, value in micro.items()))
+            result.append(type(micro)((n, _moved(each, device)) for n, each in micro.items()))
     if not result:
         raise CalibrationError("the calibration data is empty")
     return result
@@ -69,11 +70,14 @@ def batches(
 
 def rows(batch: Batch) -> int:
     """Number of examples in a batch: the size of the first axis of its first tensor."""
-    for name in ("input_ids", *batch):
-        value = batch.get(name)
-        if isinstance(value, Tensor) and value.ndim:
-            return value.shape[0]
-    return 1
+    sizes = (t.shape[0] for t in tensors([batch.get("input_ids"), *batch.values()]) if t.ndim)
+    return next(sizes, 1)
+
+
+def tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among values, which may be nested in dicts, lists and the like."""
+    leaves = pytree.tree_leaves(list(values))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def arguments(model: nn.Module) -> tuple[tuple[str, ...], bool]:
@@ -94,7 +98,7 @@ def _batch(model: nn.Module, item: Any) -> Batch:
         raise CalibrationError(_expected(item))
     batch = item if isinstance(item, Positional) else dict(item)
     ids = batch.get("input_ids")
-    if not any(isinstance(value, Tensor) for value in batch.values()) or rows(batch) == 0:
+    if not tensors(batch.values()) or rows(batch) == 0:
         raise CalibrationError("the calibration data is empty")
     if isinstance(ids, Tensor):
         _check_tokens(ids)
@@ -150,13 +154,12 @@ def _check_tokens(ids: Tensor) -> None:
 def part(batch: Batch, start: int, stop: int) -> Batch:
     """Some examples of a batch."""
     count = rows(batch)
+
     # What has another first axis (position_ids of shape (1, L)) belongs to every part.
-    return type(batch)(
-        (name, value[start:stop])
-        if isinstance(value, Tensor) and value.ndim and value.shape[0] == count
-        else (name, value)
-        for name, value in batch.items()
-    )
+    def cut(value: Tensor) -> Tensor:
+        return value[start:stop] if value.ndim and value.shape[0] == count else value
+
+    return type(batch)((n, pytree.tree_map_only(Tensor, cut, v)) for n, v in batch.items())
 
 
 def held_out(data: Sequence[Batch], every: int) -> tuple[list[Batch], list[Batch]]:
@@ -166,7 +169,7 @@ def held_out(data: Sequence[Batch], every: int) -> tuple[list[Batch], list[Batch
     """
     alike: dict[tuple[int, ...], list[Batch]] = {}
     for batch in data:
-        first = next(value for value in batch.values() if isinstance(value, Tensor))
+        first = tensors(batch.values())[0]
         alike.setdefault(tuple(first.shape[1:]), []).append(batch)
     left, held = list[Batch](), list[Batch]()
     for each in alike.values():
@@ -191,7 +194,7 @@ def _split(batch: Batch, size: int | None) -> Iterator[Batch]:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
 
 
 def _expected(found: object) -> str:

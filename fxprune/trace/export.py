@@ -33,7 +33,7 @@ from fxprune.trace.hints import (
 )
 from fxprune.trace.loss import lost
 from fxprune.trace.meta import Tensors, as_on_cpu
-from fxprune.trace.modes import as_captured
+from fxprune.trace.modes import as_captured, unprinted
 from fxprune.trace.ones import with_ones, without_squeezed
 from fxprune.trace.program import opened
 from fxprune.trace.sizes import Sizes, settle, stand_ins
@@ -184,7 +184,9 @@ def captured(
         _use_lazy_graph_module(True),  # else code is generated after each of torch's passes
         as_on_cpu(model, wide) as (examples, originals),
     ):
-        yield replace(_with_numbers(model, *examples, ones=widen), originals=originals)
+        with unprinted():
+            found = _with_numbers(model, *examples, ones=widen)
+        yield replace(found, originals=originals)
 
 
 def _with_numbers(

@@ -7,7 +7,6 @@ differ from the real one. Fake CPU tensors, which hold no data either, stand in 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
+
+from fxprune.trace.modes import unlogged
 
 Tensors = dict[int, torch.Tensor]
 
@@ -65,13 +66,9 @@ def without_values(model: nn.Module) -> Iterator[FakeTensorMode]:
     """
     tensors = [*model.parameters(), *model.buffers()]
     mode = detect_fake_mode(tensors) or FakeTensorMode(allow_non_fake_inputs=True)
-    log = logging.getLogger(FakeTensorMode.__module__)  # it shouts about what is caught here
-    before, log.disabled = log.disabled, True
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), mode:
-            yield mode
-    finally:
-        log.disabled = before
+    silent = unlogged(FakeTensorMode.__module__)
+    with silent, torch.random.fork_rng(devices=[]), torch.no_grad(), mode:
+        yield mode
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -45,3 +47,22 @@ def as_captured(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for config, flag in caches:
             config.use_cache = flag
+
+
+@contextlib.contextmanager
+def unlogged(name: str) -> Iterator[None]:
+    """Keep one of torch's loggers silent: it shouts about what is caught and said better."""
+    log = logging.getLogger(name)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+@contextlib.contextmanager
+def unprinted() -> Iterator[None]:
+    """Keep ``torch.export`` from printing its whole graph where it ends in an error."""
+    silent = contextlib.redirect_stderr(io.StringIO())
+    with unlogged("torch.fx.experimental.symbolic_shapes"), silent:
+        yield

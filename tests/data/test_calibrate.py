@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import fxprune
 from fxprune.data.calibrate import batches, held_out
 from fxprune.errors import CalibrationError
 from tests.toys import ToyLM
@@ -108,3 +109,49 @@ def test_of_few_examples_one_or_none_is_held_out() -> None:
     left, held = held_out(data, 8)
     assert [len(each["input_ids"]) for each in left] == [3, 3]
     assert [tuple(each["input_ids"].shape) for each in held] == [(1, 6)]
+
+
+class Head(nn.Module):
+    """Takes features by name, as the head of a detector does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = nn.Linear(4, 8), nn.Linear(6, 8)
+        self.down = nn.Linear(8, 3)
+
+    def forward(self, features: dict[str, Any]) -> torch.Tensor:
+        hidden = self.near(features["near"]) + self.far(features["others"][0])
+        return self.down(torch.relu(hidden))
+
+
+def test_nested_inputs_are_split_and_held_out() -> None:
+    given = ({"near": torch.arange(20.0).view(5, 4), "others": [torch.ones(5, 6)]}, torch.arange(5))
+    found = batches(Head(), [given], batch_size=2)
+    assert [each["labels"].tolist() for each in found] == [[0, 1], [2, 3], [4]]
+    assert [each["features"]["near"][:, 0].tolist() for each in found] == [[0, 4], [8, 12], [16]]
+    assert found[2]["features"]["others"][0].shape == (1, 6)
+    left, held = held_out(batches(Head(), [given]), 4)
+    assert [len(each[0]["features"]["near"]) for each in (left, held)] == [4, 1]
+    with pytest.raises(CalibrationError, match="empty"):
+        batches(Head(), [({"near": torch.zeros(0, 4), "others": [torch.zeros(0, 6)]},)])
+
+
+def test_scores_on_nested_inputs_by_micro_batches() -> None:
+    torch.manual_seed(0)
+    model = Head().eval()
+    data = [({"near": torch.randn(4, 4), "others": [torch.randn(4, 6)]}, torch.arange(4) % 3)]
+    graph = fxprune.discover(fxprune.trace(model, data[0][:1]))
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    for criterion in (fxprune.WandaSP(), fxprune.Taylor()):
+        whole, micro = (
+            fxprune.estimate(
+                model, graph, criterion, data, loss_fn=loss, kinds=("channel",), batch_size=size
+            )
+            for size in (None, 2)
+        )
+        (name,) = whole
+        assert torch.allclose(whole[name], micro[name], rtol=1e-5)
+        assert whole[name].min() < whole[name].max()

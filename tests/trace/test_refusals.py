@@ -163,3 +163,20 @@ def test_what_is_like_these_and_is_none() -> None:
         refusals.check(model)
     assert fxprune.trace(module, X)
     refusals.check(fxprune.trace(plain(), X).graph_module)
+
+
+def test_torch_does_not_print_its_graph(capfd: pytest.CaptureFixture[str]) -> None:
+    """``torch.export`` writes everything it has to standard error where values decide."""
+
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            return y if (y > 0).any() else x
+
+    with pytest.raises(TraceError, match="cannot be exported at"):
+        fxprune.trace(Chooses(), torch.randn(2, 8))
+    assert capfd.readouterr() == ("", "")
