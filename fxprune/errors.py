@@ -69,6 +69,10 @@ class ServeError(FxpruneError):
     """An engine cannot run a model, or cannot say what a plan leaves of it."""
 
 
+class ProcessError(FxpruneError):
+    """Processes that are to share the work cannot be connected, or one of them has ended."""
+
+
 class ModelError(FxpruneError):
     """A model cannot be found, built or fetched."""
 

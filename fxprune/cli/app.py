@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that ``--help`` and a mistyped option answer 
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -34,7 +35,7 @@ app.command("demo")(demo.demo)
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """Our own warnings as one line; other libraries' are not for the user of a command."""
-    if issubclass(category, FxpruneWarning):
+    if issubclass(category, FxpruneWarning) and os.environ.get("RANK", "0") == "0":
         print(f"warning: {message}", file=sys.stderr)
 
 
@@ -49,5 +50,16 @@ def main() -> None:
             if not said:
                 raise
             file = getattr(error, "filename", None)
-            print(f"error: {file}: {said}" if file else f"error: {said}", file=sys.stderr)
+            said = f"error: {file}: {said}" if file else f"error: {said}"
+            if not _told(said):
+                print(said, file=sys.stderr)
             sys.exit(2)
+
+
+def _told(message: str) -> bool:
+    """Whether this is one of many processes, and another says that already."""
+    if "RANK" not in os.environ:
+        return False
+    from fxprune.data.processes import told
+
+    return told(message)

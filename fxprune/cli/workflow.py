@@ -165,6 +165,9 @@ def run(
 ) -> Outcome:
     """Prune a loaded model, save it and measure it before and after.
 
+    Of several processes, see :func:`fxprune.data.processes.divided`, the first one saves and
+    measures.
+
     Args:
         loaded: the model; its weights are freed as they are sliced.
         config: how to prune.
@@ -182,13 +185,15 @@ def run(
     Raises:
         FxpruneError: whatever a stage refuses.
     """
-    from fxprune.data import text
+    from fxprune.data import processes, text
     from fxprune.importance.scores import Scores
     from fxprune.measure import perplexity, report
     from fxprune.prune import draw_calibration, prune
     from fxprune.rewrite.history import pruned_first
     from fxprune.trace.inputs import device_of, from_config
 
+    helps = (among := processes.current()) is not None and among.rank > 0
+    progress = progress and not helps  # the first process measures, shows and saves
     known = None if scores is None else Scores.load(scores)
     if save_as == "transformers":
         check_shrinks(loaded.model, config)
@@ -197,6 +202,8 @@ def run(
     if evaluation is not None and tokenizer is not None:
         count, length = windows
         cut = perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
+
+    cut = None if helps else cut
 
     def measure(module: nn.Module) -> Measurement:
         return report.Measurement(
@@ -222,6 +229,8 @@ def run(
         consume=True,
         progress=progress,
     )
+    if helps:
+        return Outcome(before, before, "", result, folder, "")
     if save_scores is not None:
         result.scores.save(save_scores)
     small, budget = result.graph_module, config.budget

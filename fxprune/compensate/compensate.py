@@ -18,6 +18,7 @@ from fxprune.compensate.matching import Match, ends, match
 from fxprune.compensate.refit import Refit
 from fxprune.compensate.report import Compensated, CompensationReport
 from fxprune.compensate.temperature import fit_temperature
+from fxprune.data import processes
 from fxprune.data.calibrate import Batch, Calibration, batches
 from fxprune.data.graph_inputs import graph_inputs, masks
 from fxprune.errors import CalibrationError, PlanError
@@ -151,10 +152,13 @@ def compensate(
         _check_propagated(found)
     matches = [each for each in found if isinstance(each, Match)]
     data = batches(traced.module, calibration, batch_size)
-    held = _held_out(data) if blocks else range(0)
+    held, among = _held_out(data) if blocks else range(0), processes.current()
     inputs = [graph_inputs(traced, batch) for batch in data]
     hidden = [masks(traced, values) for values in inputs]
-    fitted_to = [number for number in range(len(data)) if number not in held]
+    seen = [batch for number, batch in enumerate(data) if number not in held]
+    mine = list(enumerate(seen)) if among is None else among.share(seen)
+    first = [graph_inputs(traced, batch) for _, batch in mine]
+    validates = [place for place, (number, _) in enumerate(mine) if number % 4 == 3]
     if blocks:
         separate(traced, small)
     for each in matches:
@@ -166,16 +170,16 @@ def compensate(
     with evaluation(run), evaluation(small), torch.no_grad(), revocable() as write:
         stops, keep = ends(matches)
         late = [node for m in matches if m.stacked for node in m.stacked.stacks[1].taken]
-        first = [inputs[number] for number in fitted_to]
         refit = Refit(
             traced=traced,
             dense=Lockstep(run, first, stops[0], keep),
             pruned=Lockstep(small, first, stops[1], keep, late),
-            masks=[hidden[number] for number in fitted_to],
+            masks=[masks(traced, values) for values in first],
             propagated=target == "propagated",
             damping=damping,
-            held=range(3, len(first), 4) if damping is None else (),
+            held=validates if damping is None else (),
             write=write,
+            among=among,
         )
         mend = refit.bias if method == "bias" else refit.least_squares
         for each in track(matches, "compensating", progress):
@@ -183,8 +187,8 @@ def compensate(
         del refit, mend
         how = schedule or Schedule()
         graphs = traced, resize, dense, small
-        seen = inputs, hidden, held
-        distilled = distil(*graphs, blocks, *seen, how, write, left, progress) if blocks else ()
+        every = inputs, hidden, held
+        distilled = distil(*graphs, blocks, *every, how, write, left, progress) if blocks else ()
         fitted = None
         if temperature and method != "bias":
             fitted = fit_temperature(graph, small, data, write, ignore=left, progress=progress)

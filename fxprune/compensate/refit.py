@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.compensate import matrices, solve
+from fxprune.compensate.combined import all_residuals, combined
 from fxprune.compensate.edits import Write
 from fxprune.compensate.matching import Match, Stacked
 from fxprune.compensate.moments import Products, Residuals
 from fxprune.compensate.report import Compensated
 from fxprune.compensate.stacked import pairs
 from fxprune.data.graph_inputs import Masks, row_count
+from fxprune.data.processes import Processes
 from fxprune.errors import CalibrationError
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.traced import Traced
@@ -44,6 +46,7 @@ class Refit:
         damping: see :func:`fxprune.compensate.compensate`.
         held: numbers of the batches that choose it, where it is None.
         write: puts a value into a tensor.
+        among: processes that have the other batches.
     """
 
     traced: Traced
@@ -54,6 +57,7 @@ class Refit:
     damping: float | None
     held: Collection[int]
     write: Write
+    among: Processes | None
     _last: dict[tuple[fx.Node, bool], tuple[Products, ...]] = field(
         default_factory=dict, init=False
     )
@@ -99,6 +103,7 @@ class Refit:
             residuals, products = sums[number in self.held]
             residuals.add(lacking, target)
             products.add(kept, lacking)
+        sums = combined(self.among, sums)
         sums = [each for each in sums if each[0].rows] or sums[:1]
         for residuals, products in sums:
             _check(match, residuals, products.xx.diagonal().sum())
@@ -151,6 +156,7 @@ class Refit:
                 lacking = target - kept @ before.T
                 residuals.add(lacking, target)
                 products.add(kept, lacking)
+            ((residuals, products),) = combined(self.among, [(residuals, products)])
             total.join(residuals)
             if residuals.rows < ENOUGH * before.shape[1]:
                 rare += 1
@@ -199,6 +205,8 @@ class Refit:
         for full, kept, target in self._rows(match, full=True):
             residuals.add(_lacking(match, weight, kept, target), target)
             inputs += full.sum(0)
+        if self.among is not None:
+            residuals, inputs = all_residuals(self.among, residuals), self.among.total(inputs)
         _check(match, residuals, inputs.sum())
         change = self._shift(match, matrix @ (inputs / residuals.rows))
         after = residuals.ee - 2 * change @ residuals.e + residuals.rows * change @ change

@@ -13,6 +13,7 @@ from torch.nn import functional
 from fxprune.data.calibrate import Batch, Positional, arguments, rows
 from fxprune.data.graph_inputs import named_inputs
 from fxprune.data.loss_function import LossFunction, compares, first_line, run
+from fxprune.data.processes import Processes
 from fxprune.errors import CalibrationError
 from fxprune.trace.traced import Traced
 
@@ -182,7 +183,10 @@ def run_forward(
 
 
 def predictions(
-    model: nn.Module, data: list[Batch], loss_fn: LossFunction | None = None
+    model: nn.Module,
+    data: list[Batch],
+    loss_fn: LossFunction | None = None,
+    among: Processes | None = None,
 ) -> list[int]:
     """How much each batch weighs in the mean loss over all of them.
 
@@ -190,12 +194,13 @@ def predictions(
     number of examples where the loss is the user's own.
 
     Raises:
-        CalibrationError: if nothing is left to predict.
+        CalibrationError: if nothing is left to predict, in none of the processes ``among`` which
+            the data is divided.
     """
     if isinstance(loss_fn, GraphLoss):
         model, loss_fn = loss_fn.traced.module, None
     counts = [rows(b) if loss_fn is not None else _predicted(model, b) for b in data]
-    if sum(counts) == 0:
+    if sum(counts if among is None else map(sum, among.gather(counts))) == 0:
         raise CalibrationError("every label is ignored (-100): nothing to predict")
     return counts
 

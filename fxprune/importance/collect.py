@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxprune.data.calibrate import Batch
 from fxprune.data.loss import batch_loss, predictions, run_forward
 from fxprune.data.loss_function import LossFunction
+from fxprune.data.processes import Processes
 from fxprune.groups.group import Group
 from fxprune.importance.activations import Recorder
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
@@ -91,6 +92,7 @@ def differentiate(
     moments: MomentRecorder,
     loss_fn: LossFunction | None = None,
     *,
+    among: Processes | None = None,
     progress: bool = False,
 ) -> None:
     """Run the criteria that need gradients, and the recorders along with them.
@@ -103,13 +105,17 @@ def differentiate(
         recorder: records the forward passes.
         moments: records the forward and backward passes.
         loss_fn: the user's own loss of a batch.
+        among: processes that have the other parts of the data.
         progress: show a progress bar.
 
     Raises:
         CalibrationError: as :func:`stream_mean` does; if a loss is not finite, or no label is left.
     """
-    counts = predictions(model, list(data), loss_fn)
-    total = sum(counts)
+    counts = predictions(model, list(data), loss_fn, among)
+    of_all = [(sum(counts), sum(map(bool, counts)))]
+    of_all = of_all if among is None else among.gather(of_all[0])
+    total, samples = (sum(each) for each in zip(*of_all, strict=True))
+    summed = None if among is None else among.total
     # Batches that weigh nothing (all labels ignored) have a loss of 0/0: no gradient of those.
     pairs = [(batch, count / total) for batch, count in zip(data, counts, strict=True) if count]
     rest = [batch for batch, count in zip(data, counts, strict=True) if not count]
@@ -137,10 +143,15 @@ def differentiate(
             each=each,
             whole=consume if others else None,
             sums=sums,
+            count=samples,
+            total=summed,
             progress=progress,
         )
+        if among is not None:
+            for key in [key for key in vectors if key[0] in linear]:
+                vectors[key] = among.total(vectors[key])
     else:
         wanted = vectors.parameters if criteria else {}
-        stream_mean(model, wanted, pairs, loss, consume, progress=progress)
+        stream_mean(model, wanted, pairs, loss, consume, total=summed, progress=progress)
     if rest and recorder.modules:
         observe(model, rest, recorder, loss_fn)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor, nn
 
+from fxprune.data import processes
 from fxprune.data.calibrate import Calibration, batches, rows
 from fxprune.data.graph_inputs import check_tokens
 from fxprune.data.loader import Source
@@ -18,6 +19,7 @@ from fxprune.groups.group import Group
 from fxprune.importance import targets
 from fxprune.importance.activations import Recorder
 from fxprune.importance.collect import DATA, Vectors, differentiate, observe, score_weights
+from fxprune.importance.combine import combine
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
@@ -172,7 +174,7 @@ def _score_in_memory(
     experts = ExpertRecorder(traced=graph.traced, consumers=stacked)
     check_same(graph.traced, parameters, {use.site.tensor for use in stacked})
     moments = MomentRecorder(observed if "moments" in needs else {})
-    vectors = Vectors(parameters, chosen)
+    vectors, among = Vectors(parameters, chosen), processes.current()
     elementary = [c for c in dict.fromkeys(criteria) if isinstance(c, ElementCriterion)]
     static = [c for c in elementary if not c.needs & DATA]
     graded = [c for c in elementary if c.needs & DATA]
@@ -182,12 +184,15 @@ def _score_in_memory(
     if needs & DATA and calibration is not None:
         data = batches(model, calibration, 1 if "squares" in needs else batch_size)
         check_tokens(graph.traced, data)
+        data = data if among is None else [batch for _, batch in among.share(data)]
         if "routing" in needs:
             routing = observe_routing(graph, chosen, data, progress)
         with recorder.attached(), moments.attached():
             if graded or moments.modules:
                 differentiate(
-                    model, data, vectors, graded, recorder, moments, loss_fn, progress=progress
+                    *(model, data, vectors, graded, recorder, moments, loss_fn),
+                    among=among,
+                    progress=progress,
                 )
             elif observed:
                 observe(model, data, recorder, loss_fn, progress=progress)
@@ -196,7 +201,12 @@ def _score_in_memory(
             if "moments" in needs:
                 none = Vectors({}, ())
                 watch = partial(
-                    differentiate, vectors=none, criteria=(), recorder=Recorder(), moments=experts
+                    differentiate,
+                    vectors=none,
+                    criteria=(),
+                    recorder=Recorder(),
+                    moments=experts,
+                    among=among,
                 )
             watch(
                 experts.module(),
@@ -205,8 +215,11 @@ def _score_in_memory(
                 progress=progress,
             )
             recorder.samples = sum(map(rows, data))
+        if among is not None:
+            combine(among, recorder, moments, experts, routing)
     findings = Findings(parameters, readers, recorder, moments, vectors, routing, experts.experts)
-    return [{group.name: findings.score(each, group) for group in chosen} for each in criteria]
+    scores = [{group.name: findings.score(each, group) for group in chosen} for each in criteria]
+    return scores if among is None else among.first(scores)
 
 
 def check_scorable(

@@ -18,6 +18,7 @@ from fxprune.trace.modes import evaluation
 
 Consume = Callable[[str, Gradients], None]
 Loss = Callable[[Batch], Tensor]
+Total = Callable[[Tensor], Tensor]
 Pairs = Sequence[tuple[Batch, float]]
 
 
@@ -28,6 +29,7 @@ def stream_mean(
     loss: Loss,
     consume: Consume,
     *,
+    total: Total | None = None,
     progress: bool = False,
 ) -> None:
     """Differentiate the mean loss over the data and give each gradient to ``consume`` once.
@@ -42,6 +44,8 @@ def stream_mean(
         loss: the loss of one batch.
         consume: called with name and gradient (``mean``). A parameter that the loss does not
             depend on has gradient zero.
+        total: sums a gradient over processes that each have a part of the data; all gradients
+            exist together then.
         progress: show a progress bar.
 
     Raises:
@@ -52,17 +56,18 @@ def stream_mean(
     def arrive(name: str, parameter: nn.Parameter) -> None:
         waiting.pop(name, None)
         gradient, parameter.grad = parameter.grad, None
-        consume(name, Gradients(torch.zeros_like(parameter) if gradient is None else gradient))
+        found = torch.zeros_like(parameter) if gradient is None else gradient
+        consume(name, Gradients(found if total is None else total(found)))
 
     with _prepared(model, parameters.values()):
         for i, (batch, weight) in enumerate(track(pairs, "Calibrating", progress)):
             result = loss(batch) * weight
-            if i < len(pairs) - 1:
+            if i < len(pairs) - 1 or total is not None:  # they are summed in one order
                 _backward(result)
                 continue
             with _arriving(parameters, arrive):
                 _backward(result)
-        for name, parameter in tuple(waiting.items()):  # the last micro-batch did not reach it
+        for name, parameter in tuple(waiting.items()):  # the last backward pass did not reach it
             arrive(name, parameter)
 
 
@@ -75,6 +80,8 @@ def stream_samples(
     each: Consume | None = None,
     whole: Consume | None = None,
     sums: Needs = frozenset(),
+    count: int | None = None,
+    total: Total | None = None,
     progress: bool = False,
 ) -> None:
     """Differentiate the loss of every sample by itself.
@@ -91,12 +98,14 @@ def stream_samples(
             least once per parameter, with zeros if no sample reaches it.
         whole: called once per parameter with the sums over all samples.
         sums: which of ``gradient`` and ``squares`` to keep for ``whole``.
+        count: number of samples, if not those of ``pairs``.
+        total: sums what is kept for ``whole`` over processes.
         progress: show a progress bar.
 
     Raises:
         CalibrationError: if the loss depends on none of the parameters.
     """
-    samples = Samples(len(pairs), each, whole, sums)
+    samples = Samples(len(pairs) if count is None else count, each, whole, sums, total)
 
     def arrive(weight: float, name: str, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None
@@ -119,12 +128,19 @@ class Samples:
         each: see :func:`stream_samples`.
         whole: likewise.
         sums: likewise.
+        total: likewise.
     """
 
     def __init__(
-        self, count: int, each: Consume | None, whole: Consume | None, sums: Needs
+        self,
+        count: int,
+        each: Consume | None,
+        whole: Consume | None,
+        sums: Needs,
+        total: Total | None = None,
     ) -> None:
         self.count, self.each, self.whole, self.wanted = count, each, whole, sums
+        self.total = total
         self.means: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
         self.seen: set[str] = set()
@@ -157,8 +173,12 @@ class Samples:
             self.means[name] = self.squares[name] = zeros
         for name in parameters if self.whole is not None else ():
             assert self.whole is not None
-            found = self.means.pop(name, None), self.squares.pop(name, None)
-            self.whole(name, Gradients(*found, self.count))
+            found = [self.means.pop(name, None), self.squares.pop(name, None)]
+            if self.total is not None:
+                for place, need in enumerate(("gradient", "squares")):
+                    if (part := found[place]) is not None and need in self.wanted:
+                        found[place] = self.total(part)
+            self.whole(name, Gradients(found[0], found[1], self.count))
 
 
 def _add(sums: dict[str, Tensor], name: str, term: Tensor, weight: float) -> None:

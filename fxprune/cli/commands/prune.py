@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fxprune.cli.commands.fields import configuration, takes_config
 from fxprune.cli.commands.options import Model, check_least, check_parent
 from fxprune.errors import DepthError, FxpruneError, RecoveryError
+
+if TYPE_CHECKING:
+    from fxprune.cli.chain import Chain
 
 
 @takes_config
@@ -85,14 +89,15 @@ def prune(
     _check_scores(scores, save_scores, out)
     chain = None
     if recover_method is not None:
-        from fxprune.cli.chain import Chain
-
-        chain = Chain(model, out, recover_method, recover_data, recover_steps, distill, config.seed)
+        chain = _chain(
+            model, out, recover_method, recover_data, recover_steps, distill, config.seed
+        )
         chain.check(text)
     from rich.console import Console
 
     from fxprune.cli import workflow
     from fxprune.cli.card import write_card
+    from fxprune.data import processes
     from fxprune.hf.folder.opened import opened
     from fxprune.hf.open.load import check_device
     from fxprune.progress import step
@@ -104,20 +109,25 @@ def prune(
     causal = workflow.check_model(model, config, scores is not None)
     if chain is not None and not causal:
         raise RecoveryError(f"{model} is not a causal language model, which --recover needs here")
-    with step(f"loading {model}"):
-        loaded = opened(model, device)
-    outcome = workflow.run(
-        loaded,
-        config,
-        out,
-        calibration=workflow.own(loaded, calibration if causal else None, text),
-        evaluation=evaluation if causal else None,
-        windows=(eval_samples, eval_length),
-        reload=lambda: opened(model, device).model,
-        scores=scores,
-        save_scores=save_scores,
-        save_as=save_as,
-    )
+    with processes.divided(device) as among:
+        helps = among is not None and among.rank > 0
+        device = device if among is None else among.device(device)
+        with step(f"loading {model}", not helps):
+            loaded = opened(model, device)
+        outcome = workflow.run(
+            loaded,
+            config,
+            out,
+            calibration=workflow.own(loaded, calibration if causal else None, text),
+            evaluation=evaluation if causal else None,
+            windows=(eval_samples, eval_length),
+            reload=lambda: opened(model, device).model,
+            scores=scores,
+            save_scores=save_scores,
+            save_as=save_as,
+        )
+    if helps:
+        return
     outcome.write_report(
         out / "report.json",
         model=loaded.name,
@@ -149,6 +159,22 @@ def _greedy(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if schedule != "greedy":
         raise DepthError(f"--greedy and --schedule {schedule} are two schedules: give one")
     return {**given, "depth.schedule": schedule}
+
+
+def _chain(model: str, out: Path, method: str, *options: Any) -> Chain:
+    """Retraining behind it.
+
+    Raises:
+        RecoveryError: this is one of several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecoveryError(
+            "--recover trains in one process here: leave it out, and launch fxprune recover behind"
+            " it"
+        )
+    from fxprune.cli.chain import Chain
+
+    return Chain(model, out, method, *options)
 
 
 def _check_scores(given: Path | None, target: Path | None, out: Path) -> None:
