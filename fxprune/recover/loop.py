@@ -7,7 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -17,7 +17,7 @@ from fxprune.data.loss import IGNORED
 from fxprune.data.rows import collate
 from fxprune.errors import FxpruneWarning
 from fxprune.hf.open.quiet import hushed, quiet
-from fxprune.recover import adapters, runs, teacher
+from fxprune.recover import adapters, runs, sharded, teacher
 from fxprune.recover.calls import LossFunction, taker
 from fxprune.recover.data import Rows
 from fxprune.recover.history import History
@@ -93,10 +93,17 @@ class Loop:
         patience = self._training.patience if rows.validation else None
         stop = [] if patience is None else [EarlyStoppingCallback(patience)]
         last = runs.last_checkpoint(Path(str(arguments.output_dir)))
+        host, twin = self._host, None
+        if sharded.is_sharded():
+            teaching = self._teacher
+            hidden = teaching is not None and teaching.hidden is not None
+            host = twin = sharded.to_shard(self._module, hidden)
+            if isinstance(self._host, Segmented):
+                host = Segmented(twin, cast("fx.GraphModule", twin))
         arguments.eval_on_start = bool(rows.validation) and last is None
         with _silent():
             trainer = RecoveryTrainer(
-                model=self._host,
+                model=host,
                 args=arguments,
                 train_dataset=rows.training,
                 eval_dataset=rows.validation or None,
@@ -111,6 +118,8 @@ class Loop:
             try:
                 if last is None or not trainer.restore_finished(last):
                     trainer.train(resume_from_checkpoint=None if last is None else str(last))
+                if twin is not None:
+                    sharded.bring_back(twin, self._module)
             finally:
                 watch.close()
                 _own_forward(self._host)

@@ -15,6 +15,7 @@ from fxprune.data.loss import IGNORED
 from fxprune.errors import RecoveryError
 from fxprune.recover import runs
 from fxprune.recover.calls import Take, cross_entropy, next_token
+from fxprune.recover.sharded import put, reshard, whole
 from fxprune.recover.teacher import Teacher
 
 TENSORS = "trained.safetensors"
@@ -199,19 +200,26 @@ class RecoveryTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         from safetensors.torch import save_file
 
-        own = self._trained()
-        for name, tensor in own.items():
-            if isinstance(tensor, nn.Parameter) and not torch.isfinite(tensor).all():
+        found: dict[str, Tensor] = {}
+        for name, tensor in self._trained().items():
+            full = whole(tensor)
+            if isinstance(tensor, nn.Parameter) and not torch.isfinite(full).all():
                 step = self.state.global_step
                 raise RecoveryError(self._broken(f"{name} is not finite after step {step}"))
-        if not self.args.should_save:  # all processes come here, one writes
+            if self.args.should_save:  # all processes come here, one writes
+                found[name] = full.cpu().contiguous() if state_dict is None else state_dict[name]
+        if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        if state_dict is not None:  # gathered from all processes
-            own = {name: state_dict[name] for name in own}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
-        save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+        save_file(found, folder / TENSORS, metadata={"format": "pt"})
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what training changes, of shards the whole."""
+        if self.is_fsdp_enabled:
+            self._save(output_dir)
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -237,11 +245,13 @@ class RecoveryTrainer(Trainer):
         if own.keys() != tensors.keys():
             raise RecoveryError(f"{folder / TENSORS} is of another module or method")
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            put(tensor, tensors[name])
 
     def _trained(self) -> dict[str, Tensor]:
         """What training changes: parameters with gradients, and buffers (running statistics)."""
         model = self.accelerator.unwrap_model(self.model)
+        if self.is_fsdp_enabled:
+            reshard(model)
         trained: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
         saved = model.state_dict().keys()
         return trained | {name: b for name, b in model.named_buffers() if name in saved}
