@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from fxprune.errors import CalibrationError
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.traced import Traced
 
-Values = dict[fx.Node, Any]
+Values = Mapping[fx.Node, Any]
 
 DAMPING = 0.5  # where no batches are held out to choose it
 DAMPINGS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -44,6 +44,7 @@ class Refit:
         damping: see :func:`fxprune.compensate.compensate`.
         held: numbers of the batches that choose it, where it is None.
         write: puts a value into a tensor.
+        original: gives a weight of the original by its canonical name.
     """
 
     traced: Traced
@@ -54,9 +55,19 @@ class Refit:
     damping: float | None
     held: Collection[int]
     write: Write
+    original: Callable[[str], Tensor]
     _last: dict[tuple[fx.Node, bool], tuple[Products, ...]] = field(
         default_factory=dict, init=False
     )
+
+    def skip(self, match: Match) -> None:
+        """Go by a consumer that has its new values."""
+        run = self.dense.advance(match.stop, through=True), self.pruned.advance(match.node)
+        for _ in zip(*run, strict=True):
+            pass
+        self._last.clear()
+        if self.propagated:
+            self._hand_over(match)
 
     def least_squares(self, match: Match) -> Compensated:
         """Refit the weight and, where it may change, the bias.
@@ -147,7 +158,7 @@ class Refit:
             for meet in meets:
                 target, kept = meet.of(expert)
                 if match.kept_outputs is not None:
-                    target = target.index_select(1, match.kept_outputs)
+                    target = target.index_select(1, match.kept_outputs.to(target.device))
                 lacking = target - kept @ before.T
                 residuals.add(lacking, target)
                 products.add(kept, lacking)
@@ -189,11 +200,13 @@ class Refit:
             CalibrationError: values are not finite, or no token counts.
         """
         weight = _matrix(match, match.weight)
-        original = self.traced.tensors[match.consumer.site.tensor]
-        removed = original.detach().index_fill(match.consumer.site.axis, match.kept_inputs, 0)
+        original = self.original(match.consumer.site.tensor)
+        removed = original.detach().index_fill(
+            match.consumer.site.axis, match.kept_inputs.to(original.device), 0
+        )
         matrix = _matrix(match, removed).double()
         if match.kept_outputs is not None:
-            matrix = matrix.index_select(0, match.kept_outputs)
+            matrix = matrix.index_select(0, match.kept_outputs.to(matrix.device))
         residuals = Residuals(len(weight), weight.device)
         inputs = matrix.new_zeros(matrix.shape[1])
         for full, kept, target in self._rows(match, full=True):
@@ -255,7 +268,7 @@ def _target(match: Match, there: Values, here: Values) -> Tensor:
         found = matrices.output_rows(match.consumer, values[node])
         if values is here or match.kept_outputs is None:
             return found
-        return found.index_select(1, match.kept_outputs)
+        return found.index_select(1, match.kept_outputs.to(found.device))
 
     # Streams are large beside what is between them: their difference comes first.
     *others, last = (rows(there, node) for node in match.wanted)
