@@ -24,15 +24,22 @@ IDS = torch.randint(3, 90, (8, 13), generator=torch.Generator().manual_seed(5))
 class Case:
     """A model with its weights and without, and a plan for both."""
 
-    def __init__(self, name: str, *kinds: str, remove: tuple[str, ...] = (), bias: bool = False):
+    def __init__(
+        self,
+        name: str,
+        *kinds: str,
+        remove: tuple[str, ...] = (),
+        bias: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         if name == "tiny":
             build, inputs = tiny_llama, ((), {"input_ids": IDS[:2]})
         else:
             build, inputs = BY_NAME[name].build, BY_NAME[name].example()
-        self.model = build()
+        self.model = build().to(dtype)
         disturb(self.model)
         with torch.device("meta"):
-            blank = build()
+            blank = build().to(dtype)
         self.traced, self.blank = fxprune.trace(self.model, *inputs), fxprune.trace(blank, *inputs)
         admit_ones(self.blank)
         graph = fxprune.discover(fxprune.bypass(self.traced, remove))
