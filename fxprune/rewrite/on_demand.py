@@ -147,6 +147,15 @@ class SmallWeights:
             found = found.clone() if shared else found
         return nn.Parameter(found, requires_grad=False) if _is_parameter(blank) else found
 
+    def of_graph(self, name: str) -> Tensor:
+        """A tensor by its name in the smaller graph, on the CPU."""
+        path, _, leaf = name.rpartition(".")
+        blank: Tensor = getattr(self.small.get_submodule(path), leaf)
+        if not blank.is_meta:
+            return blank.detach().cpu()
+        canonical = self.graph.traced.canonical(_CALL.sub("", name))
+        return self.read(canonical, blank).detach().cpu()
+
     def _slots(self, node: fx.Node) -> Iterator[_Slot]:
         held = [(str(source.target).rpartition("."), source) for source in tensors_read(node)]
         pairs = [(self.small.get_submodule(path), leaf) for (path, _, leaf), _ in held]
