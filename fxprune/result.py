@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from fxprune.config import PruneConfig
 from fxprune.depth import Removal
 from fxprune.errors import CheckpointError, FxpruneWarning, ShrinkError
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.hf.folder.state import State
 from fxprune.importance.scores import Scores
 from fxprune.measure.latency_report import LatencyReport
 from fxprune.plan import Plan
@@ -48,6 +49,7 @@ class PruneResult:
         surcharge: what the limits of the engine cost that the model is for; None if it is for none.
         weights: those of ``graph_module``, where it is on ``meta`` as it was pruned in pieces:
             :meth:`save` reads, slices and writes one tensor after the other.
+        state: what was found on the way, until it is saved.
     """
 
     graph_module: fx.GraphModule
@@ -63,6 +65,7 @@ class PruneResult:
     tokenizer: PreTrainedTokenizerBase | None = None
     surcharge: Surcharge | None = None
     weights: SmallWeights | None = None
+    state: State = field(default_factory=State)
 
     @property
     def model(self) -> nn.Module:
@@ -135,7 +138,14 @@ class PruneResult:
                 small, tensors = self._shrunk, None
                 if self.weights is not None:
                     tensors = tensors_of_shrunk(small, self.traced, self.plan, self.weights)
-                checkpoint.save(small, folder, plan=self.plan, tokenizer=tokenizer, tensors=tensors)
+                checkpoint.save(
+                    small,
+                    folder,
+                    plan=self.plan,
+                    tokenizer=tokenizer,
+                    tensors=tensors,
+                    within=self.state.folder,
+                )
             except (ShrinkError, CheckpointError) as error:
                 if save_as == "transformers":
                     raise
@@ -149,6 +159,7 @@ class PruneResult:
             traced=self.traced,
             tokenizer=tokenizer,
             tensors=None if self.weights is None else self.weights.of_graph,
+            within=self.state.folder,
         )
         if not (self._is_transformers and has_class(self.traced.module)):
             opened = f"open it with fxprune.load({str(folder)!r}, model=the original architecture)"

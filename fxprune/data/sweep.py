@@ -251,8 +251,8 @@ def inputs_of(traced: Traced, source: Source, data: Sequence[Batch]) -> list[lis
         CalibrationError: the batches do not fit the graph.
         InputError: the graph was captured for other sizes.
     """
-    moved = ({n: moved(x, source.device) for n, x in batch.items()} for batch in data)
-    inputs = [graph_inputs(traced, batch) for batch in moved]
+    there = ({n: moved(x, source.device) for n, x in batch.items()} for batch in data)
+    inputs = [graph_inputs(traced, batch) for batch in there]
     blank = any(tensor.is_meta for tensor in traced.tensors.values())
     if blank and not all(map(traced.guards.take, inputs)):
         admit_ones(traced)

@@ -37,6 +37,7 @@ def save(
     traced: Traced | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     tensors: Tensors | None = None,
+    within: Path | None = None,
 ) -> Path:
     """Write a pruned model as a folder.
 
@@ -59,6 +60,7 @@ def save(
         tokenizer: saved along with the model.
         tensors: for a model on ``meta``, gives each tensor by its name there; they are written one
             at a time.
+        within: a folder beside it, in which it is filled; by default one of its own.
 
     Returns:
         The folder.
@@ -76,7 +78,7 @@ def save(
         raise CheckpointError(
             f"{type(model).__name__} is neither a GraphModule nor a transformers model"
         )
-    with writing(path), whole(path, replace=True) as folder:
+    with writing(path), whole(path, replace=True, within=within) as folder:
         if isinstance(model, fx.GraphModule):
             assert plan is not None
             assert traced is not None

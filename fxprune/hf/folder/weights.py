@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from fxprune.compensate.mended import Mended
+from fxprune.data.loader import Source
 from fxprune.errors import CheckpointError
 from fxprune.hf.folder import shards
 from fxprune.hf.open import architecture, guard
@@ -18,7 +20,9 @@ from fxprune.hf.open.models import fetch
 from fxprune.hf.shrink.fill import cut, named_tensors, unsaved
 from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.plan import Plan
-from fxprune.rewrite.on_demand import SmallWeights
+from fxprune.rewrite.on_demand import DenseWeights, SmallWeights
+from fxprune.rewrite.planned import planned
+from fxprune.trace.digests import model_digest
 from fxprune.trace.traced import Traced
 
 Place = tuple[Path, str]
@@ -98,6 +102,15 @@ class Weights:
             _check_shape(traced, name, tuple(found.shape), str(file))
             return found.to(self.device, dtype, copy=True)
 
+    def key(self) -> dict[str, Any]:
+        """What tells these weights from others, as JSON has it."""
+        if isinstance(self.where, nn.Module):
+            return {"weights": model_digest(self.where)}
+        files = shards.shards(fetch(os.fspath(self.where)))
+        return {
+            "weights": [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        }
+
     def _find(self) -> None:
         """Note which file each tensor is in."""
         assert not isinstance(self.where, nn.Module)
@@ -151,6 +164,29 @@ def blank_of(traced: Traced, name: str) -> Tensor:
     """A tensor of a traced model, or one of the module that its graph does not read."""
     own = traced.tensors.get(name)
     return named_tensors(traced.module)[name] if own is None else own
+
+
+def weights_of(
+    traced: Traced,
+    plan: Plan,
+    small: fx.GraphModule,
+    source: Source | None,
+    mended: Mended | None,
+) -> SmallWeights | None:
+    """The weights of a graph that a plan made of a model without weights; None if it has them.
+
+    Args:
+        traced: the original.
+        plan: the plan.
+        small: the graph.
+        source: where the original's are.
+        mended: those that are to have, or have, new values.
+    """
+    if source is None:
+        return None
+    graph, resize = planned(traced, plan)
+    dense = DenseWeights(graph.traced, source)
+    return SmallWeights(graph, resize, small, plan.biases, dense, mended)
 
 
 def tensors_of_shrunk(
