@@ -26,7 +26,7 @@ from fxprune.errors import CalibrationError, CriterionError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.folder.in_pieces import too_large, without_weights
 from fxprune.hf.folder.opened import opened as opened_whole
-from fxprune.hf.folder.state import State, told_apart
+from fxprune.hf.folder.state import State, begun
 from fxprune.hf.folder.weights import Weights, weights_of
 from fxprune.hf.open.architecture import is_causal_model
 from fxprune.importance.criterion import Criterion
@@ -49,7 +49,6 @@ from fxprune.serve.bound import check_depth, cost_of, limits_of
 from fxprune.stream.iterate import iterate
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config
-from fxprune.trace.ones import admit_ones
 from fxprune.trace.program import opened
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def prune(
             Compensation needs them, so with it they are kept.
         progress: show the stages.
         state: of a model in pieces, a folder for what is found on the way: the same call goes on
-            there after a kill. :meth:`PruneResult.save` removes it.
+            there after a kill. ``result.state.end()`` removes it.
         options: fields of :class:`fxprune.PruneConfig`, in place of those of ``config``, such as
             ``pruning_ratio="20%"``.
 
@@ -132,7 +131,7 @@ def prune(
     selection = config.selection() | {"latency": latency}
     with step("tracing", progress):
         traced = trace(model, args, kwargs)
-    kept = _begun(source, traced, config, state, (data, more))
+    kept = begun(source, traced, config, criterion, state, (data, more))
     loss_fn = loss_before(model) if loss_fn is None else loss_fn
     estimation: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": config.batch_size}
     estimation |= {"progress": progress} | ({} if source is None else {"stream": source})
@@ -217,23 +216,6 @@ def _check_scores(config: PruneConfig, scores: Any) -> None:
         config.check_scores()
         if not isinstance(scores, Scores):
             raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
-
-
-def _begun(
-    source: Weights | None, traced: Traced, config: PruneConfig, state: Any, data: Any
-) -> State:
-    """What an earlier run in pieces has found, once the weights are seen to be there.
-
-    Raises:
-        CheckpointError: they are not.
-    """
-    if source is None:
-        return State()
-    source.check(traced)
-    admit_ones(traced)
-    kept = State(None if state is None else Path(state))
-    kept.begin(source.key() | {"config": config.to_dict(), "data": told_apart(data)})
-    return kept
 
 
 def _able(

@@ -49,7 +49,7 @@ class PruneResult:
         surcharge: what the limits of the engine cost that the model is for; None if it is for none.
         weights: those of ``graph_module``, where it is on ``meta`` as it was pruned in pieces:
             :meth:`save` reads, slices and writes one tensor after the other.
-        state: what was found on the way, until it is saved.
+        state: what was found on the way; ``state.end()`` removes it, once the result is saved.
     """
 
     graph_module: fx.GraphModule

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fxprune.errors import CalibrationError, CriterionError, ShrinkError
+import torch
+
+from fxprune.errors import (
+    CalibrationError,
+    CheckpointError,
+    CriterionError,
+    RecoveryError,
+    ShrinkError,
+)
 from fxprune.files import write_text
 from fxprune.progress import step
 
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
 
     from fxprune.config import PruneConfig
     from fxprune.data.text import Text
+    from fxprune.hf.folder.weights import Weights
     from fxprune.hf.open.models import LoadedModel
     from fxprune.measure.perplexity import Window
     from fxprune.measure.report import Measurement
@@ -162,6 +171,7 @@ def run(
     save_scores: Path | None = None,
     save_as: str = "auto",
     progress: bool = True,
+    source: Weights | None = None,
 ) -> Outcome:
     """Prune a loaded model, save it and measure it before and after.
 
@@ -178,6 +188,7 @@ def run(
         save_scores: file for the scores, outside ``folder``.
         save_as: see :meth:`fxprune.PruneResult.save`.
         progress: show progress bars.
+        source: where the weights are, of a model without, which is pruned in pieces.
 
     Raises:
         FxpruneError: whatever a stage refuses.
@@ -187,40 +198,43 @@ def run(
     from fxprune.measure import perplexity, report
     from fxprune.prune import draw_calibration, prune
     from fxprune.rewrite.history import pruned_first
+    from fxprune.trace import trace
     from fxprune.trace.inputs import device_of, from_config
 
     known = None if scores is None else Scores.load(scores)
     if save_as == "transformers":
         check_shrinks(loaded.model, config)
-    model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    device = torch.device("cpu") if source is not None else device_of(model)
     example, cut = from_config(pruned_first(model), device), None
     if evaluation is not None and tokenizer is not None:
         count, length = windows
         cut = perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
 
-    def measure(module: nn.Module) -> Measurement:
-        return report.Measurement(
-            report.parameters(module),
-            report.macs(module, (), report.resized(example, *MACS_AT)),
-            report.size(module),
-            None
-            if cut is None
-            else perplexity.perplexity(module, cut, progress=progress).perplexity,
-        )
+    def measure(module: nn.Module, weights: Weights | None) -> Measurement:
+        found = None
+        if cut is not None:
+            run = module if weights is None else trace(module, (), example)
+            found = perplexity.perplexity(run, cut, progress=progress, stream=weights).perplexity
+        macs = report.macs(module, (), report.resized(example, *MACS_AT))
+        return report.Measurement(report.parameters(module), macs, report.size(module), found)
 
+    if source is not None:
+        config = replace(config, stream=True)
     criterion = None if known is not None else config.make_criterion(calibration is not None)
     data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
-    before = measure(model)
+    before = measure(model, source)
     result = prune(
-        model,
+        model if source is None else source,
         kwargs=example,
         config=replace(config, written_samples=0),  # they are in the data
         calibration=data,
         compensation_data=more,
         tokenizer=tokenizer,
         scores=known,
-        consume=True,
+        consume=source is None,
         progress=progress,
+        state=None if source is None else folder.with_name(f".{folder.name}.pieces"),
     )
     if save_scores is not None:
         result.scores.save(save_scores)
@@ -233,7 +247,11 @@ def run(
         after = report.Measurement(report.parameters(small), size=report.size(small))
         caption = "static sizes: costs not compared"
         return Outcome(before, after, caption, result, folder, opened)
-    after = measure(small)
+    if source is not None:
+        return _in_pieces(
+            Outcome(before, before, "", result, folder, opened), measure, cut, evaluation
+        )
+    after = measure(small, None)
     caption = _caption(example, at, cut, evaluation)
     outcome = Outcome(before, after, caption, result, folder, opened)
     if not room_for(before.size or 0):
@@ -243,6 +261,52 @@ def run(
         both = (reload().to(device), small)
         times = report.latency([report.forward(module, (), inputs) for module in both])
     return _timed(outcome, *times)
+
+
+def _in_pieces(
+    outcome: Outcome,
+    measure: Callable[[nn.Module, Weights | None], Measurement],
+    cut: Sequence[Window] | None,
+    text: Text | None,
+) -> Outcome:
+    """With the costs of what was saved, read from there."""
+    from fxprune.hf.folder.in_pieces import without_weights
+    from fxprune.hf.folder.weights import Weights
+
+    folder, small = outcome.folder, outcome.result.graph_module
+    try:
+        saved = Weights(folder)
+        after = measure(without_weights(saved).model, saved)
+    except CheckpointError:  # it holds a graph
+        from fxprune.measure import report
+
+        after = report.Measurement(report.parameters(small), size=report.size(small))
+    said = _caption({}, None, cut, text)
+    return replace(outcome, after=after, caption=f"{said}\nin pieces: not timed")
+
+
+def source(model: str, device: str, config: PruneConfig, recovers: bool) -> Weights | None:
+    """Where the weights are read from while the model runs in pieces; None where it need not.
+
+    Args:
+        model: as it was typed.
+        device: where it runs.
+        config: whether it is to.
+        recovers: whether the result is to be retrained at once.
+
+    Raises:
+        RecoveryError: it cannot be then.
+        SelectionError: the configuration asks for what cannot be done so.
+    """
+    from fxprune.hf.folder.in_pieces import too_large
+    from fxprune.hf.folder.weights import Weights
+
+    if not (config.stream or too_large(model, device)):
+        return None
+    if recovers:
+        raise RecoveryError("--recover trains the result in memory: run fxprune recover afterwards")
+    replace(config, stream=True)  # refuses what cannot be done
+    return Weights(model, device=device)
 
 
 def _timed(outcome: Outcome, before: float, after: float) -> Outcome:
@@ -303,12 +367,10 @@ def limits(plan: Plan) -> list[str]:
 
 def room_for(size: int) -> bool:
     """Whether that many bytes fit into free memory with something to spare (if it can be told)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return True
-    return 1.5 * size < 1024 * free
+    from fxprune.hf.folder.in_pieces import free_memory
+
+    free = free_memory()
+    return free is None or 1.5 * size < free
 
 
 def is_static(graph_module: fx.GraphModule) -> bool:
@@ -320,15 +382,21 @@ def is_static(graph_module: fx.GraphModule) -> bool:
 
 
 def _caption(
-    example: Mapping[str, Any], at: tuple[int, int], cut: Sequence[Window] | None, text: Text | None
+    example: Mapping[str, Any],
+    at: tuple[int, int] | None,
+    cut: Sequence[Window] | None,
+    text: Text | None,
 ) -> str:
     from fxprune.measure.report import resized, shape_words
 
-    said = [
-        f"MACs: matrix products of one forward pass of {shape_words(resized(example, *MACS_AT))}"
-    ]
+    words = " x ".join(map(str, MACS_AT))
+    if example:
+        words = shape_words(resized(example, *MACS_AT)).removesuffix(" tokens")
+    said = [f"MACs: matrix products of one forward pass of {words} tokens"]
     if cut and text is not None:
         said.append(f"perplexity: {len(cut)} windows of {len(cut[0].ids)} tokens of {text.name}")
+    if at is None:
+        return "\n".join(said)
     shape = shape_words(resized(example, *at))
     said.append(f"latency: median forward pass of {shape}, both models in turns")
     return "\n".join(said)

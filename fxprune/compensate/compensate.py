@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -189,6 +190,7 @@ def compensate(
             damping=damping,
             held=range(3, len(first), 4) if damping is None else (),
             write=write,
+            shared={a.source for a, b in pairwise(matches) if a.source is b.source},
             original=(dense.traced.tensors if pieces is None else pieces.dense).__getitem__,
         )
         mend = refit.bias if method == "bias" else refit.least_squares

@@ -45,6 +45,7 @@ class Refit:
         held: numbers of the batches that choose it, where it is None.
         write: puts a value into a tensor.
         original: gives a weight of the original by its canonical name.
+        shared: what several of the products read, which are taken one behind the other.
     """
 
     traced: Traced
@@ -56,6 +57,7 @@ class Refit:
     held: Collection[int]
     write: Write
     original: Callable[[str], Tensor]
+    shared: Collection[fx.Node]
     _last: dict[tuple[fx.Node, bool], tuple[Products, ...]] = field(
         default_factory=dict, init=False
     )
@@ -84,6 +86,7 @@ class Refit:
                 sums[0][0].join(each)
             return self._done(match, sums[0][0], float(sums[0][0].ee))
         residuals, products, damping = self._damped(match, sums)
+        sums.clear()  # there are no two large matrices more than are needed
         change = solve.least_squares(products, residuals, damping, centred=match.fits_bias)
         new = matrices.weight_tensor(match.consumer, before.double() + change, match.weight)
         self.write(match.weight, new)
@@ -129,7 +132,8 @@ class Refit:
             bias = solve.bias_change(products, residuals, change) if match.fits_bias else None
             left[damping] = solve.squares_after(apart, held, change, bias)
         residuals.join(held)
-        return residuals, products.join(apart), min(left, key=left.__getitem__)
+        joined = products.join(apart, take=self._shared(match) is None)
+        return residuals, joined, min(left, key=left.__getitem__)
 
     def _experts(self, match: Match, stacked: Stacked) -> Compensated:
         """Refit the matrix of each expert to what it gave to the same tokens.
@@ -190,8 +194,10 @@ class Refit:
         return found
 
     def _shared(self, match: Match) -> tuple[fx.Node, bool] | None:
-        """What other products read the same rows; None for a convolution, where kernels differ."""
-        return None if matrices.convolves(match.consumer) else (match.source, match.fits_bias)
+        """What other products read the same rows; None if none do, or kernels differ."""
+        if matrices.convolves(match.consumer) or match.source not in self.shared:
+            return None
+        return match.source, match.fits_bias
 
     def bias(self, match: Match) -> Compensated:
         """Add to the bias what the removed inputs give on average (FLAP).

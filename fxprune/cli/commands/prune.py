@@ -66,6 +66,10 @@ def prune(
             " fxprune.load; auto: the first, where its config can say the sizes."
         ),
     ] = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what pruning in pieces would take, and how long."),
+    ] = False,
     push_to_hub: Annotated[
         str | None,
         typer.Option(help="USER/NAME on the Hugging Face hub to upload the result to, in the end."),
@@ -93,30 +97,39 @@ def prune(
 
     from fxprune.cli import workflow
     from fxprune.cli.card import write_card
+    from fxprune.hf.folder.in_pieces import without_weights
     from fxprune.hf.folder.opened import opened
     from fxprune.hf.open.load import check_device
     from fxprune.progress import step
 
     check_device(device)
+    if dry_run:
+        from fxprune.cli.foretell import foretell
+
+        foretell(model, config, workflow.texts(text, eval_text)[0], device)
+        return
     if push_to_hub is not None:
         hub.check_push(push_to_hub)
     calibration, evaluation = workflow.texts(text, eval_text)
     causal = workflow.check_model(model, config, scores is not None)
     if chain is not None and not causal:
         raise RecoveryError(f"{model} is not a causal language model, which --recover needs here")
+    source = workflow.source(model, device, config, chain is not None)
     with step(f"loading {model}"):
-        loaded = opened(model, device)
+        loaded = opened(model, device) if source is None else without_weights(source)
+    drawn = calibration if causal else None
     outcome = workflow.run(
         loaded,
         config,
         out,
-        calibration=workflow.own(loaded, calibration if causal else None, text),
+        calibration=drawn if source else workflow.own(loaded, drawn, text),
         evaluation=evaluation if causal else None,
         windows=(eval_samples, eval_length),
         reload=lambda: opened(model, device).model,
         scores=scores,
         save_scores=save_scores,
         save_as=save_as,
+        source=source,
     )
     outcome.write_report(
         out / "report.json",
@@ -142,6 +155,7 @@ def prune(
         console.print(f"recovered: {folder}", markup=False, soft_wrap=True)
     if push_to_hub is not None:
         console.print(f"uploaded: {hub.push(folder, push_to_hub)}", markup=False, soft_wrap=True)
+    outcome.result.state.end()
 
 
 def _greedy(given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import CheckpointError
-from fxprune.files import check_writable, writing
+from fxprune.files import check_room, check_writable, writing
 from fxprune.hf.folder.folders import taken, whole
 from fxprune.hf.folder.graph_folder import CONFIG, PLAN, read_graph, write_graph
 from fxprune.hf.folder.module_folder import read_module, write_module
@@ -78,6 +78,8 @@ def save(
         raise CheckpointError(
             f"{type(model).__name__} is neither a GraphModule nor a transformers model"
         )
+    if tensors is not None:
+        check_room(path, sum(each.nbytes for each in model.state_dict().values()), "the model")
     with writing(path), whole(path, replace=True, within=within) as folder:
         if isinstance(model, fx.GraphModule):
             assert plan is not None

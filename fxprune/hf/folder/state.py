@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,16 @@ import torch
 from fxprune.compensate.mended import Mended
 from fxprune.depth import Removal
 from fxprune.errors import CheckpointError
-from fxprune.files import write_text
+from fxprune.files import check_room, write_text
+from fxprune.groups.dependency import discover
+from fxprune.hf.folder.weights import Weights
+from fxprune.importance.collect import DATA
+from fxprune.importance.criterion import Criterion, Needs
 from fxprune.importance.scores import Scores
+from fxprune.stream.forecast import forecast
 from fxprune.trace.digests import digest
+from fxprune.trace.ones import admit_ones
+from fxprune.trace.traced import Traced
 
 _KEY, _SCORES, _REMOVAL, _MENDED = "run.json", "scores.safetensors", "removal.json", "mended"
 
@@ -54,6 +62,8 @@ class State:
             self.again = file.read_text(encoding="utf-8") == text
             if not self.again:
                 shutil.rmtree(self.folder)
+        for left in self.folder.glob(".*") if self.again else ():  # of a kill while saving
+            shutil.rmtree(left, ignore_errors=True)
         if not self.again:
             made = self.folder.with_name(self.folder.name + ".new")
             shutil.rmtree(made, ignore_errors=True)
@@ -91,10 +101,57 @@ class State:
         """The new values of tensors."""
         return Mended(None if self.folder is None else self.folder / _MENDED)
 
+    def held(self) -> int:
+        """Bytes that are held."""
+        if self.folder is None:
+            return 0
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
     def end(self) -> None:
         """Remove what is held, once the result is written."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def begun(
+    source: Weights | None,
+    traced: Traced,
+    config: Any,
+    criterion: Criterion | None,
+    folder: str | Path | None,
+    data: tuple[Any, Any],
+) -> State:
+    """What an earlier run in pieces has found, once the weights and room are seen to be there.
+
+    Args:
+        source: where the weights are; None for a model in memory, which leaves no state.
+        traced: the model.
+        config: a :class:`fxprune.PruneConfig`.
+        criterion: of units.
+        folder: where the state is; None keeps none.
+        data: what the criterion sees, and what compensation.
+
+    Raises:
+        CheckpointError: they are not.
+        CalibrationError: the limit of memory is too low.
+    """
+    if source is None:
+        return State()
+    source.check(traced)
+    needs: Needs = frozenset() if criterion is None else criterion.needs & DATA
+    found = forecast(discover(traced), config, needs, *data)
+    if config.max_memory is not None:
+        source.memory = found.memory(config.max_memory)
+    if source.memory is not None:
+        spilt = max(0, found.stream - source.memory)
+        check_room(tempfile.gettempdir(), spilt, "what goes from piece to piece")
+    admit_ones(traced)
+    kept = State(None if folder is None else Path(folder))
+    kept.begin(source.key() | {"config": config.to_dict(), "data": told_apart(data)})
+    if kept.folder is not None:
+        wanted = found.written(float(config.pruning_ratio or 0)) - kept.held()
+        check_room(kept.folder, wanted, "the result, and what is mended until it is whole,")
+    return kept
 
 
 def told_apart(data: Any) -> str:
