@@ -14,7 +14,6 @@ from fxprune.errors import (
     CalibrationError,
     CheckpointError,
     CriterionError,
-    RecoveryError,
     ShrinkError,
 )
 from fxprune.files import write_text
@@ -283,30 +282,6 @@ def _in_pieces(
         after = report.Measurement(report.parameters(small), size=report.size(small))
     said = _caption({}, None, cut, text)
     return replace(outcome, after=after, caption=f"{said}\nin pieces: not timed")
-
-
-def source(model: str, device: str, config: PruneConfig, recovers: bool) -> Weights | None:
-    """Where the weights are read from while the model runs in pieces; None where it need not.
-
-    Args:
-        model: as it was typed.
-        device: where it runs.
-        config: whether it is to.
-        recovers: whether the result is to be retrained at once.
-
-    Raises:
-        RecoveryError: it cannot be then.
-        SelectionError: the configuration asks for what cannot be done so.
-    """
-    from fxprune.hf.folder.in_pieces import too_large
-    from fxprune.hf.folder.weights import Weights
-
-    if not (config.stream or too_large(model, device)):
-        return None
-    if recovers:
-        raise RecoveryError("--recover trains the result in memory: run fxprune recover afterwards")
-    replace(config, stream=True)  # refuses what cannot be done
-    return Weights(model, device=device)
 
 
 def _timed(outcome: Outcome, before: float, after: float) -> Outcome:

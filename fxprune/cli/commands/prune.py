@@ -95,7 +95,7 @@ def prune(
         chain.check(text)
     from rich.console import Console
 
-    from fxprune.cli import workflow
+    from fxprune.cli import pieces, workflow
     from fxprune.cli.card import write_card
     from fxprune.hf.folder.in_pieces import without_weights
     from fxprune.hf.folder.opened import opened
@@ -104,9 +104,7 @@ def prune(
 
     check_device(device)
     if dry_run:
-        from fxprune.cli.foretell import foretell
-
-        foretell(model, config, workflow.texts(text, eval_text)[0], device)
+        pieces.foretell(model, config, workflow.texts(text, eval_text)[0], device)
         return
     if push_to_hub is not None:
         hub.check_push(push_to_hub)
@@ -114,7 +112,7 @@ def prune(
     causal = workflow.check_model(model, config, scores is not None)
     if chain is not None and not causal:
         raise RecoveryError(f"{model} is not a causal language model, which --recover needs here")
-    source = workflow.source(model, device, config, chain is not None)
+    source = pieces.source(model, device, config, chain is not None)
     with step(f"loading {model}"):
         loaded = opened(model, device) if source is None else without_weights(source)
     drawn = calibration if causal else None

@@ -1,4 +1,4 @@
-"""What pruning in pieces will take: ``fxprune prune --dry-run``."""
+"""Pruning in pieces on the command line: when, and what it will take."""
 
 from __future__ import annotations
 
@@ -6,17 +6,42 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, RecoveryError
 
 if TYPE_CHECKING:
     from fxprune.config import PruneConfig
     from fxprune.data.calibrate import Calibration
     from fxprune.data.text import Text
+    from fxprune.hf.folder.weights import Weights
     from fxprune.hf.open.models import LoadedModel
     from fxprune.stream.forecast import Forecast
     from fxprune.trace import Traced
 
 MIB = 2**20
+
+
+def source(model: str, device: str, config: PruneConfig, recovers: bool) -> Weights | None:
+    """Where the weights are read from while the model runs in pieces; None where it need not.
+
+    Args:
+        model: as it was typed.
+        device: where it runs.
+        config: whether it is to.
+        recovers: whether the result is to be retrained at once.
+
+    Raises:
+        RecoveryError: it cannot be then.
+        SelectionError: the configuration asks for what cannot be done so.
+    """
+    from fxprune.hf.folder.in_pieces import too_large
+    from fxprune.hf.folder.weights import Weights
+
+    if not (config.stream or too_large(model, device)):
+        return None
+    if recovers:
+        raise RecoveryError("--recover trains the result in memory: run fxprune recover afterwards")
+    replace(config, stream=True)  # refuses what cannot be done
+    return Weights(model, device=device)
 
 
 def foretell(model: str, config: PruneConfig, text: Text, device: str) -> None:
