@@ -24,8 +24,7 @@ from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.depth.named import needs_data
 from fxprune.errors import CalibrationError, CriterionError
 from fxprune.groups.dependency import DependencyGraph, discover
-from fxprune.hf.folder.in_pieces import too_large, without_weights
-from fxprune.hf.folder.opened import opened as opened_whole
+from fxprune.hf.folder.in_pieces import too_large, with_weights, without_weights
 from fxprune.hf.folder.state import State, begun
 from fxprune.hf.folder.weights import Weights, weights_of
 from fxprune.hf.open.architecture import is_causal_model
@@ -256,7 +255,7 @@ def _opened(
         FxpruneError: it cannot be found, or not be pruned so.
     """
     if isinstance(model, str | Path) and not config.stream and not too_large(model):
-        loaded = opened_whole(model)
+        loaded = with_weights(model)
         return None, config, loaded.model, tokenizer or loaded.tokenizer
     if isinstance(model, str | Path) or (isinstance(model, nn.Module) and config.stream):
         model = Weights(model)

@@ -13,7 +13,7 @@ from torch import nn
 from fxprune.errors import CheckpointError, ModelError
 from fxprune.hf.folder import checkpoint, shards
 from fxprune.hf.folder.module_folder import blank_module, check_writes_tensors
-from fxprune.hf.folder.opened import config_of
+from fxprune.hf.folder.opened import config_of, opened
 from fxprune.hf.folder.weights import Weights
 from fxprune.hf.open import architecture
 from fxprune.hf.open.models import LoadedModel, fetch, load_model, load_tokenizer
@@ -47,6 +47,19 @@ def blank(spec: str | Path, *, weights: bool = True) -> LoadedModel:
     shards.shards(home)
     found = load_model(spec, meta=True)
     return LoadedModel(found.model, load_tokenizer(home), found.config, found.name)
+
+
+def with_weights(spec: str | Path) -> LoadedModel:
+    """The same with its weights; a language model may have no tokenizer.
+
+    Raises:
+        ModelError: it cannot be found or read.
+        CheckpointError: a file is damaged.
+    """
+    folder = Path(spec).expanduser()
+    if (folder / checkpoint.FACTS).is_file():
+        return opened(spec)
+    return load_model(spec)
 
 
 def twin(model: nn.Module) -> PreTrainedModel:
