@@ -219,7 +219,7 @@ def run(
         return report.Measurement(report.parameters(module), macs, report.size(module), found)
 
     if source is not None:
-        config = replace(config, stream=True)
+        config = replace(config, stream=True, written_samples=0)
     criterion = None if known is not None else config.make_criterion(calibration is not None)
     data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
     before = measure(model, source)

@@ -57,12 +57,14 @@ class Forecast:
 
     Attributes:
         pieces: of the model.
-        weights: bytes of all of them.
+        weights: bytes of the model.
+        sweep: bytes that one sweep reads: what several pieces share, each of them reads.
         stages: of the run.
     """
 
     pieces: Pieces
     weights: int
+    sweep: int
     stages: tuple[Stage, ...]
 
     @property
@@ -78,7 +80,7 @@ class Forecast:
     @property
     def read(self) -> int:
         """Bytes that are read in all."""
-        return self.weights * sum(stage.sweeps for stage in self.stages)
+        return self.sweep * sum(stage.sweeps for stage in self.stages)
 
     def written(self, ratio: float) -> int:
         """Bytes on disk at the most: the result, and new values until it is whole.
@@ -114,7 +116,7 @@ class Forecast:
             (
                 each.name,
                 str(each.sweeps),
-                _shown(each.sweeps * self.weights),
+                _shown(each.sweeps * self.sweep),
                 *map(_shown, (each.weights, each.beside, each.activations, each.stream)),
             )
             for each in self.stages
@@ -166,7 +168,7 @@ def forecast(graph: DependencyGraph, config: Any, needs: Needs, data: Any, more:
         between = 2 * (2 * _stream(pieces, sizes, mends) + wide)
         stages.append(Stage("compensating", 3, max(each), solved, live, between))
     stages.append(Stage("saving", 1, 2 * max(tensors.values()), 0, 0, 0))
-    return Forecast(pieces, sum(tensors.values()), tuple(stages))
+    return Forecast(pieces, sum(tensors.values()), sum(each), tuple(stages))
 
 
 def _all(traced: Traced) -> Iterable[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ class Case:
         bias: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if name == "tiny":
-            build, inputs = tiny_llama, ((), {"input_ids": IDS[:2]})
+        if name in ("tiny", "deep"):
+            layers = 2 if name == "tiny" else 4
+            build = functools.partial(tiny_llama, num_hidden_layers=layers)
+            inputs: Any = ((), {"input_ids": IDS[:2]})
         else:
             build, inputs = BY_NAME[name].build, BY_NAME[name].example()
         self.model = build().to(dtype)
