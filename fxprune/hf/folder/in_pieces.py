@@ -121,7 +121,10 @@ def free_memory() -> int | None:
 
 def too_large(spec: str | Path, device: str | torch.device = "cpu") -> bool:
     """Whether the weights of a checkpoint exceed the memory that is free; says so in one line."""
-    size = size_of(spec)
+    try:
+        size = size_of(spec)
+    except CheckpointError:  # whoever loads it says what is wrong
+        return False
     where, free = "memory", free_memory()
     if torch.device(device).type == "cuda":
         where, free = "memory of the device", torch.cuda.mem_get_info(device)[0]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fxprune.compensate.mended import Mended
+from fxprune.data.loader import give_back
 from fxprune.depth import Removal
 from fxprune.errors import CheckpointError
 from fxprune.files import check_room, write_text
@@ -61,7 +62,7 @@ class State:
                 )
             self.again = file.read_text(encoding="utf-8") == text
             if not self.again:
-                shutil.rmtree(self.folder)
+                self.end()
         for left in self.folder.glob(".*") if self.again else ():  # of a kill while saving
             shutil.rmtree(left, ignore_errors=True)
         if not self.again:
@@ -109,8 +110,11 @@ class State:
 
     def end(self) -> None:
         """Remove what is held, once the result is written."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder is not None and self.folder.exists():
+            gone = self.folder.with_name(self.folder.name + ".old")  # whole, or not there
+            shutil.rmtree(gone, ignore_errors=True)
+            self.folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def begun(
@@ -146,8 +150,10 @@ def begun(
         spilt = max(0, found.stream - source.memory)
         check_room(tempfile.gettempdir(), spilt, "what goes from piece to piece")
     admit_ones(traced)
+    give_back()  # capturing takes more than the graph
     kept = State(None if folder is None else Path(folder))
-    kept.begin(source.key() | {"config": config.to_dict(), "data": told_apart(data)})
+    key = {"config": config.to_dict(), "data": told_apart(data), "torch": torch.__version__}
+    kept.begin(source.key() | key)
     if kept.folder is not None:
         wanted = found.written(float(config.pruning_ratio or 0)) - kept.held()
         check_room(kept.folder, wanted, "the result, and what is mended until it is whole,")
