@@ -87,6 +87,33 @@ def test_scoring_in_pieces(bench: Any, criterion: str) -> None:
     bench.at_most(f"{criterion}: CPU s of memory", ratio, 1.3 if criterion == "wanda-sp" else 1.8)
 
 
+@pytest.mark.parametrize("criterion", ["obs", "taylor2"])
+def test_pruning_in_pieces(bench: Any, criterion: str) -> None:
+    each = {
+        how: bench.run(apart.run, "benches.peaks:pruning", DEEP, criterion, how, ROWS // 2, 128)
+        for how in ("memory", "pieces")
+    }
+    for how, found in each.items():
+        bench.row(
+            "Pruning a checkpoint of 24 blocks, float32, from end to end: anonymous memory, peak",
+            {
+                "criterion": criterion,
+                "how": how,
+                "peak, MiB": round(found["peak"] / 2**20),
+                "x weights": found["peak"] / found["weights"],
+                "activations, MiB": round(found["activations"] / 2**20),
+                "CPU s": found["seconds"],
+                "compensation, s": found["compensation"],
+            },
+        )
+    memory, streamed = each["memory"], each["pieces"]
+    assert streamed["digest"] == memory["digest"]
+    above = (streamed["peak"] - streamed["activations"]) / streamed["weights"]
+    bench.at_most(f"{criterion}: peak above activations / weights", above, 0.30)
+    for what, most in (("compensation", 1.3), ("seconds", 1.8)):
+        bench.at_most(f"{criterion}: {what} / memory", streamed[what] / memory[what], most)
+
+
 LAYERS_32 = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 MODELS: dict[str, dict[str, int]] = {
     "llama-7b": {**LAYERS_32, "intermediate_size": 11008, "vocab_size": 32000},

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +21,7 @@ from benches.models import GIGABYTE, MODELS, QUARTER, THIN, filled, llama, thinn
 from benches.slicing import sliced, slices
 from fxprune.importance import by_name, estimate
 from fxprune.measure import memory
+from fxprune.stream.forecast import forecast
 
 DEEP = {**GIGABYTE, "num_hidden_layers": 24}
 SHAPES = {"2.9 GB": DEEP, "1.2 GB": GIGABYTE, "0.25 GB": QUARTER, "thin": THIN}
@@ -170,6 +174,53 @@ def pieces(shape: str, criterion: str, how: str, rows: int, length: int) -> dict
     return {
         "weights": weights, "peak": peak, "seconds": seconds[0],
         "first": sums[0], "last": sums[-1],
+    }  # fmt: skip
+
+
+def pruning(shape: str, criterion: str, how: str, rows: int, length: int) -> dict[str, Any]:
+    """Pruning a checkpoint from end to end: score, 20 %, least squares, proof, save.
+
+    Args:
+        shape: of :data:`SHAPES`.
+        criterion: its name.
+        how: ``memory``, or ``pieces``.
+        rows: of calibration data.
+        length: tokens in each.
+
+    Returns:
+        Bytes of the ``weights``, of the stated ``activations``, and of anonymous memory at the
+        ``peak``, above what there was; CPU ``seconds`` of all, and of compensation; ``digest`` of
+        the weights that are saved.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        dense, out = Path(folder, "dense"), Path(folder, "out")
+        model = filled(SHAPES[shape])
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        weights = _bytes(model)
+        model.save_pretrained(dense, max_shard_size="500MB")
+        del model
+        with torch.device("meta"):
+            graph = fxprune.discover(fxprune.trace(llama(SHAPES[shape])))
+        ids = torch.randint(0, SHAPES[shape]["vocab_size"], (rows, length))
+        config = fxprune.PruneConfig(criterion=criterion, batch_size=2, stream=how == "pieces")
+        told = forecast(graph, config, by_name(criterion).needs, ids, ids)
+        settle()
+        with memory.anonymous() as seen:
+            start = time.process_time()
+            result = fxprune.prune(
+                dense, config=config, calibration=ids, state=Path(folder, "state")
+            )
+            result.save(out)
+            seconds = time.process_time() - start
+        digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    assert result.report is not None
+    assert result.compensation is not None
+    return {
+        "weights": weights, "peak": seen.peak, "seconds": seconds, "digest": digest,
+        "compensation": result.compensation.seconds,
+        "activations": max(stage.activations + stage.stream for stage in told.stages),
     }  # fmt: skip
 
 

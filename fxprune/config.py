@@ -17,18 +17,21 @@ from fxprune.files import check_fields, plain, read_values, write_values
 from fxprune.groups.kinds import DEFAULT_KINDS, KINDS
 from fxprune.select.budget import Budget, fraction
 from fxprune.select.depth import FIXED, Depth
-from fxprune.select.options import at_most, check_least, check_multiple, layer_ranges
+from fxprune.select.options import (
+    at_most,
+    check_in_pieces,
+    check_least,
+    check_multiple,
+    check_only_depth,
+    in_bytes,
+    layer_ranges,
+)
 
 if TYPE_CHECKING:
     from fxprune.depth import DepthCriterion
     from fxprune.importance.criterion import Criterion
 
 RATIO = 0.2  # if no goal is given
-# What means nothing where only blocks and branches go.
-_OF_UNITS = (
-    "kinds", "groups", "ranking", "normalise", "cost_aware", "overrides", "multiple_of", "min_kept",
-    "max_ratio", "keep_first", "keep_last", "steps", "search", "branches",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,9 @@ class PruneConfig:
         batch_size: sequences per forward pass of the calibration; None as the data comes.
         seed: of the crops and of random scores.
         verify: run the oracle.
+        stream: run the model piece by piece, with only those weights in memory that run.
+        max_memory: bytes that this takes at most, or text such as ``"6GiB"``; None for as little as
+            the pieces need, and all that goes from one to the next.
 
     Raises:
         FxpruneError: an option is out of its range, or of no use beside the others. Names it.
@@ -124,6 +130,8 @@ class PruneConfig:
     batch_size: int | None = None
     seed: int = 0
     verify: bool = True
+    stream: bool = False
+    max_memory: int | str | None = None
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -135,9 +143,11 @@ class PruneConfig:
             if self.search != "predicted" and self.steps > 1:
                 raise SelectionError(f"search={self.search!r} measures once: leave out steps=")
         else:
-            self._check_only_depth()
+            check_only_depth(self)
         self.make_criterion()
-        self.make_depth_criterion()
+        found = self.make_depth_criterion()
+        if self.stream or self.max_memory is not None:
+            check_in_pieces(self, found)
 
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict(), sort_keys=True))
@@ -342,6 +352,7 @@ class PruneConfig:
         put("overrides", parts)
         put("max_ratio", at_most(self.max_ratio))
         put("layers", layer_ranges(self.layers))
+        put("max_memory", in_bytes(self.max_memory))
         if str(self.compensation) == "none":
             put("compensation", None)
 
@@ -385,16 +396,3 @@ class PruneConfig:
         if lengths is not None and min(lengths, default=0) < 2:
             shown = ",".join(map(str, lengths))
             raise SelectionError(f"calibration_lengths={shown}: at least 2 tokens")
-
-    def _check_only_depth(self) -> None:
-        """Refuse what says something about units of groups alone, where none go."""
-        assert self.depth is not None
-        for each in fields(self):
-            if each.name not in _OF_UNITS:
-                continue
-            default = {} if each.default is dataclasses.MISSING else each.default
-            if getattr(self, each.name) != default:
-                raise SelectionError(
-                    f"{each.name}= is for units of groups, and only blocks or branches are to go: "
-                    "leave it out, or give pruning_ratio or budget too"
-                )

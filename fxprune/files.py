@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -144,6 +145,28 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     # Asked of the disk itself: permissions do not tell of a read-only one, or of a quota.
     with writing(path), tempfile.TemporaryFile(dir=there) as stream:
         stream.write(b"0")
+
+
+def check_room(path: str | os.PathLike[str], size: int, what: str) -> None:
+    """Refuse a disk that is too small, before there is something to write.
+
+    Args:
+        path: a file or folder that is to be made.
+        size: bytes that it will take.
+        what: it is, in words.
+
+    Raises:
+        CheckpointError: there is less room.
+    """
+    there = Path(path).absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise CheckpointError(
+            f"{there} has {free / 2**30:.2f} GiB free, and {what} takes up to "
+            f"{size / 2**30:.2f} GiB: make room, or take a larger disk"
+        )
 
 
 def write_values(path: Path, values: Mapping[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,38 +18,36 @@ from fxprune.data.calibrate import Calibration
 from fxprune.data.draw import WRITTEN, Draw, as_text, lengths_for, samples
 from fxprune.data.loss import GraphLoss
 from fxprune.data.loss_function import LossFunction, check_loss
-from fxprune.data.text import Text
+from fxprune.data.text import OWN, Text
 from fxprune.data.written import writes
 from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.depth.named import needs_data
-from fxprune.errors import CalibrationError, CriterionError, FxpruneWarning
+from fxprune.errors import CalibrationError, CriterionError
 from fxprune.groups.dependency import DependencyGraph, discover
+from fxprune.hf.folder.in_pieces import too_large, with_weights, without_weights
+from fxprune.hf.folder.state import State, begun
+from fxprune.hf.folder.weights import Weights, weights_of
 from fxprune.hf.open.architecture import is_causal_model
 from fxprune.importance.criterion import Criterion
-from fxprune.importance.estimate import check_scorable
-from fxprune.importance.experts import REAP
 from fxprune.importance.scores import Scores
-from fxprune.importance.taylor import Taylor
 from fxprune.measure.latency import measure_latency
 from fxprune.measure.latency_report import latency_report, settled
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.proof import oracle
-from fxprune.proof.examples import Examples, checked
+from fxprune.proof.examples import checked
 from fxprune.result import PruneResult
 from fxprune.rewrite import optimizer as optimizers
-from fxprune.rewrite.history import history_of, pruned_first
+from fxprune.rewrite.history import loss_before, pruned_first
 from fxprune.rewrite.rewrite import rewrite
-from fxprune.select.candidates import choose_groups
-from fxprune.select.depth import Depth
+from fxprune.select.candidates import choose_groups, scorable
 from fxprune.select.latency import LatencyTable
 from fxprune.select.schedule import goals
 from fxprune.select.select import select
-from fxprune.select.surcharge import Surcharge, surcharge
-from fxprune.select.target import Target
-from fxprune.serve.engine import engine
+from fxprune.serve.bound import check_depth, cost_of, limits_of
 from fxprune.stream.iterate import iterate
 from fxprune.trace import Traced, trace
+from fxprune.trace.inputs import from_config
 from fxprune.trace.program import opened
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ if TYPE_CHECKING:
 
 
 def prune(
-    model: nn.Module | ExportedProgram,
+    model: nn.Module | ExportedProgram | Weights | str | Path,
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -72,12 +70,16 @@ def prune(
     share: bool = False,
     consume: bool = False,
     progress: bool = False,
+    state: str | Path | None = None,
     **options: Any,
 ) -> PruneResult:
     """Prune a model to a smaller one and prove it right.
 
     Args:
-        model: any module, transformers model, GraphModule or ``ExportedProgram``, with its weights.
+        model: any module, transformers model, GraphModule or ``ExportedProgram``, with its weights;
+            or the folder or hub name of a transformers model, which is pruned in pieces where
+            ``stream=True`` or its weights exceed the memory that is free; or
+            :class:`fxprune.Weights`, for that in any case.
         args: example positional inputs, or one tensor, see :func:`fxprune.trace`.
         kwargs: example keyword inputs.
         config: how to prune; the defaults if left out.
@@ -99,6 +101,8 @@ def prune(
         consume: free the original weights while rewriting; ``model`` cannot be used afterwards.
             Compensation needs them, so with it they are kept.
         progress: show the stages.
+        state: of a model in pieces, a folder for what is found on the way: the same call goes on
+            there after a kill. ``result.state.end()`` removes it.
         options: fields of :class:`fxprune.PruneConfig`, in place of those of ``config``, such as
             ``pruning_ratio="20%"``.
 
@@ -107,17 +111,16 @@ def prune(
     """
     config = PruneConfig.of(config, **options)
     check_loss(loss_fn)
-    model, args, kwargs = opened(model, args, kwargs)
+    source, config, given, tokenizer = _opened(model, config, tokenizer)
+    if source is not None and not args:
+        kwargs = kwargs or from_config(given, torch.device("cpu"))
+    model, args, kwargs = opened(given, args, kwargs)
     optimizers.check(optimizer, model)
     causal = is_causal_model(pruned_first(model))
     criterion = config.make_criterion(causal) if scores is None else None
     of_blocks = config.make_depth_criterion()
-    if scores is not None:
-        config.check_scores()
-        if not isinstance(scores, Scores):
-            raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
-    if isinstance(calibration, Iterator):
-        calibration = list(calibration)  # it may be read several times
+    _check_scores(config, scores)
+    calibration = list(calibration) if isinstance(calibration, Iterator) else calibration
     data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
     more = more if compensation_data is None else compensation_data
     method = _method(config, causal, more)
@@ -127,21 +130,25 @@ def prune(
     selection = config.selection() | {"latency": latency}
     with step("tracing", progress):
         traced = trace(model, args, kwargs)
-    loss_fn = _loss(model) if loss_fn is None else loss_fn
+    kept = begun(source, traced, config, criterion, state, (data, more))
+    loss_fn = loss_before(model) if loss_fn is None else loss_fn
     estimation: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": config.batch_size}
-    estimation["progress"] = progress
-    examples = _checked(traced, progress) if config.verify else None
-    removal = None
-    if (depth := config.blocks()) is not None:
-        _check_depth(traced, config, depth)
-        removal = choose_depth(traced, depth, of_blocks, data, **estimation)
-        traced, model = _shortened(traced, model, removal, width)
+    estimation |= {"progress": progress} | ({} if source is None else {"stream": source})
+    with step("comparing the trace with the model", progress and config.verify):
+        examples = checked(traced) if config.verify else None
+    removal = _removed(traced, config, of_blocks, data, kept, estimation)
+    if removal is not None:
+        traced = bypass(traced, removal.removed)
+        if width:  # it shares the original's tensors
+            model = rewrite(traced, Plan.of(discover(traced), {}))
         estimation["loss_fn"] = loss_fn or GraphLoss(traced)
     with step("discovering groups", progress):
         graph = discover(traced)
     kinds = config.kinds
     selection |= _measured(graph, config, selection, progress)
-    selection |= _bound(graph, config, {"kinds": config.kinds, **selection}, asked, progress)
+    options = {"kinds": kinds, **selection}
+    selection |= limits_of(graph, config.target, options, asked, progress)
+    scores = kept.scores() if scores is None and width else scores
     if removal is not None and not width:
         scores, plan = removal.scores, Plan.of(graph, {}, criterion=removal.criterion)
     elif scores is not None:
@@ -161,23 +168,24 @@ def prune(
             **estimation,
         )
         graph = discover(bypass(traced, plan.removed))
+        kept.scores(scores)
     traced = traced.original or traced
     plan = settled(graph, scores, plan, kinds, asked, selection)
-    cost = _surcharge(graph, config, scores, plan, {"kinds": kinds, **selection}, asked)
-    expected = None
+    cost = cost_of(graph, config.target, scores, plan, {"kinds": kinds, **selection}, asked)
+    expected, options = None, {"examples": examples, "stream": source}
     if config.verify:
         # The reference comes first: with ``consume`` the original is gone afterwards.
         with step("running the original with the removed units zeroed", progress):
-            expected = oracle.reference(traced, plan, examples=examples)
+            expected = oracle.reference(traced, plan, **options)
     cut = None if optimizer is None else optimizers.Cut.of(traced, plan)
     with step("rewriting", progress):
-        free = consume and method is None
-        small = rewrite(traced, plan, share=share or consume, consume=free)
+        free = consume and method is None and source is None
+        small = rewrite(traced, plan, share=(share or consume) and source is None, consume=free)
     report = None
     if expected is not None:
         with step("verifying", progress):
             report = oracle.compare(expected, small, traced)
-    mended = None
+    mended, store = None, None if source is None else kept.mended()
     table, asking = selection["latency"], getattr(config.budget, "latency", None)
     met = latency_report(table, asking, plan, traced, None if free else small)
     if method is not None:
@@ -192,37 +200,70 @@ def prune(
             ignore=config.ignore,
             only=config.only,
             progress=progress,
+            stream=source,
+            mended=store,
         )
     optimizers.carry(optimizer, traced.module, small, cut)
     return PruneResult(
-        small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer, cost
-    )
+        small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer, cost,
+        weights_of(traced, plan, small, source, store), kept,
+    )  # fmt: skip
 
 
-def _loss(model: nn.Module) -> LossFunction | None:
-    """The loss of a graph that was pruned before: what its model's is; None for any other."""
-    known = history_of(model)
-    return None if known is None else GraphLoss(known.original())
+def _check_scores(config: PruneConfig, scores: Any) -> None:
+    if scores is not None:
+        config.check_scores()
+        if not isinstance(scores, Scores):
+            raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
 
 
 def _able(
     model: nn.Module, graph: DependencyGraph, config: PruneConfig, criterion: Criterion
 ) -> Criterion:
-    """The default criterion, or REAP of experts alone, or Taylor, where it cannot score them."""
+    """The criterion; of the default, what can score all groups."""
     if config.criterion is not None:
         return criterion
     groups, _ = choose_groups(graph, config.kinds, names=config.groups)
-    others: list[Criterion] = [Taylor()]
-    if all(group.kind == "expert" for group in groups):
-        others.insert(0, REAP())
-    for other in others:
-        try:
-            check_scorable(model, graph, criterion, groups)
-        except CriterionError as error:
-            named = type(other).__name__
-            warnings.warn(f"scored by {named}(): {error}", FxpruneWarning, stacklevel=3)
-            criterion = other
-    return criterion
+    return scorable(model, graph, criterion, groups)
+
+
+def _removed(
+    traced: Traced,
+    config: PruneConfig,
+    criterion: Criterion | DepthCriterion | None,
+    data: Calibration | None,
+    kept: State,
+    estimation: Mapping[str, Any],
+) -> Removal | None:
+    """The blocks or branches that go; None if none are to."""
+    depth = config.blocks()
+    if depth is None:
+        return None
+    check_depth(traced, config.target, depth.unit)
+    known = kept.removal()
+    if known is not None:
+        return known
+    return kept.removal(choose_depth(traced, depth, criterion, data, **estimation))
+
+
+def _opened(
+    model: Any, config: PruneConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Weights | None, PruneConfig, Any, PreTrainedTokenizerBase | None]:
+    """The model, and where its weights are if it is to be pruned in pieces.
+
+    Raises:
+        FxpruneError: it cannot be found, or not be pruned so.
+    """
+    if isinstance(model, str | Path) and not config.stream and not too_large(model):
+        loaded = with_weights(model)
+        return None, config, loaded.model, tokenizer or loaded.tokenizer
+    if isinstance(model, str | Path) or (isinstance(model, nn.Module) and config.stream):
+        model = Weights(model)
+    if not isinstance(model, Weights):
+        return None, config, model, tokenizer
+    config = replace(config, stream=True, written_samples=0)
+    loaded = without_weights(model)
+    return model, config, loaded.model, tokenizer or loaded.tokenizer
 
 
 def draw_calibration(
@@ -251,6 +292,8 @@ def draw_calibration(
         raise CalibrationError("written_samples= joins text, and calibration= is none")
     if text is None:
         return calibration, calibration
+    if text is OWN and config.stream:
+        raise CalibrationError("a model in pieces does not write text: give calibration= a file")
     if tokenizer is None:
         raise CalibrationError(f"calibration is text ({text.name}): give its tokenizer= too")
     first, mends = draws(model, config, criterion)
@@ -313,12 +356,6 @@ def _check_data(
         )
 
 
-def _checked(traced: Traced, progress: bool) -> Examples:
-    """The inputs of the proof, on which the trace must be the model before anything is scored."""
-    with step("comparing the trace with the model", progress):
-        return checked(traced)
-
-
 def _measured(
     graph: DependencyGraph, config: PruneConfig, selection: Mapping[str, Any], progress: bool
 ) -> dict[str, LatencyTable]:
@@ -328,69 +365,3 @@ def _measured(
         return {}
     options: dict[str, Any] = {"kinds": config.kinds, "groups": config.groups}
     return {"latency": measure_latency(graph, budget.shape, **options, progress=progress)}
-
-
-def _check_depth(traced: Traced, config: PruneConfig, depth: Depth) -> None:
-    """Refuse what an engine cannot leave out, before any block is scored.
-
-    Raises:
-        ServeError: it cannot, or it cannot run the model.
-    """
-    if config.target is not None:
-        engine(config.target).target(discover(traced)).check_depth(depth.unit)
-
-
-def _bound(
-    graph: DependencyGraph,
-    config: PruneConfig,
-    selection: Mapping[str, Any],
-    asked: Sequence[Mapping[str, Any]],
-    progress: bool,
-) -> dict[str, Target]:
-    """The limits of an engine, tried on a plan of equal scores before any unit is scored.
-
-    Raises:
-        ServeError: the engine cannot run the model, or such a plan.
-        SelectionError: it leaves nothing to prune, or the goal cannot be met.
-    """
-    if config.target is None:
-        return {}
-    with step(f"asking what {config.target} can run", progress):
-        serving = engine(config.target)
-        limits = serving.target(graph)
-        tried = Plan.of(graph, {})
-        if asked:
-            alike = {group.name: torch.zeros(group.size) for group in graph.groups}
-            tried = select(graph, alike, **asked[-1], **{**selection, "target": limits})
-        serving.require(tried, graph)
-    return {"target": limits}
-
-
-def _surcharge(
-    graph: DependencyGraph,
-    config: PruneConfig,
-    scores: Scores,
-    plan: Plan,
-    selection: Mapping[str, Any],
-    asked: Sequence[Mapping[str, Any]],
-) -> Surcharge | None:
-    """What the limits of an engine cost, once the plan is found to keep to them.
-
-    Raises:
-        ServeError: it does not.
-    """
-    if config.target is None:
-        return None
-    engine(config.target).require(plan, graph)
-    return surcharge(graph, scores, plan, {**asked[-1], **selection}) if asked else None
-
-
-def _shortened(
-    traced: Traced, model: nn.Module, removal: Removal, width: bool
-) -> tuple[Traced, nn.Module]:
-    """The model without the removed units; as a module that can be watched, if it is needed."""
-    shorter = bypass(traced, removal.removed)
-    if not width:
-        return shorter, model
-    # It shares the original's tensors.
-    return shorter, rewrite(traced, Plan.of(discover(shorter), {}))

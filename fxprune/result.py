@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ from fxprune.config import PruneConfig
 from fxprune.depth import Removal
 from fxprune.errors import CheckpointError, FxpruneWarning, ShrinkError
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.hf.folder.state import State
 from fxprune.importance.scores import Scores
 from fxprune.measure.latency_report import LatencyReport
 from fxprune.plan import Plan
 from fxprune.proof.oracle import VerifyReport
+from fxprune.rewrite.on_demand import SmallWeights
 from fxprune.select.surcharge import Surcharge
 from fxprune.trace import Traced
 
@@ -45,6 +47,9 @@ class PruneResult:
         config: how it was pruned.
         tokenizer: the one that was given.
         surcharge: what the limits of the engine cost that the model is for; None if it is for none.
+        weights: those of ``graph_module``, where it is on ``meta`` as it was pruned in pieces:
+            :meth:`save` reads, slices and writes one tensor after the other.
+        state: what was found on the way; ``state.end()`` removes it, once the result is saved.
     """
 
     graph_module: fx.GraphModule
@@ -59,6 +64,8 @@ class PruneResult:
     config: PruneConfig | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     surcharge: Surcharge | None = None
+    weights: SmallWeights | None = None
+    state: State = field(default_factory=State)
 
     @property
     def model(self) -> nn.Module:
@@ -115,6 +122,7 @@ class PruneResult:
             ShrinkError: ``save_as`` is ``transformers`` and no config can say the sizes.
         """
         from fxprune.hf.folder import checkpoint, module_folder
+        from fxprune.hf.folder.weights import tensors_of_shrunk
         from fxprune.hf.open.architecture import has_class
 
         if save_as not in SAVE_AS:
@@ -127,7 +135,17 @@ class PruneResult:
             try:
                 if isinstance(self._shrunk, ShrinkError):
                     raise self._shrunk
-                checkpoint.save(self._shrunk, folder, plan=self.plan, tokenizer=tokenizer)
+                small, tensors = self._shrunk, None
+                if self.weights is not None:
+                    tensors = tensors_of_shrunk(small, self.traced, self.plan, self.weights)
+                checkpoint.save(
+                    small,
+                    folder,
+                    plan=self.plan,
+                    tokenizer=tokenizer,
+                    tensors=tensors,
+                    within=self.state.folder,
+                )
             except (ShrinkError, CheckpointError) as error:
                 if save_as == "transformers":
                     raise
@@ -135,7 +153,13 @@ class PruneResult:
             else:
                 return module_folder.how_to_open(folder, self._shrunk)
         checkpoint.save(
-            self.graph_module, folder, plan=self.plan, traced=self.traced, tokenizer=tokenizer
+            self.graph_module,
+            folder,
+            plan=self.plan,
+            traced=self.traced,
+            tokenizer=tokenizer,
+            tensors=None if self.weights is None else self.weights.of_graph,
+            within=self.state.folder,
         )
         if not (self._is_transformers and has_class(self.traced.module)):
             opened = f"open it with fxprune.load({str(folder)!r}, model=the original architecture)"

@@ -246,10 +246,14 @@ def test_what_is_saved_comes_back(tmp_path: Path, config: PruneConfig, name: str
 
 
 def test_everything_is_tried() -> None:
-    """Every field but two has another value than its default in the example above."""
+    """Every field but those that do not go with others is another than its default above."""
     plain = PruneConfig()
     same = {f.name for f in fields(plain) if getattr(plain, f.name) == getattr(EVERYTHING, f.name)}
-    assert same == {"groups", "search"}
+    assert same == {"groups", "search", "stream", "max_memory"}
+    streamed = PruneConfig(stream=True, max_memory="6GiB")
+    assert streamed.max_memory == 6 * 2**30
+    assert PruneConfig.from_dict(streamed.to_dict()) == streamed
+    assert PruneConfig(stream=True, max_memory="1.5 MB").max_memory == 1_500_000
 
 
 def test_a_report_gives_its_configuration_back(tmp_path: Path) -> None:

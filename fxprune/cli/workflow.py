@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fxprune.errors import CalibrationError, CriterionError, ShrinkError
+import torch
+
+from fxprune.errors import (
+    CalibrationError,
+    CheckpointError,
+    CriterionError,
+    ShrinkError,
+)
 from fxprune.files import write_text
 from fxprune.progress import step
 
@@ -18,7 +25,9 @@ if TYPE_CHECKING:
 
     from fxprune.config import PruneConfig
     from fxprune.data.text import Text
+    from fxprune.hf.folder.weights import Weights
     from fxprune.hf.open.models import LoadedModel
+    from fxprune.importance.scores import Scores
     from fxprune.measure.perplexity import Window
     from fxprune.measure.report import Measurement
     from fxprune.plan import Plan
@@ -158,15 +167,13 @@ def run(
     evaluation: Text | None,
     windows: tuple[int, int],
     reload: Callable[[], nn.Module],
-    scores: Path | None = None,
+    scores: Scores | None = None,
     save_scores: Path | None = None,
     save_as: str = "auto",
     progress: bool = True,
+    source: Weights | None = None,
 ) -> Outcome:
     """Prune a loaded model, save it and measure it before and after.
-
-    Of several processes, see :func:`fxprune.data.processes.divided`, the first one saves and
-    measures.
 
     Args:
         loaded: the model; its weights are freed as they are sliced.
@@ -177,60 +184,41 @@ def run(
         windows: how many windows of it at most, and tokens in each.
         reload: loads the original once more. It is timed in turns with the pruned model, which
             cannot be done while pruning frees the original.
-        scores: instead of a criterion, a file that an earlier run wrote.
+        scores: those of an earlier run, instead of a criterion.
         save_scores: file for the scores, outside ``folder``.
         save_as: see :meth:`fxprune.PruneResult.save`.
         progress: show progress bars.
+        source: where the weights are, of a model without, which is pruned in pieces.
 
     Raises:
         FxpruneError: whatever a stage refuses.
     """
-    from fxprune.data import processes, text
-    from fxprune.importance.scores import Scores
+    from fxprune.cli.pruned import pruned
+    from fxprune.data import text
     from fxprune.measure import perplexity, report
-    from fxprune.prune import draw_calibration, prune
     from fxprune.rewrite.history import pruned_first
+    from fxprune.trace import trace
     from fxprune.trace.inputs import device_of, from_config
 
-    helps = (among := processes.current()) is not None and among.rank > 0
-    progress = progress and not helps  # the first process measures, shows and saves
-    known = None if scores is None else Scores.load(scores)
     if save_as == "transformers":
         check_shrinks(loaded.model, config)
-    model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    device = torch.device("cpu") if source is not None else device_of(model)
     example, cut = from_config(pruned_first(model), device), None
     if evaluation is not None and tokenizer is not None:
         count, length = windows
         cut = perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
 
-    cut = None if helps else cut
+    def measure(module: nn.Module, weights: Weights | None) -> Measurement:
+        found = None
+        if cut is not None:
+            run = module if weights is None else trace(module, (), example)
+            found = perplexity.perplexity(run, cut, progress=progress, stream=weights).perplexity
+        macs = report.macs(module, (), report.resized(example, *MACS_AT))
+        return report.Measurement(report.parameters(module), macs, report.size(module), found)
 
-    def measure(module: nn.Module) -> Measurement:
-        return report.Measurement(
-            report.parameters(module),
-            report.macs(module, (), report.resized(example, *MACS_AT)),
-            report.size(module),
-            None
-            if cut is None
-            else perplexity.perplexity(module, cut, progress=progress).perplexity,
-        )
-
-    criterion = None if known is not None else config.make_criterion(calibration is not None)
-    data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
-    before = measure(model)
-    result = prune(
-        model,
-        kwargs=example,
-        config=replace(config, written_samples=0),  # they are in the data
-        calibration=data,
-        compensation_data=more,
-        tokenizer=tokenizer,
-        scores=known,
-        consume=True,
-        progress=progress,
-    )
-    if helps:
-        return Outcome(before, before, "", result, folder, "")
+    before = measure(model, source)
+    result = pruned(loaded, config, folder, calibration, scores, source, progress)
     if save_scores is not None:
         result.scores.save(save_scores)
     small, budget = result.graph_module, config.budget
@@ -242,7 +230,11 @@ def run(
         after = report.Measurement(report.parameters(small), size=report.size(small))
         caption = "static sizes: costs not compared"
         return Outcome(before, after, caption, result, folder, opened)
-    after = measure(small)
+    if source is not None:
+        return _in_pieces(
+            Outcome(before, before, "", result, folder, opened), measure, cut, evaluation
+        )
+    after = measure(small, None)
     caption = _caption(example, at, cut, evaluation)
     outcome = Outcome(before, after, caption, result, folder, opened)
     if not room_for(before.size or 0):
@@ -252,6 +244,28 @@ def run(
         both = (reload().to(device), small)
         times = report.latency([report.forward(module, (), inputs) for module in both])
     return _timed(outcome, *times)
+
+
+def _in_pieces(
+    outcome: Outcome,
+    measure: Callable[[nn.Module, Weights | None], Measurement],
+    cut: Sequence[Window] | None,
+    text: Text | None,
+) -> Outcome:
+    """With the costs of what was saved, read from there."""
+    from fxprune.hf.folder.in_pieces import without_weights
+    from fxprune.hf.folder.weights import Weights
+
+    folder, small = outcome.folder, outcome.result.graph_module
+    try:
+        saved = Weights(folder)
+        after = measure(without_weights(saved).model, saved)
+    except CheckpointError:  # it holds a graph
+        from fxprune.measure import report
+
+        after = report.Measurement(report.parameters(small), size=report.size(small))
+    said = _caption({}, None, cut, text)
+    return replace(outcome, after=after, caption=f"{said}\nin pieces: not timed")
 
 
 def _timed(outcome: Outcome, before: float, after: float) -> Outcome:
@@ -312,12 +326,10 @@ def limits(plan: Plan) -> list[str]:
 
 def room_for(size: int) -> bool:
     """Whether that many bytes fit into free memory with something to spare (if it can be told)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return True
-    return 1.5 * size < 1024 * free
+    from fxprune.hf.folder.in_pieces import free_memory
+
+    free = free_memory()
+    return free is None or 1.5 * size < free
 
 
 def is_static(graph_module: fx.GraphModule) -> bool:
@@ -329,15 +341,21 @@ def is_static(graph_module: fx.GraphModule) -> bool:
 
 
 def _caption(
-    example: Mapping[str, Any], at: tuple[int, int], cut: Sequence[Window] | None, text: Text | None
+    example: Mapping[str, Any],
+    at: tuple[int, int] | None,
+    cut: Sequence[Window] | None,
+    text: Text | None,
 ) -> str:
     from fxprune.measure.report import resized, shape_words
 
-    said = [
-        f"MACs: matrix products of one forward pass of {shape_words(resized(example, *MACS_AT))}"
-    ]
+    words = " x ".join(map(str, MACS_AT))
+    if example:
+        words = shape_words(resized(example, *MACS_AT)).removesuffix(" tokens")
+    said = [f"MACs: matrix products of one forward pass of {words} tokens"]
     if cut and text is not None:
         said.append(f"perplexity: {len(cut)} windows of {len(cut[0].ids)} tokens of {text.name}")
+    if at is None:
+        return "\n".join(said)
     shape = shape_words(resized(example, *at))
     said.append(f"latency: median forward pass of {shape}, both models in turns")
     return "\n".join(said)

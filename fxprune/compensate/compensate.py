@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -15,12 +16,15 @@ from fxprune.compensate.blockwise import Schedule, distil, exits, separate
 from fxprune.compensate.dense import Dense
 from fxprune.compensate.edits import own, revocable
 from fxprune.compensate.matching import Match, ends, match
+from fxprune.compensate.mended import Mended
 from fxprune.compensate.refit import Refit
 from fxprune.compensate.report import Compensated, CompensationReport
+from fxprune.compensate.streamed import streaming
 from fxprune.compensate.temperature import fit_temperature
 from fxprune.data import processes
 from fxprune.data.calibrate import Batch, Calibration, batches
 from fxprune.data.graph_inputs import graph_inputs, masks
+from fxprune.data.loader import Source
 from fxprune.errors import CalibrationError, PlanError
 from fxprune.groups.dependency import discover
 from fxprune.ops.resize import Resizer
@@ -52,6 +56,8 @@ def compensate(
     schedule: Schedule | None = None,
     batch_size: int | None = 8,
     progress: bool = False,
+    stream: Source | None = None,
+    mended: Mended | None = None,
 ) -> CompensationReport:
     """Mend a pruned model by forward passes only: new values for the weights that stay.
 
@@ -121,6 +127,10 @@ def compensate(
         schedule: how long and how fast ``blockwise`` trains each block.
         batch_size: sequences per forward pass.
         progress: show a progress bar.
+        stream: where to read weights from, see :func:`fxprune.estimate`, for models that do not fit
+            into memory: those from one consumer to the next are there at a time. ``small`` is on
+            ``meta`` and stays so.
+        mended: with ``stream``, takes the new values; what it has already is not mended again.
 
     Returns:
         The relative output error of each consumer before and after, and the temperature.
@@ -138,20 +148,21 @@ def compensate(
         scope = "pruned" if method == "bias" or target == "propagated" else "all"
     traced = bypass(traced, plan.removed)
     dense = Dense.of(traced, whole=method != "bias" and target != "propagated")
-    _check_weights(dense.traced)
+    _check_weights(dense.traced, method, stream)
     graph = discover(traced)
     plan.check(graph)
     resize = Resizer(graph.inferred, plan.kept_units(graph), traced.sizes)
     left = ignored(traced, ignore, only)
     where = {"everywhere": scope == "all", "stream": target == "residual" and method != "bias"}
     found = match(graph, dense, small, plan, resize, **where, ignore=left)
+    device = None if stream is None else stream.device
     blocks = exits(traced, small, dense) if method == "blockwise" else []
     if method == "bias":
         found = tuple(_with_bias(traced, m) if isinstance(m, Match) else m for m in found)
     if target == "propagated":
         _check_propagated(found)
     matches = [each for each in found if isinstance(each, Match)]
-    data = batches(traced.module, calibration, batch_size)
+    data = batches(traced.module, calibration, batch_size, device)
     held, among = _held_out(data) if blocks else range(0), processes.current()
     inputs = [graph_inputs(traced, batch) for batch in data]
     hidden = [masks(traced, values) for values in inputs]
@@ -167,23 +178,28 @@ def compensate(
             own(each.holder, each.bias_name, traced.tensors.get(each.consumer.bias or ""))
     results: dict[fx.Node, Compensated] = {}
     run = dense.traced.graph_module
-    with evaluation(run), evaluation(small), torch.no_grad(), revocable() as write:
+    apart = streaming(graph, resize, dense, small, plan, stream, mended)
+    with evaluation(run), evaluation(small), torch.no_grad(), revocable() as write, apart as pieces:
         stops, keep = ends(matches)
         late = [node for m in matches if m.stacked for node in m.stacked.stacks[1].taken]
+        there, here = ({}, {}) if pieces is None else pieces.runs()
+        write = write if pieces is None else pieces.write
         refit = Refit(
             traced=traced,
-            dense=Lockstep(run, first, stops[0], keep),
-            pruned=Lockstep(small, first, stops[1], keep, late),
+            dense=Lockstep(run, first, stops[0], keep, **there),
+            pruned=Lockstep(small, first, stops[1], keep, late, **here),
             masks=[masks(traced, values) for values in first],
             propagated=target == "propagated",
             damping=damping,
             held=validates if damping is None else (),
             write=write,
             among=among,
+            shared={a.source for a, b in pairwise(matches) if a.source is b.source},
+            original=(dense.traced.tensors if pieces is None else pieces.dense).__getitem__,
         )
         mend = refit.bias if method == "bias" else refit.least_squares
         for each in track(matches, "compensating", progress):
-            results[each.node] = mend(each)
+            results[each.node] = mend(each) if pieces is None else pieces.mend(refit, mend, each)
         del refit, mend
         how = schedule or Schedule()
         graphs = traced, resize, dense, small
@@ -191,7 +207,9 @@ def compensate(
         distilled = distil(*graphs, blocks, *every, how, write, left, progress) if blocks else ()
         fitted = None
         if temperature and method != "bias":
-            fitted = fit_temperature(graph, small, data, write, ignore=left, progress=progress)
+            fitted = fit_temperature(
+                graph, small, data, write, ignore=left, progress=progress, pieces=pieces
+            )
     done = tuple(each if isinstance(each, Compensated) else results[each.node] for each in found)
     return CompensationReport(
         method,
@@ -241,8 +259,12 @@ def check_options(
         raise CalibrationError("method='bias' is for units that go: use scope='pruned'")
 
 
-def _check_weights(traced: Traced) -> None:
-    """The original must still have its weights."""
+def _check_weights(traced: Traced, method: Method, stream: Source | None) -> None:
+    """The original must still have its weights, or there is a source of them."""
+    if stream is not None:
+        if method == "blockwise":
+            raise CalibrationError("method='blockwise' trains with all weights there: no stream=")
+        return
     for node in traced.graph_module.graph.nodes:
         if node.op == "get_attr" and (tensor := traced.tensors.get(str(node.target))) is not None:
             if tensor.is_meta:

@@ -241,12 +241,17 @@ def _match(
         holder=holder,
         bias_name=bias_leaf,
         fits_bias=fits,
-        kept_inputs=resize.index(consumer.site.layout).to(weight.device),
-        kept_outputs=resize.index(outputs).to(weight.device) if resize.changed(outputs) else None,
+        kept_inputs=_beside(weight, resize.index(consumer.site.layout)),
+        kept_outputs=_beside(weight, resize.index(outputs)) if resize.changed(outputs) else None,
         wanted=wanted,
         added=added,
         stacked=stacked,
     )
+
+
+def _beside(weight: Tensor, index: Tensor) -> Tensor:
+    """Positions on the device of a weight; on the CPU where that has no values."""
+    return index if weight.is_meta else index.to(weight.device)
 
 
 def _stream(

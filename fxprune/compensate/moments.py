@@ -78,8 +78,18 @@ class Products:
         other.x, other.xx, other.ex = (torch.zeros_like(t) for t in (self.x, self.xx, self.ex))
         return other
 
-    def join(self, other: Products) -> Products:
-        """The sums of these rows and of others, around the same offset."""
+    def join(self, other: Products, *, take: bool = False) -> Products:
+        """The sums of these rows and of others, around the same offset.
+
+        Args:
+            other: the others.
+            take: they are not needed any more.
+        """
+        if take:
+            other.x += self.x
+            other.xx += self.xx
+            other.ex += self.ex
+            return other
         both = copy.copy(self)
         both.x, both.xx, both.ex = self.x + other.x, self.xx + other.xx, self.ex + other.ex
         return both

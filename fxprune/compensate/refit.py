@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from fxprune.errors import CalibrationError
 from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.traced import Traced
 
-Values = dict[fx.Node, Any]
+Values = Mapping[fx.Node, Any]
 
 DAMPING = 0.5  # where no batches are held out to choose it
 DAMPINGS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -47,6 +47,8 @@ class Refit:
         held: numbers of the batches that choose it, where it is None.
         write: puts a value into a tensor.
         among: processes that have the other batches.
+        original: gives a weight of the original by its canonical name.
+        shared: what several of the products read, which are taken one behind the other.
     """
 
     traced: Traced
@@ -58,9 +60,20 @@ class Refit:
     held: Collection[int]
     write: Write
     among: Processes | None
+    original: Callable[[str], Tensor]
+    shared: Collection[fx.Node]
     _last: dict[tuple[fx.Node, bool], tuple[Products, ...]] = field(
         default_factory=dict, init=False
     )
+
+    def skip(self, match: Match) -> None:
+        """Go by a consumer that has its new values."""
+        run = self.dense.advance(match.stop, through=True), self.pruned.advance(match.node)
+        for _ in zip(*run, strict=True):
+            pass
+        self._last.clear()
+        if self.propagated:
+            self._hand_over(match)
 
     def least_squares(self, match: Match) -> Compensated:
         """Refit the weight and, where it may change, the bias.
@@ -77,6 +90,7 @@ class Refit:
                 sums[0][0].join(each)
             return self._done(match, sums[0][0], float(sums[0][0].ee))
         residuals, products, damping = self._damped(match, sums)
+        sums.clear()  # there are no two large matrices more than are needed
         change = solve.least_squares(products, residuals, damping, centred=match.fits_bias)
         new = matrices.weight_tensor(match.consumer, before.double() + change, match.weight)
         self.write(match.weight, new)
@@ -123,7 +137,8 @@ class Refit:
             bias = solve.bias_change(products, residuals, change) if match.fits_bias else None
             left[damping] = solve.squares_after(apart, held, change, bias)
         residuals.join(held)
-        return residuals, products.join(apart), min(left, key=left.__getitem__)
+        joined = products.join(apart, take=self._shared(match) is None)
+        return residuals, joined, min(left, key=left.__getitem__)
 
     def _experts(self, match: Match, stacked: Stacked) -> Compensated:
         """Refit the matrix of each expert to what it gave to the same tokens.
@@ -152,7 +167,7 @@ class Refit:
             for meet in meets:
                 target, kept = meet.of(expert)
                 if match.kept_outputs is not None:
-                    target = target.index_select(1, match.kept_outputs)
+                    target = target.index_select(1, match.kept_outputs.to(target.device))
                 lacking = target - kept @ before.T
                 residuals.add(lacking, target)
                 products.add(kept, lacking)
@@ -185,8 +200,10 @@ class Refit:
         return found
 
     def _shared(self, match: Match) -> tuple[fx.Node, bool] | None:
-        """What other products read the same rows; None for a convolution, where kernels differ."""
-        return None if matrices.convolves(match.consumer) else (match.source, match.fits_bias)
+        """What other products read the same rows; None if none do, or kernels differ."""
+        if matrices.convolves(match.consumer) or match.source not in self.shared:
+            return None
+        return match.source, match.fits_bias
 
     def bias(self, match: Match) -> Compensated:
         """Add to the bias what the removed inputs give on average (FLAP).
@@ -195,11 +212,13 @@ class Refit:
             CalibrationError: values are not finite, or no token counts.
         """
         weight = _matrix(match, match.weight)
-        original = self.traced.tensors[match.consumer.site.tensor]
-        removed = original.detach().index_fill(match.consumer.site.axis, match.kept_inputs, 0)
+        original = self.original(match.consumer.site.tensor)
+        removed = original.detach().index_fill(
+            match.consumer.site.axis, match.kept_inputs.to(original.device), 0
+        )
         matrix = _matrix(match, removed).double()
         if match.kept_outputs is not None:
-            matrix = matrix.index_select(0, match.kept_outputs)
+            matrix = matrix.index_select(0, match.kept_outputs.to(matrix.device))
         residuals = Residuals(len(weight), weight.device)
         inputs = matrix.new_zeros(matrix.shape[1])
         for full, kept, target in self._rows(match, full=True):
@@ -263,7 +282,7 @@ def _target(match: Match, there: Values, here: Values) -> Tensor:
         found = matrices.output_rows(match.consumer, values[node])
         if values is here or match.kept_outputs is None:
             return found
-        return found.index_select(1, match.kept_outputs)
+        return found.index_select(1, match.kept_outputs.to(found.device))
 
     # Streams are large beside what is between them: their difference comes first.
     *others, last = (rows(there, node) for node in match.wanted)

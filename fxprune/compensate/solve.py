@@ -38,7 +38,8 @@ def damped_solve(xx: Tensor, ex: Tensor, damping: float) -> Tensor:
         damping: relative to each entry of the diagonal.
     """
     diagonal = xx.diagonal().clamp(min=0)
-    damped = xx + damping * torch.diag(diagonal)
+    damped = xx.clone()
+    damped.diagonal().add_(damping * diagonal)
     if damping > 0 and diagonal.min() > 0:
         factor, failed = torch.linalg.cholesky_ex(damped)
         if not failed:

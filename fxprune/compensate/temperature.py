@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx
 
 from fxprune.compensate.edits import Write, own
 from fxprune.compensate.head import Factor, factors
 from fxprune.compensate.places import place, readers
+from fxprune.compensate.streamed import Streamed
 from fxprune.data.calibrate import Batch, batches
 from fxprune.data.graph_inputs import graph_inputs
 from fxprune.data.loss import output_loss, predictions
@@ -19,9 +20,11 @@ from fxprune.errors import CalibrationError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.progress import step
 from fxprune.trace.branching import BranchingRun
+from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.traced import Traced
 
 ENOUGH = 4096  # predictions; of one number they leave an error well below a hundredth
+_DONE = "temperature"
 _STEP, _MOST = 0.05, 8  # of the logarithm
 
 
@@ -33,6 +36,7 @@ def fit_temperature(
     *,
     ignore: Collection[str] = (),
     progress: bool = False,
+    pieces: Streamed | None = None,
 ) -> float | str:
     """Find the temperature of least loss and divide the logits by it (Guo et al., 1706.04599).
 
@@ -48,6 +52,7 @@ def fit_temperature(
         write: puts a value into a tensor.
         ignore: tensors that keep their values.
         progress: show that it runs.
+        pieces: the weights, where they are not in memory.
 
     Returns:
         The temperature, 1.0 if no higher one is better, and 1.5 at most; or why none can be found.
@@ -55,26 +60,37 @@ def fit_temperature(
     Raises:
         CalibrationError: the loss is not finite.
     """
-    traced = graph.traced
-    at = readers(traced, small)
+    at = readers(graph.traced, small)
     found = _movable(graph, at, ignore)
     if isinstance(found, str):
         return found
+    if pieces is not None and (known := pieces.mended.done.get(_DONE)) is not None:
+        return cast("float", known[_DONE])
     try:
-        few = _few(traced, data)
+        few = _few(graph.traced, data, pieces)
     except CalibrationError as error:
         return str(error)
-    scaled = []
-    for each in found:
-        holder, leaf = place(traced, small, at[each.tensor], each.tensor)
+    best = _fitted(graph.traced, small, found, at, few, write, progress, pieces)
+    if pieces is not None:
+        pieces.mended.put(_DONE, pieces.taken(), {_DONE: best})
+    return best
+
+
+def _fitted(
+    traced: Traced,
+    small: fx.GraphModule,
+    found: Sequence[Factor],
+    at: Mapping[str, fx.Node],
+    few: Sequence[tuple[Batch, list[Any]]],
+    write: Write,
+    progress: bool,
+    pieces: Streamed | None,
+) -> float:
+    places = [(*place(traced, small, at[each.tensor], each.tensor), each) for each in found]
+    for holder, leaf, each in places if pieces is None else ():
         own(holder, leaf, traced.tensors[each.tensor])
-        tensor: Tensor = getattr(holder, leaf)
-        value = tensor.detach().clone()
-        write(tensor, value)  # on an error later on it comes back
-        scaled.append((tensor, value, each.offset))
-    run = BranchingRun(small)
     first = {at[each.tensor] for each in found}
-    before = run.before(next(node for node in small.graph.nodes if node in first))
+    scaled: list[tuple[Tensor, Tensor, float]] = []
 
     def divide(logarithm: float) -> None:
         for tensor, value, offset in scaled:
@@ -83,9 +99,8 @@ def fit_temperature(
     def loss(logarithm: float) -> float:
         divide(logarithm)
         total, count = 0.0, 0
-        for batch, values in stops:
-            output = run.finish(before, values, {})
-            lost, labels = output_loss(traced.module, batch, output)
+        for (batch, _), finish in zip(few, stopped, strict=True):
+            lost, labels = output_loss(traced.module, batch, finish())
             total, count = total + float(lost), count + labels
         if not math.isfinite(total):
             raise CalibrationError(
@@ -94,10 +109,37 @@ def fit_temperature(
         return total / count
 
     with step("fitting the temperature", progress):
-        stops = [(batch, next(run.stops(inputs, [before]))[1]) for batch, inputs in few]
+        node = next(node for node in small.graph.nodes if node in first)
+        stopped = _stopped(small, [inputs for _, inputs in few], node, pieces)
+        for holder, leaf, each in places:
+            tensor: Tensor = getattr(holder, leaf)
+            value = tensor.detach().clone()
+            write(tensor, value)  # on an error later on it comes back
+            scaled.append((tensor, value, each.offset))
         best = least(loss)
     divide(best)
     return math.exp(best)
+
+
+def _stopped(
+    small: fx.GraphModule, inputs: Sequence[list[Any]], node: fx.Node, pieces: Streamed | None
+) -> list[Callable[[], Any]]:
+    """Of each batch what gives the output, all before a node being computed."""
+    if pieces is None:
+        run = BranchingRun(small)
+        before = run.before(node)
+        stops = (next(run.stops(each, [before]))[1] for each in inputs)
+        return [functools.partial(run.finish, before, values, {}) for values in stops]
+    end = small.graph.output_node()
+    lockstep = Lockstep(small, inputs, [node, end], **pieces.runs()[1])
+    for _ in lockstep.advance(node):
+        pass
+
+    def finish(number: int) -> Any:
+        return small.graph.process_outputs(lockstep.ahead(number, end))
+
+    finish(0)  # what follows is there now
+    return [functools.partial(finish, number) for number in range(len(inputs))]
 
 
 def _movable(
@@ -128,11 +170,15 @@ def least(loss: Callable[[float], float]) -> float:
     return max(0.0, (place + vertex) * _STEP)
 
 
-def _few(traced: Traced, data: Sequence[Batch]) -> list[tuple[Batch, list[Any]]]:
+def _few(
+    traced: Traced, data: Sequence[Batch], pieces: Streamed | None
+) -> list[tuple[Batch, list[Any]]]:
     """Some of the data, spread over it: single sequences if the graph takes them."""
-    single = batches(traced.module, data, 1)
+    device = None if pieces is None else pieces.dense.source.device
+    single = batches(traced.module, data, 1, device)
     try:
-        graph_inputs(traced, single[0])
+        if not traced.guards.take(graph_inputs(traced, single[0])):
+            single = list(data)
     except CalibrationError:
         single = list(data)
     total = sum(predictions(traced.module, single))

@@ -148,6 +148,15 @@ def mixed_crops(
     return [batch for each in found for batch in torch.split(each, max(1, most // each.shape[1]))]
 
 
+def mixed_shapes(count: int, lengths: Sequence[int], most: int = 2048) -> list[tuple[int, int]]:
+    """Shapes of the batches that :func:`mixed_crops` gives of a text that is long enough."""
+    found = []
+    for length, number in zip(lengths, shares(count, lengths), strict=True):
+        size = max(1, most // length)
+        found += [(min(size, number - start), length) for start in range(0, number, size)]
+    return found
+
+
 def _has(
     tokenizer: PreTrainedTokenizerBase, data: Text | torch.Tensor, length: int, seed: int
 ) -> bool:

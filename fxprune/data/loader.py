@@ -74,7 +74,7 @@ class Loader:
                         ahead = pool.submit(self._read, tensors[place + 1])
                     yield number
                     self.here = {}
-                    _give_back()
+                    give_back()
             finally:
                 self.here = {}
 
@@ -86,7 +86,7 @@ class Loader:
         return found
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Let the system have memory that is free, which glibc may hold on to until the end."""
     with contextlib.suppress(
         AttributeError, OSError, TypeError

@@ -206,7 +206,7 @@ class Sweep:
         given = dict(zip(placeholders, self.inputs[batch], strict=True))
         device = self.weights.source.device
         return {
-            node: given[node] if node in given else _moved(self.held.get((node, batch)), device)
+            node: given[node] if node in given else moved(self.held.get((node, batch)), device)
             for node in piece.reads
         }
 
@@ -251,8 +251,8 @@ def inputs_of(traced: Traced, source: Source, data: Sequence[Batch]) -> list[lis
         CalibrationError: the batches do not fit the graph.
         InputError: the graph was captured for other sizes.
     """
-    moved = ({n: _moved(x, source.device) for n, x in batch.items()} for batch in data)
-    inputs = [graph_inputs(traced, batch) for batch in moved]
+    there = ({n: moved(x, source.device) for n, x in batch.items()} for batch in data)
+    inputs = [graph_inputs(traced, batch) for batch in there]
     blank = any(tensor.is_meta for tensor in traced.tensors.values())
     if blank and not all(map(traced.guards.take, inputs)):
         admit_ones(traced)
@@ -325,7 +325,8 @@ def _placeholders(module: fx.GraphModule) -> list[fx.Node]:
     return [node for node in module.graph.nodes if node.op == "placeholder"]
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """Nested values with every tensor on a device."""
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
 
 

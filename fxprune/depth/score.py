@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxprune.axes.dims import Dim
 from fxprune.branches import Unit, find_branches
 from fxprune.data.calibrate import Batch, Calibration, batches
-from fxprune.data.graph_inputs import Masks, graph_inputs, masks, row_count
+from fxprune.data.graph_inputs import graph_inputs, masks
+from fxprune.data.loader import Source
 from fxprune.data.loss import GraphLoss, output_loss
 from fxprune.data.loss_function import LossFunction
 from fxprune.depth.criteria import PPL, DepthCriterion, StreamCriterion
+from fxprune.depth.distances import Sums, by_exit, distances_in_pieces
 from fxprune.errors import CalibrationError, CriterionError
 from fxprune.groups.dependency import discover
 from fxprune.groups.group import Group, Site
@@ -39,6 +41,7 @@ def score_units(
     loss_fn: LossFunction | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    stream: Source | None = None,
 ) -> Scores:
     """Score residual branches or blocks, each as if it alone were removed.
 
@@ -59,6 +62,7 @@ def score_units(
         loss_fn: for criteria with gradients, the loss of one batch.
         batch_size: sequences per forward pass.
         progress: show a progress bar.
+        stream: where to read weights from, see :func:`fxprune.estimate`; not for ``PPL``.
 
     Returns:
         Unit name to a float32 tensor of shape (1,); low ones are removed first.
@@ -76,11 +80,21 @@ def score_units(
         drawn = torch.rand(len(chosen), generator=generator).tolist()
         found = {unit.name: value for unit, value in zip(chosen, drawn, strict=True)}
     elif isinstance(criterion, ElementCriterion):
-        options: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": batch_size}
+        options: dict[str, Any] = {"loss_fn": loss_fn, "batch_size": batch_size, "stream": stream}
         found = _of_weights(traced, criterion, calibration, chosen, progress, **options)
     elif isinstance(criterion, PPL | StreamCriterion):
         if calibration is None:
             raise CriterionError(f"{criterion!r} needs calibration data")
+        if stream is not None:
+            if isinstance(criterion, PPL):
+                raise CriterionError(
+                    f"PPL would sweep over all weights {len(chosen)} times: give BlockInfluence() "
+                    "or AngularDistance(), which take one sweep"
+                )
+            found = distances_in_pieces(
+                traced, criterion, calibration, chosen, stream, batch_size, progress
+            )
+            return _scores(found, criterion)
         _check_weights(traced)
         data = batches(traced.module, calibration, batch_size)
         scan = _perplexities if isinstance(criterion, PPL) else _distances
@@ -88,6 +102,10 @@ def score_units(
             found = scan(traced, criterion, data, chosen, progress)
     else:
         raise CriterionError(f"{criterion!r} scores units of groups, and no blocks or branches")
+    return _scores(found, criterion)
+
+
+def _scores(found: Mapping[str, float], criterion: DepthCriterion | Criterion) -> Scores:
     for name, value in found.items():
         if not math.isfinite(value):
             raise CriterionError(f"{criterion!r}: the score of {name} is {value}")
@@ -163,7 +181,7 @@ def _bypassing(
 ) -> Iterator[tuple[Batch, Unit, Any]]:
     """What the model gives for every batch without each of the units."""
     run = BranchingRun(traced.graph_module)
-    at = _by_exit(units)
+    at = by_exit(units)
     for batch in data:
         inputs = graph_inputs(traced, batch)
         for node, values, kept in run.stops(inputs, at, [unit.entry for unit in units]):
@@ -180,43 +198,14 @@ def _distances(
     progress: bool,
 ) -> dict[str, float]:
     assert isinstance(criterion, StreamCriterion)
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
+    sums = Sums(traced, criterion, units)
     run = BranchingRun(traced.graph_module)
-    at = _by_exit(units)
+    at = by_exit(units)
     before = [node for unit in units for node in (unit.entry, unit.skip)]
     for batch in track(data, "watching the residual stream", progress):
         inputs = graph_inputs(traced, batch)
         hidden = masks(traced, inputs)
         for node, values, kept in run.stops(inputs, at, before):
             for unit in at[node]:
-                behind = values[node] if unit.kind == "block" else kept[unit.skip] + values[node]
-                mask = _mask(traced, hidden, node, kept[unit.entry])
-                found = criterion.tokens(_tokens(kept[unit.entry]), _tokens(behind), mask)
-                sums[unit.name] += float(found.double().sum())
-                counts[unit.name] += found.numel()
-    for unit in units:
-        if not counts[unit.name]:
-            raise CalibrationError(f"{unit.name}: the attention mask hides every calibration token")
-    return {unit.name: sums[unit.name] / counts[unit.name] for unit in units}
-
-
-def _by_exit(units: Sequence[Unit]) -> dict[fx.Node, list[Unit]]:
-    found: dict[fx.Node, list[Unit]] = {}
-    for unit in units:
-        found.setdefault(unit.exit, []).append(unit)
-    return found
-
-
-def _tokens(value: Tensor) -> Tensor:
-    """(batch, tokens, features): the features of images stand on axis 1."""
-    if value.dim() == 4:
-        value = value.movedim(1, -1)
-    return value.unsqueeze(1) if value.dim() == 2 else value.flatten(1, -2)
-
-
-def _mask(traced: Traced, found: Masks, node: fx.Node, value: Tensor) -> Tensor | None:
-    if value.dim() == 4:
-        return None
-    rows = found.get(row_count(traced, node.meta["val"].shape[:-1]))
-    return None if rows is None else rows.view(_tokens(value).shape[:-1])
+                sums.add(unit, kept[unit.entry], kept[unit.skip], values[node], hidden)
+    return sums.means()

@@ -11,6 +11,7 @@ from torch import fx
 from fxprune.branches.find import find_branches
 from fxprune.branches.reach import Flow
 from fxprune.proof.runs import Run
+from fxprune.trace.lockstep import Weights
 from fxprune.trace.traced import Traced
 
 
@@ -23,13 +24,18 @@ class BypassedRun(Run):
         traced: the original.
         names: the removed units.
         dtype: precision, see :class:`Run`.
+        weights: likewise.
     """
 
     def __init__(
-        self, traced: Traced, names: Iterable[str], dtype: torch.dtype | None = None
+        self,
+        traced: Traced,
+        names: Iterable[str],
+        dtype: torch.dtype | None = None,
+        weights: Weights | None = None,
     ) -> None:
         # The entry of a block is needed after its last use.
-        super().__init__(traced.graph_module, dtype, garbage_collect_values=False)
+        super().__init__(traced.graph_module, dtype, weights=weights, garbage_collect_values=False)
         units = [find_branches(traced)[name] for name in names]
         self._off = {unit.exit: unit for unit in units}
         self._entered: dict[fx.Node, Any] = {u.entry: None for u in units if u.kind == "block"}

@@ -27,15 +27,15 @@ class Masked(Run):
         graph: DependencyGraph,
         resize: Resizer,
         dtype: torch.dtype | None = None,
-        jitter: torch.Generator | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(traced.graph_module, dtype, jitter=jitter)
+        super().__init__(traced.graph_module, dtype, **options)
         self._resize = resize
         self._symbols: dict[int, int] = {}
         # Where symbolic sizes are first seen: the axis of a value, and the stand-in.
         self._sized: dict[fx.Node, list[tuple[int, int]]] = {}
         self._shrinking: set[fx.Node] = set()  # values that lose units
-        self._weights: dict[fx.Node, tuple[Layout, ...]] = {}  # parameters that do
+        self._layouts: dict[fx.Node, tuple[Layout, ...]] = {}  # parameters that do
         seen: set[int] = set()
         for node in traced.graph_module.graph.nodes:
             value = node.meta.get("val")
@@ -48,14 +48,15 @@ class Masked(Run):
             if isinstance(axes, tuple) and any(map(resize.changed, axes)):
                 self._shrinking.add(node)
             layouts = graph.layouts.get(str(node.target)) if node.op == "get_attr" else None
-            if layouts and any(map(resize.changed, layouts)):
-                self._weights[node] = layouts
+            parameter = isinstance(traced.tensors.get(str(node.target)), nn.Parameter)
+            if layouts and parameter and any(map(resize.changed, layouts)):
+                self._layouts[node] = layouts
 
     def load(self, node: fx.Node, user: fx.Node) -> Any:
         """The value of a node, in which removed units are zero where they could count."""
         value = super().load(node, user)
-        if node in self._weights and isinstance(self.env[node], nn.Parameter):
-            return self._zeroed(value, self._weights[node])
+        if node in self._layouts:
+            return self._zeroed(value, self._layouts[node])
         if node in self._shrinking and find_op(user.target).contracts and value.is_floating_point():
             return self._zeroed(value, self._resize.axes(node))
         return value

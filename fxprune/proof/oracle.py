@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.data.loader import Source
 from fxprune.errors import FxpruneError, OracleError
 from fxprune.plan import Plan
 from fxprune.proof.examples import Examples, checked
@@ -80,7 +81,14 @@ class Reference:
     precision: str
 
 
-def verify(traced: Traced, small: nn.Module, plan: Plan, example: Any = None) -> VerifyReport:
+def verify(
+    traced: Traced,
+    small: nn.Module,
+    plan: Plan,
+    example: Any = None,
+    *,
+    stream: Source | None = None,
+) -> VerifyReport:
     """Prove that ``small`` is the original without the plan's removed units.
 
     First the traced graph is compared with the model itself. Then the original runs with those
@@ -103,6 +111,9 @@ def verify(traced: Traced, small: nn.Module, plan: Plan, example: Any = None) ->
         plan: what was removed.
         example: inputs: keyword arguments as a mapping, positional ones as a tuple, or one tensor.
             The traced example and one of another size if left out.
+        stream: where to read the weights of both from, see :func:`fxprune.estimate`: those of one
+            op are there at a time, and what leaves each piece is compared as well. The graph is
+            not compared with the model itself, nor tensors bit by bit: saving does that.
 
     Returns:
         The measured error.
@@ -112,11 +123,16 @@ def verify(traced: Traced, small: nn.Module, plan: Plan, example: Any = None) ->
         OracleError: the outputs differ in shape or by more than the tolerance of their dtype, or
             the tensors do; the reference is not finite; or the model has no weights.
     """
-    return compare(reference(traced, plan, example), small, traced)
+    return compare(reference(traced, plan, example, stream=stream), small, traced)
 
 
 def reference(
-    traced: Traced, plan: Plan, example: Any = None, *, examples: Examples | None = None
+    traced: Traced,
+    plan: Plan,
+    example: Any = None,
+    *,
+    examples: Examples | None = None,
+    stream: Source | None = None,
 ) -> Reference:
     """Run the original with the removed units switched off.
 
@@ -125,6 +141,7 @@ def reference(
         plan: what was removed.
         example: see :func:`verify`.
         examples: instead, what :func:`fxprune.proof.examples.checked` gave.
+        stream: see :func:`verify`.
 
     Returns:
         The outputs, in which intermediate values are cut to the size the smaller model gives.
@@ -133,11 +150,11 @@ def reference(
         TraceError: the graph does not compute what the model does.
         OracleError: the outputs are not finite, or the model has no weights.
     """
-    if any(tensor.is_meta for tensor in traced.tensors.values()):
+    if stream is None and any(tensor.is_meta for tensor in traced.tensors.values()):
         raise OracleError("a model on the meta device has no weights to verify with")
     whole = traced.original or traced
     examples = examples or checked(whole, example)
-    original = Original(whole, plan)
+    original = Original(whole, plan, stream)
     half = any(tensor.dtype in _HALF for tensor in whole.tensors.values())
     native = () if half else original.runs(examples, None)
     runs, dtype, precision = native, None, ""
@@ -165,14 +182,15 @@ def compare(expected: Reference, small: nn.Module, traced: Traced) -> VerifyRepo
     same = same_dtypes(small, whole)
     found: list[OutputReport] = []
     rounding = Rounding(original)
+    weights = original.small(small) if isinstance(small, fx.GraphModule) else None
     if expected.native:
-        found += reports(expected.native, small, None, same, rounding)
+        found += reports(expected.native, small, None, same, rounding, weights)
     else:
-        check_kinds(expected.runs[0], small, whole)
+        check_kinds(expected.runs[0], small, whole, weights)
     precision = expected.precision
     if expected.dtype is not None and (same or not expected.native):
         try:
-            found = list(reports(expected.runs, small, expected.dtype, rounding=rounding))
+            found = list(reports(expected.runs, small, expected.dtype, True, rounding, weights))
         except FxpruneError:
             raise
         except Exception as error:
@@ -181,7 +199,7 @@ def compare(expected: Reference, small: nn.Module, traced: Traced) -> VerifyRepo
                     f"the smaller model does not run in {expected.dtype}: {first_line(error)}"
                 ) from error
             native = expected.native or original.runs(expected.examples, None)
-            found = list(reports(native, small, None))
+            found = list(reports(native, small, None, weights=weights))
             precision = (
                 "the dtype of the model: the smaller one does not run in a higher precision "
                 f"({first_line(error)})"
@@ -189,7 +207,7 @@ def compare(expected: Reference, small: nn.Module, traced: Traced) -> VerifyRepo
     if rounding.asked and expected.dtype is not torch.float64:
         try:
             runs = original.runs(expected.examples, torch.float64)
-            found = list(reports(runs, small, torch.float64))
+            found = list(reports(runs, small, torch.float64, weights=weights))
         except FxpruneError:
             raise
         except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.trace.attributes import get_attribute
+from fxprune.trace.lockstep import Weights
 from fxprune.trace.modes import evaluation
 from fxprune.trace.state import preserved
 from fxprune.trace.storage import written
@@ -148,11 +149,14 @@ class Run(fx.Interpreter):
         module: the graph.
         dtype: precision, if not the module's own.
         jitter: moves every parameter by up to one rounding of its dtype, each time it is used.
+        weights: the tensors, where they are not in the graph: those of one node at a time.
+        watched: names of nodes of which the values are kept.
         options: of ``torch.fx.Interpreter``.
 
     Attributes:
         flags: of every value that was computed whether it holds NaN and infinity; filled only if
             set to a dict before the run.
+        kept: what the watched nodes gave in the last run, by name.
     """
 
     def __init__(
@@ -161,10 +165,14 @@ class Run(fx.Interpreter):
         dtype: torch.dtype | None = None,
         *,
         jitter: torch.Generator | None = None,
+        weights: Weights | None = None,
+        watched: Collection[str] = (),
         **options: Any,
     ) -> None:
         super().__init__(module, **options)
         self.dtype = dtype
+        self._weights, self._watched = weights, watched
+        self.kept: dict[str, Any] = {}
         self._jitter = jitter
         self.flags: dict[fx.Node, tuple[bool, bool]] | None = None
         self._own = {n for n in written(module.graph) if n.op in ("get_attr", "placeholder")}
@@ -172,14 +180,21 @@ class Run(fx.Interpreter):
     @torch.no_grad()
     def outputs(self, inputs: list[Any]) -> list[Any]:
         """The outputs of a run, flat, of the placeholders' values."""
-        with seeded(), _precision(self.dtype):
-            results = self.run(*inputs, enable_io_processing=False)
+        try:
+            with seeded(), _precision(self.dtype):
+                results = self.run(*inputs, enable_io_processing=False)
+        finally:
+            if self._weights is not None:
+                self._weights.bring(())
         return pytree.tree_leaves(results)
 
     def load(self, node: fx.Node, user: fx.Node) -> Any:
         """The value of a node as another one uses it."""
-        value = raised(self.env[node], self.dtype)
-        if self._jitter is None or node in self._own or not _moves(self.env[node]):
+        held = self.env[node]
+        if self._elsewhere(node) and self._weights is not None:
+            held = self._weights[str(node.target)]
+        value = raised(held, self.dtype)
+        if self._jitter is None or node in self._own or not _moves(held):
             return value
         noise = torch.rand(value.shape, generator=self._jitter).to(value) * 2 - 1
         return value * (1 + torch.finfo(value.dtype).eps * noise)
@@ -190,6 +205,10 @@ class Run(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node, on a copy of its own if an op will write into the result."""
+        if self._elsewhere(n):
+            return None  # it is read where it is used
+        if self._weights is not None:
+            self._weights.bring([n])
         value = super().run_node(n)
         if n in self._own and isinstance(value, torch.Tensor):
             own = raised(value.detach().clone(), self.dtype)
@@ -197,8 +216,21 @@ class Run(fx.Interpreter):
         self.note(n, value)
         return value
 
+    def fetch_attr(self, target: str) -> Any:
+        """A tensor that the graph writes into, or what is no tensor of the model."""
+        if self._weights is not None and target in self._weights:
+            return self._weights[target]
+        return super().fetch_attr(target)
+
+    def _elsewhere(self, n: fx.Node) -> bool:
+        if n.op != "get_attr" or self._weights is None or n in self._own:
+            return False
+        return n.target in self._weights
+
     def note(self, n: fx.Node, value: Any) -> None:
-        """Fill :attr:`flags`."""
+        """Fill :attr:`flags` and :attr:`kept`."""
+        if n.name in self._watched:
+            self.kept[n.name] = value
         if self.flags is not None:
             self.flags[n] = not_finite(value)
 

@@ -10,12 +10,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.data.sweep import moved
 from fxprune.errors import FxpruneError, OracleError
 from fxprune.proof.examples import named
 from fxprune.proof.original import OriginalRun
 from fxprune.proof.rounding import Rounding
 from fxprune.proof.runs import Run, call
-from fxprune.trace.lockstep import flatten
+from fxprune.trace.lockstep import Weights, flatten
 from fxprune.trace.modes import as_captured
 from fxprune.trace.outputs import OutputReport, compared
 from fxprune.trace.traced import Traced
@@ -27,6 +28,7 @@ def reports(
     dtype: torch.dtype | None,
     same: bool = True,
     rounding: Rounding | None = None,
+    weights: Weights | None = None,
 ) -> Iterator[OutputReport]:
     """How every output compares.
 
@@ -36,12 +38,14 @@ def reports(
         dtype: what the runs were computed in, if not in the dtype of the model.
         same: the dtypes of the outputs must be equal too.
         rounding: allows what rounding makes of the original, where that is more than the tolerance.
+        weights: of the smaller model, if it has none itself. What leaves its pieces is compared
 
     Raises:
         OracleError: one differs.
     """
     for run in runs:
-        found = _run(small, run, dtype)
+        exits: dict[str, Any] = {}
+        found = _run(small, run, dtype, weights, exits)
         for place, (name, theirs, mine) in enumerate(
             zip(run.names, run.outputs, found, strict=True)
         ):
@@ -56,9 +60,20 @@ def reports(
                     "used; please report the model"
                 )
             yield report
+        amplified = rounding is not None and rounding.asked
+        for name, mine in exits.items() if not amplified else ():
+            report = compared(f"leaving the piece at {name}", run.exits[name], mine)
+            if report.problem:
+                raise OracleError(
+                    f"the smaller model goes astray before its output: {report.path} it "
+                    f"{report.problem}{run.example.what}. It must not be used; please report it"
+                )
+            yield report
 
 
-def check_kinds(run: OriginalRun, small: nn.Module, whole: Traced) -> None:
+def check_kinds(
+    run: OriginalRun, small: nn.Module, whole: Traced, weights: Weights | None = None
+) -> None:
     """Run the smaller model in its own dtype, and check dtypes and shapes of what it gives.
 
     For a model of half precision, whose numbers are compared in a higher one.
@@ -69,7 +84,7 @@ def check_kinds(run: OriginalRun, small: nn.Module, whole: Traced) -> None:
     nodes = pytree.tree_leaves(whole.graph_module.graph.output_node().args[0])
     same = same_dtypes(small, whole)
     for name, mine, theirs, node in zip(
-        run.names, _run(small, run, None), run.outputs, nodes, strict=True
+        run.names, _run(small, run, None, weights), run.outputs, nodes, strict=True
     ):
         if not isinstance(theirs, torch.Tensor):
             continue
@@ -93,11 +108,24 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {next(filter(None, lines), '')}"
 
 
-def _run(small: nn.Module, run: OriginalRun, dtype: torch.dtype | None) -> list[Any]:
-    """The outputs of the smaller model, flat."""
+def _run(
+    small: nn.Module,
+    run: OriginalRun,
+    dtype: torch.dtype | None,
+    weights: Weights | None = None,
+    exits: dict[str, Any] | None = None,
+) -> list[Any]:
+    """The outputs of the smaller model, flat; ``exits`` gets what leaves its pieces."""
     args, kwargs = run.example.args, run.example.kwargs
     pure = isinstance(small, fx.GraphModule)
-    if dtype is not None and isinstance(small, fx.GraphModule):
+    if weights is not None and isinstance(small, fx.GraphModule):
+        device = next(x.device for x in run.outputs if isinstance(x, torch.Tensor))
+        stepped = Run(small, dtype, weights=weights, watched=run.exits)
+        with as_captured(small):
+            outputs = stepped.outputs(moved(flatten(small, named(small, args, kwargs)), device))
+        if exits is not None:
+            exits.update(stepped.kept)
+    elif dtype is not None and isinstance(small, fx.GraphModule):
         outputs = Run(small, dtype).outputs(flatten(small, named(small, args, kwargs)))
     else:
         with as_captured(small):

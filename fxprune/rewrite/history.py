@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.axes import positions
 from fxprune.axes.positions import Units
+from fxprune.data.loss import GraphLoss
+from fxprune.data.loss_function import LossFunction
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.parameters import Shapes
 from fxprune.ops.resize import Resizer
@@ -148,6 +150,12 @@ def begun(whole: Traced, *steps: Step) -> History:
         whole.cache["without_weights"] = _without_weights(whole)
     graph, rest = whole.cache["without_weights"]
     return History(graph, rest, steps)
+
+
+def loss_before(model: nn.Module) -> LossFunction | None:
+    """The loss of a graph that was pruned before: what its model's is; None for any other."""
+    known = history_of(model)
+    return None if known is None else GraphLoss(known.original())
 
 
 def _without_weights(traced: Traced) -> tuple[fx.Graph, Traced]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +13,18 @@ from numpy.typing import NDArray
 
 from fxprune.axes.dims import Dim, find
 from fxprune.axes.positions import kept_size
-from fxprune.errors import GroupError, SelectionError
+from fxprune.errors import CriterionError, FxpruneWarning, GroupError, SelectionError
 from fxprune.groups.kinds import KINDS
+from fxprune.importance.criterion import Criterion
+from fxprune.importance.estimate import check_scorable
+from fxprune.importance.experts import REAP
+from fxprune.importance.taylor import Taylor
 from fxprune.select.options import layer_numbers
 from fxprune.trace.ignored import ignored
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fxprune.groups.dependency import DependencyGraph
     from fxprune.groups.group import Group
 
@@ -67,6 +74,27 @@ class Candidate:
         """The units that stay at a step, ascending."""
         units: list[int] = np.sort(self.order[self.lost(step) :]).tolist()
         return units
+
+
+def scorable(
+    model: nn.Module, graph: DependencyGraph, criterion: Criterion, groups: Sequence[Group]
+) -> Criterion:
+    """A criterion, or REAP of experts alone, or Taylor, where it cannot score some groups.
+
+    Warns:
+        FxpruneWarning: it is another.
+    """
+    others: list[Criterion] = [Taylor()]
+    if all(group.kind == "expert" for group in groups):
+        others.insert(0, REAP())
+    for other in others:
+        try:
+            check_scorable(model, graph, criterion, groups)
+        except CriterionError as error:
+            named = type(other).__name__
+            warnings.warn(f"scored by {named}(): {error}", FxpruneWarning, stacklevel=3)
+            criterion = other
+    return criterion
 
 
 def choose_groups(

@@ -2,13 +2,90 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
 from itertools import pairwise
 from typing import Any
 
 from fxprune.errors import SelectionError
 from fxprune.groups.kinds import KINDS
 from fxprune.select.budget import fraction, percentage
+
+# What means nothing where only blocks and branches go.
+_OF_UNITS = (
+    "kinds", "groups", "ranking", "normalise", "cost_aware", "overrides", "multiple_of", "min_kept",
+    "max_ratio", "keep_first", "keep_last", "steps", "search", "branches",
+)  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
+
+
+def check_only_depth(config: Any) -> None:
+    """Refuse what says something about units of groups alone, where none go.
+
+    Args:
+        config: a :class:`fxprune.PruneConfig`.
+
+    Raises:
+        SelectionError: it says something.
+    """
+    for each in fields(config):
+        if each.name not in _OF_UNITS:
+            continue
+        default = {} if each.default is MISSING else each.default
+        if getattr(config, each.name) != default:
+            raise SelectionError(
+                f"{each.name}= is for units of groups, and only blocks or branches are to go: "
+                "leave it out, or give pruning_ratio or budget too"
+            )
+
+
+def check_in_pieces(config: Any, of_blocks: Any) -> None:
+    """Refuse what cannot be done with only one piece's weights in memory.
+
+    Args:
+        config: a :class:`fxprune.PruneConfig`.
+        of_blocks: what it scores blocks with.
+
+    Raises:
+        SelectionError: it is asked for; says what to take instead.
+    """
+    if not config.stream:
+        raise SelectionError("max_memory= is for a model that runs in pieces: give stream=True too")
+    latency = config.budget is not None and config.budget.latency is not None
+    for asked, name, instead in (
+        (config.compensation == "blockwise", "compensation='blockwise'", "'least-squares'"),
+        (config.search != "predicted", f"search={config.search!r}", "'predicted'"),
+        (bool(config.branches), "branches=", "depth= with 'block-influence'"),
+        (config.steps > 1, f"steps={config.steps}", "one step"),
+        (latency, "budget of latency=", "macs= or params="),
+        (bool(config.written_samples), "written_samples=", "text of a file"),
+        (
+            type(of_blocks).__name__ == "PPL",
+            "depth_criterion='ppl' sweeps over all weights once for each block, which",
+            "'block-influence' or 'angular-distance', one sweep for all",
+        ),
+    ):
+        if asked:
+            raise SelectionError(
+                f"{name} needs the whole model in memory: leave out stream=, or take {instead}"
+            )
+
+
+def in_bytes(size: Any) -> int | None:
+    """A number of bytes, of such as ``6GiB``, ``500MB`` or ``2**30``; None for None.
+
+    Raises:
+        SelectionError: it is none, or not above 0.
+    """
+    if size is None:
+        return None
+    found = _SIZE.fullmatch(str(size).strip())
+    if found is None or not (number := float(found[1])):
+        raise SelectionError(f"max_memory={size!r}: bytes, such as '6GiB'")
+    unit = (found[2] or "").upper()
+    base = 1024 if unit.endswith("I") else 1000
+    return int(number * base ** ("KMGT".index(unit[0]) + 1 if unit else 0))
 
 
 def check_multiple(multiple_of: int | Mapping[str, int]) -> None:

@@ -27,7 +27,7 @@ from fxprune.trace.traced import Traced
 
 EVERY = 4  # of so many tokens the logits of one are compared: a head costs as much as ten layers
 
-Values = dict[fx.Node, Any]
+Values = Mapping[fx.Node, Any]
 # What a node gives instead, from the values that are alive there and what it gives.
 Change = Callable[[Values, Tensor], Tensor]
 

@@ -80,7 +80,7 @@ def test_only_what_is_needed_later_is_alive(llama: fxprune.Traced) -> None:
     order = needed(module.graph, [first, second])
     done, later = order[: order.index(first)], order[order.index(first) :]
     alive = {node for node in done if any(user in later for user in node.users)}
-    assert set(lockstep.values[0]) == alive
+    assert set(next(lockstep.values)) == alive
 
 
 def test_what_no_end_needs_is_not_computed(llama: fxprune.Traced) -> None:

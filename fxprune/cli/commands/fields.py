@@ -147,6 +147,11 @@ OPTIONS = {
     ),
     "seed": Option("Seed of the calibration crops and of random scores."),
     "verify": Option("Prove the result against the original."),
+    "stream": Option(
+        "Run the model piece by piece, with only those weights in memory that run; by itself where"
+        " they exceed free memory."
+    ),
+    "max_memory": Option("With --stream: memory to take at most, such as 6GiB.", "what it needs"),
 }
 
 

@@ -15,6 +15,8 @@ from fxprune.errors import DepthError, FxpruneError, RecoveryError
 
 if TYPE_CHECKING:
     from fxprune.cli.chain import Chain
+    from fxprune.config import PruneConfig
+    from fxprune.importance.scores import Scores
 
 
 @takes_config
@@ -70,6 +72,10 @@ def prune(
             " fxprune.load; auto: the first, where its config can say the sizes."
         ),
     ] = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what pruning in pieces would take, and how long."),
+    ] = False,
     push_to_hub: Annotated[
         str | None,
         typer.Option(help="USER/NAME on the Hugging Face hub to upload the result to, in the end."),
@@ -79,14 +85,12 @@ def prune(
     from fxprune.hf.folder import checkpoint, hub
 
     config = configuration(_greedy(given) if greedy else given, recipe)
-    if scores is not None:
-        config.check_scores()
     check_least("eval-samples", eval_samples, 1)
     check_least("eval-length", eval_length, 2)
     if save_as not in ("auto", "transformers", "graph"):
         raise FxpruneError(f"no save-as {save_as!r}: take auto, transformers or graph")
     checkpoint.check_target(out)
-    _check_scores(scores, save_scores, out)
+    known = _check_scores(config, scores, save_scores, out)
     chain = None
     if recover_method is not None:
         chain = _chain(
@@ -95,14 +99,19 @@ def prune(
         chain.check(text)
     from rich.console import Console
 
-    from fxprune.cli import workflow
+    from fxprune.cli import pieces, workflow
     from fxprune.cli.card import write_card
+    from fxprune.cli.pruned import pruned
     from fxprune.data import processes
+    from fxprune.hf.folder.in_pieces import without_weights
     from fxprune.hf.folder.opened import opened
     from fxprune.hf.open.load import check_device
     from fxprune.progress import step
 
     check_device(device)
+    if dry_run:
+        pieces.foretell(model, config, workflow.texts(text, eval_text)[0], device)
+        return
     if push_to_hub is not None:
         hub.check_push(push_to_hub)
     calibration, evaluation = workflow.texts(text, eval_text)
@@ -112,22 +121,27 @@ def prune(
     with processes.divided(device) as among:
         helps = among is not None and among.rank > 0
         device = device if among is None else among.device(device)
+        source = pieces.source(model, device, config, chain is not None)
         with step(f"loading {model}", not helps):
-            loaded = opened(model, device)
+            loaded = opened(model, device) if source is None else without_weights(source)
+        drawn = calibration if causal else None
+        drawn = drawn if source else workflow.own(loaded, drawn, text)
+        if helps:
+            pruned(loaded, config, out, drawn, known)
+            return
         outcome = workflow.run(
             loaded,
             config,
             out,
-            calibration=workflow.own(loaded, calibration if causal else None, text),
+            calibration=drawn,
             evaluation=evaluation if causal else None,
             windows=(eval_samples, eval_length),
             reload=lambda: opened(model, device).model,
-            scores=scores,
+            scores=known,
             save_scores=save_scores,
             save_as=save_as,
+            source=source,
         )
-    if helps:
-        return
     outcome.write_report(
         out / "report.json",
         model=loaded.name,
@@ -152,6 +166,7 @@ def prune(
         console.print(f"recovered: {folder}", markup=False, soft_wrap=True)
     if push_to_hub is not None:
         console.print(f"uploaded: {hub.push(folder, push_to_hub)}", markup=False, soft_wrap=True)
+    outcome.result.state.end()
 
 
 def _greedy(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -177,13 +192,17 @@ def _chain(model: str, out: Path, method: str, *options: Any) -> Chain:
     return Chain(model, out, method, *options)
 
 
-def _check_scores(given: Path | None, target: Path | None, out: Path) -> None:
+def _check_scores(
+    config: PruneConfig, given: Path | None, target: Path | None, out: Path
+) -> Scores | None:
+    """The scores of an earlier run, if they are given."""
     from fxprune.importance.scores import Scores
 
     if given is not None:
-        Scores.load(given)  # refuses what is no such file
+        config.check_scores()
     check_parent(target)
     if target is not None and out.resolve() in target.resolve().parents:
         raise FxpruneError(
             f"{target} would be replaced along with {out}: save the scores elsewhere"
         )
+    return None if given is None else Scores.load(given)  # refuses what is no such file

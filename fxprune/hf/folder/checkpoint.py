@@ -12,10 +12,11 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import CheckpointError
-from fxprune.files import check_writable, writing
+from fxprune.files import check_room, check_writable, writing
 from fxprune.hf.folder.folders import taken, whole
 from fxprune.hf.folder.graph_folder import CONFIG, PLAN, read_graph, write_graph
 from fxprune.hf.folder.module_folder import read_module, write_module
+from fxprune.hf.folder.tensors import Tensors
 from fxprune.hf.open import guard
 from fxprune.plan import Plan
 
@@ -35,6 +36,8 @@ def save(
     plan: Plan | None = None,
     traced: Traced | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    tensors: Tensors | None = None,
+    within: Path | None = None,
 ) -> Path:
     """Write a pruned model as a folder.
 
@@ -55,6 +58,9 @@ def save(
         traced: for a graph, the original. Only its architecture and example inputs are needed, not
             its weights.
         tokenizer: saved along with the model.
+        tensors: for a model on ``meta``, gives each tensor by its name there; they are written one
+            at a time.
+        within: a folder beside it, in which it is filled; by default one of its own.
 
     Returns:
         The folder.
@@ -72,13 +78,15 @@ def save(
         raise CheckpointError(
             f"{type(model).__name__} is neither a GraphModule nor a transformers model"
         )
-    with writing(path), whole(path, replace=True) as folder:
+    if tensors is not None:
+        check_room(path, sum(each.nbytes for each in model.state_dict().values()), "the model")
+    with writing(path), whole(path, replace=True, within=within) as folder:
         if isinstance(model, fx.GraphModule):
             assert plan is not None
             assert traced is not None
-            held = write_graph(folder, model, plan, traced)
+            held = write_graph(folder, model, plan, traced, tensors)
         else:
-            held = write_module(folder, model, plan)
+            held = write_module(folder, model, plan, tensors)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         write_facts(folder, held)

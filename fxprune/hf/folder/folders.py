@@ -15,7 +15,7 @@ def taken(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def whole(target: Path, *, replace: bool) -> Iterator[Path]:
+def whole(target: Path, *, replace: bool, within: Path | None = None) -> Iterator[Path]:
     """A new folder to fill, put in place as ``target`` when the block ends without an error.
 
     It is filled beside ``target``, in a temporary folder that is removed in any case.
@@ -24,12 +24,15 @@ def whole(target: Path, *, replace: bool) -> Iterator[Path]:
         target: the folder to make; its parents are made too.
         replace: what to do where ``target`` exists by then: replace it, or leave it and drop ours
             (another process was first).
+        within: where that folder is made; beside ``target`` if left out.
 
     Yields:
         The folder to write into.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.", dir=within or target.parent
+    ) as temporary:
         # One level down: a temporary folder is private to its user, this one is as any other.
         made, old = Path(temporary, "new"), Path(temporary, "old")
         made.mkdir()

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CheckpointError, FxpruneError
 from fxprune.hf.folder import example
-from fxprune.hf.folder.tensors import assign, read, tensors_of, write
+from fxprune.hf.folder.tensors import Tensors, assign, read, tensors_of, write
 from fxprune.hf.open import architecture, guard
 from fxprune.hf.shrink.fill import named_tensors
 from fxprune.plan import Plan
@@ -34,11 +34,22 @@ PLAN, TENSORS, CONFIG = "plan.json", "model.safetensors", "config.json"
 
 
 def write_graph(
-    folder: Path, graph_module: fx.GraphModule, plan: Plan, traced: Traced
+    folder: Path,
+    graph_module: fx.GraphModule,
+    plan: Plan,
+    traced: Traced,
+    tensors: Tensors | None = None,
 ) -> dict[str, Any]:
     """Write a graph's files into a folder.
 
     What was pruned several times is written as one pruning of the model that was pruned first.
+
+    Args:
+        folder: where.
+        graph_module: the graph.
+        plan: what made it.
+        traced: the original.
+        tensors: gives each tensor by its name in the graph, where that has no weights.
 
     Returns:
         What :func:`read_graph` needs to know besides.
@@ -47,7 +58,8 @@ def write_graph(
         CheckpointError: the tensors are on ``meta``; an example input is of a type that JSON
             cannot hold; or several prunings cannot be said as one.
     """
-    if blank := [name for name, t in tensors_of(graph_module).items() if t.is_meta]:
+    blank = [name for name, t in tensors_of(graph_module).items() if t.is_meta]
+    if blank and tensors is None:
         raise CheckpointError(f"{blank[0]!r} is on meta: a graph without weights cannot be saved")
     traced, plan = _whole(graph_module, plan, traced)
     facts: dict[str, Any] = {
@@ -57,7 +69,7 @@ def write_graph(
         "guards": traced.guards.to_json(),
     }
     plan.save(folder / PLAN)
-    facts["aliases"] = write(graph_module, folder / TENSORS)
+    facts["aliases"] = write(graph_module, folder / TENSORS, tensors)
     # safetensors makes the file private to its user; it should be as the others are.
     shutil.copymode(folder / PLAN, folder / TENSORS)
     if architecture.is_transformers(traced.module):

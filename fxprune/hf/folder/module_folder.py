@@ -8,6 +8,7 @@ runs. Without that, a stock class refuses the config rather than build another m
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from fxprune.errors import CheckpointError, ModelError
 from fxprune.files import write_text
 from fxprune.hf.folder import shards
 from fxprune.hf.folder.graph_folder import CONFIG, PLAN
+from fxprune.hf.folder.tensors import Tensors
 from fxprune.hf.open import architecture, guard
 from fxprune.hf.open.quiet import quiet
 from fxprune.hf.shrink import layers_apart
@@ -34,13 +36,16 @@ if TYPE_CHECKING:
 LOADER = "modeling_fxprune"
 
 
-def write_module(folder: Path, model: PreTrainedModel, plan: Plan | None) -> dict[str, Any]:
+def write_module(
+    folder: Path, model: PreTrainedModel, plan: Plan | None, tensors: Tensors | None = None
+) -> dict[str, Any]:
     """Write a model's files into a folder, and prove that its config gives these shapes again.
 
     Args:
         folder: where.
         model: with its weights.
         plan: kept beside them, if there is one.
+        tensors: gives each tensor by its name in the model, where that has no weights.
 
     Returns:
         What :func:`read_module` needs to know besides.
@@ -49,17 +54,68 @@ def write_module(folder: Path, model: PreTrainedModel, plan: Plan | None) -> dic
         CheckpointError: the weights are on ``meta``, or no class of transformers takes the config.
         ModelError: it cannot be told of which list of layers the config speaks.
     """
-    if blank := [name for name, t in named_tensors(model).items() if t.is_meta]:
+    blank = [name for name, t in named_tensors(model).items() if t.is_meta]
+    if blank and tensors is None:
         raise CheckpointError(f"{blank[0]!r} is on meta: a model without weights cannot be saved")
     model = acceptable(model)
     with quiet():
         # transformers renames the tensors of old checkpoints for its own classes alone.
         apart = describe(model)["stack"] is not None
-        model.save_pretrained(folder, save_original_format=not apart)
+        if tensors is None:
+            model.save_pretrained(folder, save_original_format=not apart)
+        else:
+            _write_tensors(folder, model, tensors, apart)
     write_config(folder, model)
     if plan is not None:
         plan.save(folder / PLAN)
     return describe(model)
+
+
+def check_writes_tensors(model: PreTrainedModel) -> None:
+    """Refuse a model that transformers saves in another format than that of its class.
+
+    Raises:
+        CheckpointError: it does, so that its tensors cannot be written one by one.
+    """
+    if _converts(model):
+        raise CheckpointError(
+            f"transformers saves {type(model).__name__} with tensors cut or joined otherwise than "
+            "in its class, which takes all of them at a time: save it from memory, without stream="
+        )
+
+
+def _converts(model: PreTrainedModel) -> bool:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    found = get_model_conversion_mapping(model, add_legacy=False)
+    return any(not isinstance(each, PrefixChange) for each in found)
+
+
+def _write_tensors(folder: Path, model: PreTrainedModel, tensors: Tensors, apart: bool) -> None:
+    """What ``save_pretrained`` writes, one tensor at a time.
+
+    Raises:
+        CheckpointError: it would write others than the model has.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    if not apart:
+        check_writes_tensors(model)
+    ignored = model._keys_to_ignore_on_save or ()
+    state = {name: x for name, x in model.state_dict().items() if name not in ignored}
+    state = remove_tied_weights_from_state_dict(state, model)
+    most = inspect.signature(model.save_pretrained).parameters["max_shard_size"].default
+    pattern = shards.WEIGHTS.replace(".", "{suffix}.")
+    split = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size=most)
+    for file, names in split.filename_to_tensors.items():
+        kinds = {name: (state[name].dtype, tuple(state[name].shape)) for name in names}
+        shards.write_stream(folder / file, kinds, tensors)
+    if split.is_sharded:
+        metadata = {"total_parameters": model.num_parameters(), **split.metadata}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        write_text(folder / guard.INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def describe(model: PreTrainedModel) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import fx, nn
 
 from fxprune.errors import CheckpointError
+from fxprune.hf.folder.shards import write_stream
 from fxprune.trace.attributes import get_attribute
+
+Tensors = Callable[[str], torch.Tensor]
 
 
 def tensors_of(graph_module: fx.GraphModule) -> dict[str, torch.Tensor]:
@@ -24,8 +27,15 @@ def tensors_of(graph_module: fx.GraphModule) -> dict[str, torch.Tensor]:
     return found
 
 
-def write(graph_module: fx.GraphModule, file: Path) -> dict[str, str]:
+def write(
+    graph_module: fx.GraphModule, file: Path, tensors: Tensors | None = None
+) -> dict[str, str]:
     """Write all tensors, tied ones once.
+
+    Args:
+        graph_module: the graph.
+        file: where.
+        tensors: gives each, for a graph without weights: they are written one at a time.
 
     Returns:
         The other names of tied tensors, each with the name it is stored under.
@@ -43,12 +53,19 @@ def write(graph_module: fx.GraphModule, file: Path) -> dict[str, str]:
             aliases[name] = first[view]
             continue
         first[view] = name
+        if tensors is not None:
+            stored[name] = tensor
+            continue
         plain = tensor.detach().contiguous()
         # A part of a larger storage, or another view of one: the file holds a copy of its own.
         shared = storage in storages or plain.untyped_storage().nbytes() != plain.nbytes
         stored[name] = plain.clone() if shared else plain
         storages.add(storage)
-    save_file(stored, file, metadata={"format": "pt"})
+    if tensors is None:
+        save_file(stored, file, metadata={"format": "pt"})
+    else:
+        kinds = {name: (each.dtype, tuple(each.shape)) for name, each in stored.items()}
+        write_stream(file, kinds, tensors)
     return aliases
 
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from fxprune.compensate.mended import Mended
+from fxprune.data.loader import Source
 from fxprune.errors import CheckpointError
 from fxprune.hf.folder import shards
 from fxprune.hf.open import architecture, guard
 from fxprune.hf.open.models import fetch
-from fxprune.hf.shrink.fill import named_tensors, unsaved
+from fxprune.hf.shrink.fill import cut, named_tensors, unsaved
+from fxprune.hf.shrink.stacks import Names, shortened
+from fxprune.plan import Plan
+from fxprune.rewrite.on_demand import DenseWeights, SmallWeights
+from fxprune.rewrite.planned import planned
+from fxprune.trace.digests import model_digest
 from fxprune.trace.traced import Traced
 
 Place = tuple[Path, str]
@@ -81,7 +88,7 @@ class Weights:
             CheckpointError: it is not here, or not of the model's shape.
             ModelError: there is no such folder or model.
         """
-        dtype = traced.tensors[name].dtype
+        dtype = blank_of(traced, name).dtype
         if isinstance(self.where, nn.Module):
             return self._of_module(traced, name).detach().to(self.device, dtype)
         self._find()
@@ -94,6 +101,15 @@ class Weights:
             found: Tensor = there.get_tensor(inside)
             _check_shape(traced, name, tuple(found.shape), str(file))
             return found.to(self.device, dtype, copy=True)
+
+    def key(self) -> dict[str, Any]:
+        """What tells these weights from others, as JSON has it."""
+        if isinstance(self.where, nn.Module):
+            return {"weights": model_digest(self.where)}
+        files = shards.shards(fetch(os.fspath(self.where)))
+        return {
+            "weights": [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        }
 
     def _find(self) -> None:
         """Note which file each tensor is in."""
@@ -118,7 +134,7 @@ class Weights:
     def _of_module(self, traced: Traced, name: str) -> Tensor:
         assert isinstance(self.where, nn.Module)
         own = named_tensors(self.where)
-        found = next((own[n] for n in _names(traced, name) if n in own), traced.tensors[name])
+        found = next((own[n] for n in _names(traced, name) if n in own), blank_of(traced, name))
         kind = type(self.where).__name__
         if found.is_meta:
             raise CheckpointError(f"{name!r} of {kind} is on meta: there are no weights to read")
@@ -127,7 +143,7 @@ class Weights:
 
     def _computed(self, traced: Traced, name: str) -> Tensor:
         """A tensor that no checkpoint holds."""
-        own = traced.tensors[name]
+        own = blank_of(traced, name)
         if not own.is_meta and name not in _saved(traced):
             return own
         known: dict[str, Tensor] | None = traced.cache.get("unsaved")
@@ -142,6 +158,61 @@ class Weights:
             )
         _check_shape(traced, name, tuple(found.shape), type(traced.module).__name__)
         return found
+
+
+def blank_of(traced: Traced, name: str) -> Tensor:
+    """A tensor of a traced model, or one of the module that its graph does not read."""
+    own = traced.tensors.get(name)
+    return named_tensors(traced.module)[name] if own is None else own
+
+
+def weights_of(
+    traced: Traced,
+    plan: Plan,
+    small: fx.GraphModule,
+    source: Source | None,
+    mended: Mended | None,
+) -> SmallWeights | None:
+    """The weights of a graph that a plan made of a model without weights; None if it has them.
+
+    Args:
+        traced: the original.
+        plan: the plan.
+        small: the graph.
+        source: where the original's are.
+        mended: those that are to have, or have, new values.
+    """
+    if source is None:
+        return None
+    graph, resize = planned(traced, plan)
+    dense = DenseWeights(graph.traced, source)
+    return SmallWeights(graph, resize, small, plan.biases, dense, mended)
+
+
+def tensors_of_shrunk(
+    small: nn.Module, traced: Traced, plan: Plan, weights: SmallWeights
+) -> Callable[[str], Tensor]:
+    """What gives the tensors of a smaller model of transformers that is on ``meta``.
+
+    Args:
+        small: what :func:`fxprune.shrink` made.
+        traced: the original.
+        plan: the plan.
+        weights: of the rewritten graph.
+    """
+    names = Names(shortened(traced.module, plan.removed))
+    blanks = named_tensors(small)
+
+    def tensor(name: str) -> Tensor:
+        original = names.original(name)
+        found = weights.read(traced.canonical(original), blanks[name])
+        if found.shape != blanks[name].shape:
+            part = cut(name, found.detach(), blanks[name].shape, names)
+            assert part is not None, name
+            found = part
+        return found.detach().cpu()
+
+    return tensor
 
 
 def _saved(traced: Traced) -> set[str]:
@@ -177,7 +248,7 @@ def _names(traced: Traced, name: str) -> Iterator[str]:
 
 
 def _check_shape(traced: Traced, name: str, shape: tuple[int, ...], where: str) -> None:
-    wanted = tuple(traced.tensors[name].shape)
+    wanted = tuple(blank_of(traced, name).shape)
     if shape != wanted:
         raise CheckpointError(
             f"{where}: {name!r} has shape {shape}, and the graph {wanted}: it is of another model"
