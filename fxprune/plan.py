@@ -195,7 +195,7 @@ class Plan:
                 close = get_close_matches(name, groups, n=3)
                 hint = f"; close: {', '.join(close)}" if close else ""
                 raise PlanError(f"the plan names an unknown group {name!r}{hint}")
-            if group.reason is not None:
+            if group.reason is not None and group.kind != "vocabulary":
                 raise PlanError(f"the plan prunes the frozen group {name!r}: {group.reason}")
             if self.sizes.get(name) not in (None, group.size):
                 raise PlanError(

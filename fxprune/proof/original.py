@@ -18,6 +18,7 @@ from fxprune.proof.finite import check_finite
 from fxprune.proof.masked import Masked
 from fxprune.proof.runs import Run
 from fxprune.proof.sliced import check_sliced
+from fxprune.proof.tokens import kept_tokens, renumbered
 from fxprune.rewrite.planned import planned
 from fxprune.trace.lockstep import flatten
 from fxprune.trace.outputs import OutputReport, compared, paths
@@ -30,6 +31,7 @@ class OriginalRun:
 
     Attributes:
         example: the inputs.
+        smaller: the same for the smaller model, in which tokens may have other numbers.
         names: the paths of the outputs.
         outputs: every output, flat.
         bypassed: how the model without the removed branches and blocks compares with the original
@@ -37,6 +39,7 @@ class OriginalRun:
     """
 
     example: Example
+    smaller: Example
     names: tuple[str, ...]
     outputs: tuple[Any, ...]
     bypassed: tuple[OutputReport, ...]
@@ -58,6 +61,7 @@ class Original:
     def __init__(self, whole: Traced, plan: Plan) -> None:
         self._whole, self._plan = whole, plan
         self.graph, self.resize = planned(whole, plan)
+        self._tokens = kept_tokens(self.graph, plan)
         self.normalised = tuple(g for g in plan.kept if self.graph[g].normalised)
 
     def check(self, small: fx.GraphModule) -> int:
@@ -99,20 +103,23 @@ class Original:
 
     def _run(self, example: Example, masked: Masked) -> OriginalRun:
         shorter = self.graph.traced
+        example, smaller = renumbered(self._whole.graph_module, example, self._tokens)
         flat = placeholders(self._whole, example.args, example.kwargs)
         names = output_paths(shorter)
         bypassed = self._bypassed(flat, names, masked.dtype) if self._plan.removed else ()
         outputs = masked.outputs(flat)
         nodes = pytree.tree_leaves(shorter.graph_module.graph.output_node().args[0])
         check_finite(outputs, nodes, names, example.what, masked, flat)
-        return OriginalRun(example, tuple(names), tuple(self._cut(outputs)), bypassed)
+        cut = tuple(self._cut(outputs))
+        return OriginalRun(example, smaller, tuple(names), cut, bypassed)
 
     def _cut(self, outputs: list[Any]) -> list[Any]:
-        """Outputs in which intermediate values have the size that the smaller model gives."""
+        """Outputs of which intermediate values, and those of tokens, are those that stay."""
         nodes = pytree.tree_leaves(self.graph.traced.graph_module.graph.output_node().args[0])
-        for place in self.graph.inferred.intermediate:
-            axes = self.resize.axes(nodes[place])
-            outputs[place] = self.resize.slice(outputs[place], axes)
+        for place, node in enumerate(nodes):
+            axes = self.graph.inferred.axes.get(node)
+            if isinstance(axes, tuple) and any(map(self.resize.changed, axes)):
+                outputs[place] = self.resize.slice(outputs[place], axes)
         return outputs
 
     def _bypassed(

@@ -95,7 +95,7 @@ def first_line(error: BaseException) -> str:
 
 def _run(small: nn.Module, run: OriginalRun, dtype: torch.dtype | None) -> list[Any]:
     """The outputs of the smaller model, flat."""
-    args, kwargs = run.example.args, run.example.kwargs
+    args, kwargs = run.smaller.args, run.smaller.kwargs
     pure = isinstance(small, fx.GraphModule)
     if dtype is not None and isinstance(small, fx.GraphModule):
         outputs = Run(small, dtype).outputs(flatten(small, named(small, args, kwargs)))

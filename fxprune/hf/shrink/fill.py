@@ -144,6 +144,8 @@ def differences(
                 mine = [change for change in changed if change.concerns(original)]
                 if (there, value) in _shapes(before, module) or value in _counts(there, mine):
                     continue
+                if any(c.numbers is not None and c.numbers.of(there) == value for c in changed):
+                    continue  # a token
                 # Of units elsewhere, as a config that sizes two things by one entry would have it.
                 counts |= value in _counts(there, changed)
             yield Difference(
