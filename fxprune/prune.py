@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -22,9 +21,10 @@ from fxprune.data.text import Text
 from fxprune.data.written import writes
 from fxprune.depth import DepthCriterion, Removal, choose_depth
 from fxprune.depth.named import needs_data
-from fxprune.errors import CalibrationError, CriterionError, FxpruneWarning
+from fxprune.errors import CalibrationError, CriterionError, FxpruneWarning, VocabularyError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.hf.open.architecture import is_causal_model
+from fxprune.hf.vocabulary.trim import trim
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.estimate import check_scorable
 from fxprune.importance.experts import REAP
@@ -41,13 +41,10 @@ from fxprune.rewrite import optimizer as optimizers
 from fxprune.rewrite.history import history_of, pruned_first
 from fxprune.rewrite.rewrite import rewrite
 from fxprune.select.candidates import choose_groups
-from fxprune.select.depth import Depth
 from fxprune.select.latency import LatencyTable
 from fxprune.select.schedule import goals
 from fxprune.select.select import select
-from fxprune.select.surcharge import Surcharge, surcharge
-from fxprune.select.target import Target
-from fxprune.serve.engine import engine
+from fxprune.serve import bound
 from fxprune.stream.iterate import iterate
 from fxprune.trace import Traced, trace
 from fxprune.trace.program import opened
@@ -109,13 +106,25 @@ def prune(
     check_loss(loss_fn)
     model, args, kwargs = opened(model, args, kwargs)
     optimizers.check(optimizer, model)
+    cut = None
+    if config.tokens:
+        _check_alone(compensation_data=compensation_data, optimizer=optimizer)
+        with step("leaving out tokens", progress):
+            cut = trim(
+                model,
+                tokenizer,
+                as_text(calibration),
+                config.vocabulary,
+                args,
+                kwargs,
+                goal=config.goal(),
+                verify=config.verify,
+            )
+        model, args, kwargs, tokenizer = cut.model, cut.args, cut.kwargs, cut.tokenizer
     causal = is_causal_model(pruned_first(model))
     criterion = config.make_criterion(causal) if scores is None else None
     of_blocks = config.make_depth_criterion()
-    if scores is not None:
-        config.check_scores()
-        if not isinstance(scores, Scores):
-            raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
+    _check_scores(config, scores)
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # it may be read several times
     data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
@@ -123,7 +132,8 @@ def prune(
     method = _method(config, causal, more)
     _check_data(config, criterion, of_blocks, data)
     width = config.width
-    asked: Sequence[Mapping[str, Any]] = goals(config.steps, **config.goal()) if width else ()
+    goal = config.goal(None if cut is None else cut.plan)
+    asked: Sequence[Mapping[str, Any]] = goals(config.steps, **goal) if width else ()
     selection = config.selection() | {"latency": latency}
     with step("tracing", progress):
         traced = trace(model, args, kwargs)
@@ -133,7 +143,7 @@ def prune(
     examples = _checked(traced, progress) if config.verify else None
     removal = None
     if (depth := config.blocks()) is not None:
-        _check_depth(traced, config, depth)
+        bound.check_depth(traced, config.target, depth)
         removal = choose_depth(traced, depth, of_blocks, data, **estimation)
         traced, model = _shortened(traced, model, removal, width)
         estimation["loss_fn"] = loss_fn or GraphLoss(traced)
@@ -141,9 +151,12 @@ def prune(
         graph = discover(traced)
     kinds = config.kinds
     selection |= _measured(graph, config, selection, progress)
-    selection |= _bound(graph, config, {"kinds": config.kinds, **selection}, asked, progress)
-    if removal is not None and not width:
-        scores, plan = removal.scores, Plan.of(graph, {}, criterion=removal.criterion)
+    selection |= bound.limits(
+        graph, config.target, {"kinds": config.kinds, **selection}, asked, progress
+    )
+    if not width:
+        scores = Scores({}) if removal is None else removal.scores
+        plan = Plan.of(graph, {}, criterion=getattr(removal, "criterion", None))
     elif scores is not None:
         plan = select(graph, scores, kinds=kinds, **asked[0], **selection)
     else:
@@ -163,13 +176,13 @@ def prune(
         graph = discover(bypass(traced, plan.removed))
     traced = traced.original or traced
     plan = settled(graph, scores, plan, kinds, asked, selection)
-    cost = _surcharge(graph, config, scores, plan, {"kinds": kinds, **selection}, asked)
+    cost = bound.cost(graph, config.target, scores, plan, {"kinds": kinds, **selection}, asked)
     expected = None
     if config.verify:
         # The reference comes first: with ``consume`` the original is gone afterwards.
         with step("running the original with the removed units zeroed", progress):
             expected = oracle.reference(traced, plan, examples=examples)
-    cut = None if optimizer is None else optimizers.Cut.of(traced, plan)
+    carried = None if optimizer is None else optimizers.Cut.of(traced, plan)
     with step("rewriting", progress):
         free = consume and method is None
         small = rewrite(traced, plan, share=share or consume, consume=free)
@@ -193,10 +206,48 @@ def prune(
             only=config.only,
             progress=progress,
         )
-    optimizers.carry(optimizer, traced.module, small, cut)
+    optimizers.carry(optimizer, traced.module, small, carried)
     return PruneResult(
-        small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer, cost
+        small,
+        plan,
+        report,
+        traced,
+        graph,
+        scores,
+        mended,
+        removal,
+        met,
+        config,
+        tokenizer,
+        cost,
+        cut,
     )
+
+
+def _check_alone(**given: Any) -> None:
+    """Refuse what holds numbers or rows of tokens as they were.
+
+    Raises:
+        VocabularyError: there is such an argument.
+    """
+    for name in (name for name, value in given.items() if value is not None):
+        raise VocabularyError(
+            f"{name}= has to do with the tokens as they are, and vocabulary= leaves some out "
+            "first: prune in two steps"
+        )
+
+
+def _check_scores(config: PruneConfig, scores: Scores | None) -> None:
+    """Refuse scores that are none or have no use.
+
+    Raises:
+        FxpruneError: they are.
+    """
+    if scores is None:
+        return
+    config.check_scores()
+    if not isinstance(scores, Scores):
+        raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
 
 
 def _loss(model: nn.Module) -> LossFunction | None:
@@ -246,6 +297,8 @@ def draw_calibration(
     Raises:
         CalibrationError: the text cannot be read or is too short, or there is no tokenizer.
     """
+    if not config.width and config.depth is None:
+        return None, None
     text = as_text(calibration)
     if text is None and config.written_samples:
         raise CalibrationError("written_samples= joins text, and calibration= is none")
@@ -328,61 +381,6 @@ def _measured(
         return {}
     options: dict[str, Any] = {"kinds": config.kinds, "groups": config.groups}
     return {"latency": measure_latency(graph, budget.shape, **options, progress=progress)}
-
-
-def _check_depth(traced: Traced, config: PruneConfig, depth: Depth) -> None:
-    """Refuse what an engine cannot leave out, before any block is scored.
-
-    Raises:
-        ServeError: it cannot, or it cannot run the model.
-    """
-    if config.target is not None:
-        engine(config.target).target(discover(traced)).check_depth(depth.unit)
-
-
-def _bound(
-    graph: DependencyGraph,
-    config: PruneConfig,
-    selection: Mapping[str, Any],
-    asked: Sequence[Mapping[str, Any]],
-    progress: bool,
-) -> dict[str, Target]:
-    """The limits of an engine, tried on a plan of equal scores before any unit is scored.
-
-    Raises:
-        ServeError: the engine cannot run the model, or such a plan.
-        SelectionError: it leaves nothing to prune, or the goal cannot be met.
-    """
-    if config.target is None:
-        return {}
-    with step(f"asking what {config.target} can run", progress):
-        serving = engine(config.target)
-        limits = serving.target(graph)
-        tried = Plan.of(graph, {})
-        if asked:
-            alike = {group.name: torch.zeros(group.size) for group in graph.groups}
-            tried = select(graph, alike, **asked[-1], **{**selection, "target": limits})
-        serving.require(tried, graph)
-    return {"target": limits}
-
-
-def _surcharge(
-    graph: DependencyGraph,
-    config: PruneConfig,
-    scores: Scores,
-    plan: Plan,
-    selection: Mapping[str, Any],
-    asked: Sequence[Mapping[str, Any]],
-) -> Surcharge | None:
-    """What the limits of an engine cost, once the plan is found to keep to them.
-
-    Raises:
-        ServeError: it does not.
-    """
-    if config.target is None:
-        return None
-    engine(config.target).require(plan, graph)
-    return surcharge(graph, scores, plan, {**asked[-1], **selection}) if asked else None
 
 
 def _shortened(

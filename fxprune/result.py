@@ -15,6 +15,7 @@ from fxprune.config import PruneConfig
 from fxprune.depth import Removal
 from fxprune.errors import CheckpointError, FxpruneWarning, ShrinkError
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.hf.vocabulary.trim import Trimmed
 from fxprune.importance.scores import Scores
 from fxprune.measure.latency_report import LatencyReport
 from fxprune.plan import Plan
@@ -34,9 +35,9 @@ class PruneResult:
 
     Attributes:
         graph_module: the smaller model as a GraphModule.
-        plan: what was kept.
+        plan: what was kept of ``graph``; of the original if no tokens went, else see :attr:`whole`.
         report: what the oracle measured, before compensation; None if it did not run.
-        traced: the traced original.
+        traced: the traced original, without the tokens that went.
         graph: its groups, without removed blocks and branches.
         scores: importance of every unit in the original, to plan again at another ratio.
         compensation: what compensation did; None if there was none.
@@ -45,6 +46,7 @@ class PruneResult:
         config: how it was pruned.
         tokenizer: the one that was given.
         surcharge: what the limits of the engine cost that the model is for; None if it is for none.
+        vocabulary: which tokens went first; None if none did.
     """
 
     graph_module: fx.GraphModule
@@ -59,6 +61,14 @@ class PruneResult:
     config: PruneConfig | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     surcharge: Surcharge | None = None
+    vocabulary: Trimmed | None = None
+
+    @functools.cached_property
+    def whole(self) -> Plan:
+        """All that went as one plan for the original, its tokens too."""
+        if self.vocabulary is None:
+            return self.plan
+        return self.vocabulary.then(self.traced, self.plan)
 
     @property
     def model(self) -> nn.Module:
@@ -127,7 +137,7 @@ class PruneResult:
             try:
                 if isinstance(self._shrunk, ShrinkError):
                     raise self._shrunk
-                checkpoint.save(self._shrunk, folder, plan=self.plan, tokenizer=tokenizer)
+                checkpoint.save(self._shrunk, folder, plan=self.whole, tokenizer=tokenizer)
             except (ShrinkError, CheckpointError) as error:
                 if save_as == "transformers":
                     raise

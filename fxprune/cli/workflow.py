@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ class Outcome:
         result: what :func:`fxprune.prune` gave.
         folder: where it is saved.
         opened_by: how to open it, in words.
+        notes: what else there is to say.
     """
 
     before: Measurement
@@ -46,6 +48,7 @@ class Outcome:
     result: PruneResult
     folder: Path
     opened_by: str
+    notes: tuple[str, ...] = ()
 
     def show(self, console: Console) -> None:
         """Print the table of costs, how they were measured and what the oracle found."""
@@ -54,6 +57,8 @@ class Outcome:
         console.print(table(self.before, self.after))
         plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
         console.print(self.caption, style="dim", **plain)
+        for line in self.notes:
+            console.print(line, **plain)
         if self.result.report is not None:
             console.print(f"proof: {self.result.report}", **plain)
         if self.result.latency is not None:
@@ -72,6 +77,8 @@ class Outcome:
         measured = self.caption.splitlines()
         if self.result.surcharge is not None:
             facts["target"] = self.result.surcharge.to_dict()
+        if self.notes:
+            facts["notes"] = list(self.notes)
         content = {**facts, **as_json(self.before, self.after), "measured": measured}
         write_text(path, json.dumps(content, indent=1) + "\n")
 
@@ -183,6 +190,7 @@ def run(
         FxpruneError: whatever a stage refuses.
     """
     from fxprune.data import text
+    from fxprune.hf.vocabulary.trim import per_word
     from fxprune.importance.scores import Scores
     from fxprune.measure import perplexity, report
     from fxprune.prune import draw_calibration, prune
@@ -193,28 +201,39 @@ def run(
     if save_as == "transformers":
         check_shrinks(loaded.model, config)
     model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
-    example, cut = from_config(pruned_first(model), device), None
-    if evaluation is not None and tokenizer is not None:
-        count, length = windows
-        cut = perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
+    example = from_config(pruned_first(model), device)
 
-    def measure(module: nn.Module) -> Measurement:
+    def windows_of(tokenizer: Any) -> list[Window] | None:
+        if evaluation is None or tokenizer is None:
+            return None
+        count, length = windows
+        return perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
+
+    def measure(module: nn.Module, tokenizer: Any) -> Measurement:
+        cut = windows_of(tokenizer)
         return report.Measurement(
             report.parameters(module),
             report.macs(module, (), report.resized(example, *MACS_AT)),
             report.size(module),
             None
             if cut is None
-            else perplexity.perplexity(module, cut, progress=progress).perplexity,
+            else scaled(
+                perplexity.perplexity(module, cut, progress=progress).perplexity,
+                per_word(tokenizer, evaluation) if config.tokens and evaluation else 1.0,
+            ),
         )
 
     criterion = None if known is not None else config.make_criterion(calibration is not None)
-    data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
-    before = measure(model)
+    data: Any = calibration
+    more, drawn = None, config
+    if not config.tokens:
+        data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
+        drawn = replace(config, written_samples=0)  # they are in the data
+    before = measure(model, tokenizer)
     result = prune(
         model,
         kwargs=example,
-        config=replace(config, written_samples=0),  # they are in the data
+        config=drawn,
         calibration=data,
         compensation_data=more,
         tokenizer=tokenizer,
@@ -233,9 +252,15 @@ def run(
         after = report.Measurement(report.parameters(small), size=report.size(small))
         caption = "static sizes: costs not compared"
         return Outcome(before, after, caption, result, folder, opened)
-    after = measure(small)
-    caption = _caption(example, at, cut, evaluation)
-    outcome = Outcome(before, after, caption, result, folder, opened)
+    after = measure(small, result.tokenizer)
+    caption = _caption(example, at, windows_of(result.tokenizer), evaluation)
+    notes: tuple[str, ...] = ()
+    if (cut := result.vocabulary) is not None:
+        notes = (
+            *cut.words(*(each for each in (calibration, evaluation) if each is not None)),
+            "perplexity is that of a word: tokens are others",
+        )
+    outcome = Outcome(before, after, caption, result, folder, opened, notes)
     if not room_for(before.size or 0):
         return outcome
     with step("timing", progress):
@@ -243,6 +268,14 @@ def run(
         both = (reload().to(device), small)
         times = report.latency([report.forward(module, (), inputs) for module in both])
     return _timed(outcome, *times)
+
+
+def scaled(perplexity: float, rate: float) -> float:
+    """The perplexity of a word of so many tokens."""
+    try:
+        return float(perplexity**rate)
+    except OverflowError:
+        return math.inf
 
 
 def _timed(outcome: Outcome, before: float, after: float) -> Outcome:

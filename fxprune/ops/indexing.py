@@ -50,7 +50,8 @@ def _given(indices: Any) -> bool:
 @patches(aten.embedding)
 def padding_index(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
     """The row that no gradient reaches has another number, or is gone."""
-    rows, _ = resize.axes(old.args[0])
+    weight: Any = old.args[0]
+    rows, _ = resize.axes(weight)
     given: Any = argument(old, "padding_idx")
     if given is not None and given >= 0 and resize.changed(rows):
         places = (resize.index(rows) == given).nonzero()

@@ -32,8 +32,17 @@ def check_least(min_kept: int | Mapping[str, int]) -> None:
         SelectionError: not a whole number, or below 1.
     """
     for number in min_kept.values() if isinstance(min_kept, Mapping) else (min_kept,):
-        if type(number) is not int or number < 1:
-            raise SelectionError(f"min_kept={number!r}: a whole number, at least 1")
+        check_number("min_kept", 0 if number is None else number, 1)
+
+
+def check_number(name: str, value: Any, least: int) -> None:
+    """Refuse what is neither None nor a whole number that is large enough.
+
+    Raises:
+        SelectionError: it is not.
+    """
+    if value is not None and (type(value) is not int or value < least):
+        raise SelectionError(f"{name}={value!r}: a whole number, at least {least}")
 
 
 def at_most(max_ratio: Any) -> Any:

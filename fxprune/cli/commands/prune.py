@@ -10,7 +10,7 @@ import typer
 
 from fxprune.cli.commands.fields import configuration, takes_config
 from fxprune.cli.commands.options import Model, check_least, check_parent
-from fxprune.errors import DepthError, FxpruneError, RecoveryError
+from fxprune.errors import DepthError, FxpruneError, RecoveryError, VocabularyError
 
 
 @takes_config
@@ -75,6 +75,8 @@ def prune(
     from fxprune.hf.folder import checkpoint, hub
 
     config = configuration(_greedy(given) if greedy else given, recipe)
+    if config.tokens and (text is None or str(text) == "self"):
+        raise VocabularyError("--vocabulary: tokens are chosen by text: give a file, --text")
     if scores is not None:
         config.check_scores()
     check_least("eval-samples", eval_samples, 1)
@@ -110,7 +112,7 @@ def prune(
         loaded,
         config,
         out,
-        calibration=workflow.own(loaded, calibration if causal else None, text),
+        calibration=workflow.own(loaded, calibration if causal or config.tokens else None, text),
         evaluation=evaluation if causal else None,
         windows=(eval_samples, eval_length),
         reload=lambda: opened(model, device).model,

@@ -22,7 +22,8 @@ def counted(tokenizer: PreTrainedTokenizerBase, records: Iterable[str]) -> Count
     """
     found: Counter[int] = Counter()
     for record in records:
-        found.update(tokens(tokenizer, record).tolist())
+        if record.strip():
+            found.update(tokens(tokenizer, record).tolist())
     if not found:
         raise VocabularyError("the text that tokens are chosen by is empty: give text with words")
     return found
@@ -48,7 +49,7 @@ def choose(
     """
     if size > len(pieces.texts):
         raise VocabularyError(
-            f"vocabulary={size}: the tokenizer has {len(pieces.texts)} tokens, so none would go"
+            f"vocabulary={size}: the tokenizer has {len(pieces.texts)} tokens, no more"
         )
     kept: set[int] = set()
     for number in {*pieces.staying(), *stay}:

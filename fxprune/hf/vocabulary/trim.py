@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from fxprune.data.chat import tokens
 from fxprune.data.text import Text
 from fxprune.errors import ShrinkError, VocabularyError
 from fxprune.groups.dependency import DependencyGraph, discover
+from fxprune.groups.kinds import kind_of_unit
 from fxprune.groups.parameters import count_parameters, parameter_shapes
 from fxprune.hf.open.architecture import is_transformers
 from fxprune.hf.shrink.shrink import shrink
@@ -22,16 +23,17 @@ from fxprune.hf.vocabulary.choose import choose, counted
 from fxprune.hf.vocabulary.pieces import Pieces
 from fxprune.plan import Plan
 from fxprune.proof import oracle
+from fxprune.proof.examples import Example
+from fxprune.proof.tokens import kept_tokens, renumbered
 from fxprune.rewrite.compose import whole
 from fxprune.rewrite.history import Step, begun, without_weights
 from fxprune.rewrite.planned import planned
 from fxprune.rewrite.rewrite import rewrite
+from fxprune.select.budget import Budget
 from fxprune.trace import Traced, trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Size = Callable[[DependencyGraph, tuple[str, ...]], int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,8 @@ class Trimmed:
         report: what the oracle measured; None if it did not run.
         before: the original's tokenizer.
         original: the traced original, without weights.
+        args: example positional inputs for the smaller model.
+        kwargs: example keyword inputs.
     """
 
     model: PreTrainedModel
@@ -53,16 +57,13 @@ class Trimmed:
     report: oracle.VerifyReport | None
     before: PreTrainedTokenizerBase
     original: Traced
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
     @property
     def size(self) -> int:
         """How many tokens stay."""
         return len(next(iter(self.plan.kept.values())))
-
-    @property
-    def freed(self) -> int:
-        """How many parameters went."""
-        return self.plan.parameters_before - self.plan.parameters_after
 
     def then(self, traced: Traced, plan: Plan) -> Plan:
         """This and a plan for what is left as one, for the original.
@@ -77,21 +78,39 @@ class Trimmed:
         return whole(begun(self.original, first, Step.of(*planned(traced, plan), plan)))
 
     def rates(self, text: Text) -> tuple[float, float]:
-        """Tokens per word of a text, before and after; words are what spaces part."""
-        words = sum(len(record.split()) for record in text.records)
-        if not words:
-            raise VocabularyError(f"{text.name} has no words in it")
-        both = (self.before, self.tokenizer)
-        found = [sum(len(tokens(t, record)) for record in text.records) / words for t in both]
-        return found[0], found[1]
+        """Tokens per word of a text, before and after."""
+        return per_word(self.before, text), per_word(self.tokenizer, text)
+
+    def words(self, *texts: Text) -> Iterator[str]:
+        """How many tokens there are, and in a word of each text, before and after."""
+        old, new = len(self.before), self.size
+        yield f"tokens: {old:,} before, {new:,} after"
+        for text in texts:
+            before, after = self.rates(text)
+            yield f"tokens per word of {text.name}: {before:.3f} before, {after:.3f} after"
+
+
+def per_word(tokenizer: PreTrainedTokenizerBase, text: Text) -> float:
+    """Tokens per word of a text; words are what white space parts.
+
+    Raises:
+        VocabularyError: it has none.
+    """
+    words = sum(len(record.split()) for record in text.records)
+    if not words:
+        raise VocabularyError(f"{text.name} has no words in it")
+    return sum(len(tokens(tokenizer, record)) for record in text.records) / words
 
 
 def trim(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None,
-    text: Text,
-    size: int | Size,
+    text: Text | None,
+    size: int | None,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
     *,
+    goal: Mapping[str, Any] | None = None,
     verify: bool = True,
 ) -> Trimmed:
     """Leave out the tokens that a text uses least; those that stay keep their logits.
@@ -101,8 +120,10 @@ def trim(
         tokenizer: its tokenizer, with a ``tokenizer.json``.
         text: whose tokens stay, the most frequent first, see
             :func:`fxprune.hf.vocabulary.choose.choose`.
-        size: tokens that stay; or what tells, from the groups of the model and the names of those
-            of tokens.
+        size: tokens that stay; None for what ``goal`` leaves room for.
+        args: example positional inputs, see :func:`fxprune.trace`.
+        kwargs: example keyword inputs.
+        goal: ``pruning_ratio`` of parameters, or a ``budget`` of them.
         verify: run the oracle.
 
     Raises:
@@ -118,12 +139,14 @@ def trim(
             f"vocabulary=: {type(model).__name__} is no model of transformers, whose config says "
             "how many tokens there are"
         )
+    if text is None:
+        raise VocabularyError("vocabulary=: tokens are chosen by text: give calibration= a text")
     counts = counted(tokenizer, text.records)
     made: Any = model
-    traced = trace(made)
+    traced = trace(made, args, kwargs)
     graph = discover(traced)
     groups, rows = _groups(made, graph)
-    wanted = size if isinstance(size, int) else size(graph, groups)
+    wanted = _fitting(graph, groups, goal or {}) if size is None else size
     pieces = Pieces.of(read)
     if max(pieces.texts) >= rows:
         raise VocabularyError(
@@ -147,25 +170,55 @@ def trim(
     except ShrinkError as error:
         raise ShrinkError(f"vocabulary=: {error}") from error
     new = tokenizers.trimmed(tokenizer, kept, read)
-    return Trimmed(smaller, new, plan, report, tokenizer, without_weights(traced))
+    example = Example(traced.args, dict(traced.kwargs))
+    _, example = renumbered(traced.graph_module, example, kept_tokens(graph, plan))
+    blank = without_weights(traced)
+    return Trimmed(smaller, new, plan, report, tokenizer, blank, example.args, example.kwargs)
 
 
-def fitting(share: float) -> Size:
-    """As many tokens as a share of the model's parameters, at most, leaves room for."""
+def without_tokens(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """A model without the tokens that a plan leaves out; nothing else of the plan is done.
 
-    def size(graph: DependencyGraph, groups: tuple[str, ...]) -> int:
-        rows = graph[groups[0]].size
-        every = sum(map(math.prod, parameter_shapes(graph).values()))
-        one = every - count_parameters(graph, {graph[name].dim: rows - 1 for name in groups})
-        left = rows - math.ceil((every - share * every) / one - 1e-9)
-        if left < 1:
-            raise VocabularyError(
-                f"tokens are {rows * one / every:.0%} of the parameters: without all of them more "
-                f"than {share:.0%} are left"
-            )
-        return left
+    Args:
+        model: one of the architecture that the plan is for. The result shares what is not cut.
+        plan: the plan.
 
-    return size
+    Returns:
+        The model itself, if the plan leaves out none.
+
+    Raises:
+        PlanError: the plan is for another model.
+    """
+    if not any(kind_of_unit(name.rpartition(":")[2]) == "vocabulary" for name in plan.kept):
+        return model
+    plan.check_model(model)
+    traced = trace(model)
+    graph = discover(traced)
+    of_tokens = {g.name for g in graph.frozen if g.kind == "vocabulary"} & plan.kept.keys()
+    alone = Plan.of(graph, {name: plan.kept[name] for name in of_tokens})
+    return shrink(model, alone, traced=traced, share=True)
+
+
+def _fitting(graph: DependencyGraph, groups: tuple[str, ...], goal: Mapping[str, Any]) -> int:
+    """As many tokens as a goal for the model's parameters leaves room for.
+
+    Raises:
+        VocabularyError: it is about something else, or more than all tokens would have to go.
+    """
+    every = sum(map(math.prod, parameter_shapes(graph).values()))
+    budget: Budget | None = goal.get("budget")
+    if budget is not None and set(budget.limits) != {"params"}:
+        raise VocabularyError("tokens are parameters, and no other budget is met by them: params=")
+    most = 1 - goal["pruning_ratio"] if budget is None else float(budget.params or 0)
+    most = most if most > 1 else most * every
+    rows = graph[groups[0]].size
+    one = every - count_parameters(graph, {graph[name].dim: rows - 1 for name in groups})
+    left = rows - math.ceil((every - most) / one - 1e-9)
+    if left < 1:
+        raise VocabularyError(
+            f"tokens are {rows * one / every:.0%} of the parameters, and more are to go"
+        )
+    return min(left, rows)
 
 
 def _groups(model: Any, graph: DependencyGraph) -> tuple[tuple[str, ...], int]:
