@@ -22,6 +22,7 @@ from fxprune.axes.positions import Units, as_ranges, check_units, from_ranges
 from fxprune.errors import PlanError
 from fxprune.files import write_text
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.kinds import kind_of_unit
 from fxprune.groups.parameters import Shapes, count_parameters, digest, parameter_shapes, weight_of
 
 if TYPE_CHECKING:
@@ -240,6 +241,13 @@ class Plan:
         from fxprune.hf.shrink.chain import then
 
         return then(self, other, traced)
+
+    @property
+    def tokens(self) -> tuple[int, ...] | None:
+        """The tokens that stay, ascending; None if none go."""
+        words = {name: name.rpartition(":")[2] for name in self.kept}
+        of_tokens = [name for name, word in words.items() if kind_of_unit(word) == "vocabulary"]
+        return self.kept[of_tokens[0]] if of_tokens else None
 
     def kept_units(self, graph: DependencyGraph) -> dict[Dim, Units]:
         """The units that stay, int64 and ascending, by the dim of each group that loses units."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ def write_card(
         _table(("", "before", "after", "change"), rows(outcome.before, outcome.after)),
         "\n".join(f"* {line}" for line in _measured(outcome)),
         "## What went",
-        *_gone(outcome.result),
+        *_gone(outcome.result, outcome.notes),
         "## Loading",
         *_loading(outcome.result, name or "FOLDER"),
         "## How it was made",
@@ -116,8 +116,10 @@ def _measured(outcome: Outcome) -> Iterator[str]:
         yield f"proven against the original before values changed: {outcome.result.report}"
 
 
-def _gone(result: PruneResult) -> Iterator[str]:
+def _gone(result: PruneResult, notes: Iterable[str]) -> Iterator[str]:
     """What stays in each layer, those that are alike in one row, and what went whole."""
+    if notes:
+        yield "\n".join(f"* {line}" for line in notes)
     if result.plan.removed:
         yield f"Removed whole: {', '.join(f'`{name}`' for name in result.plan.removed)}."
     layers: dict[tuple[str, int], dict[str, set[str]]] = {}

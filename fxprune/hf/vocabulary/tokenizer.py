@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 # What older versions of transformers keep the same tokens in.
-_OTHERS = (
+OTHERS = (
     "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json", "tokenizer.model",
     "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
@@ -64,7 +64,7 @@ def trimmed(
     with TemporaryDirectory() as place, quiet():
         folder = Path(place)
         tokenizer.save_pretrained(folder)
-        for name in _OTHERS:
+        for name in OTHERS:
             (folder / name).unlink(missing_ok=True)
         (folder / FILE).write_text(json.dumps(changed, ensure_ascii=False), encoding="utf-8")
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -13,7 +13,6 @@ from fxprune.data.chat import tokens
 from fxprune.data.text import Text
 from fxprune.errors import ShrinkError, VocabularyError
 from fxprune.groups.dependency import DependencyGraph, discover
-from fxprune.groups.kinds import kind_of_unit
 from fxprune.groups.parameters import count_parameters, parameter_shapes
 from fxprune.hf.open.architecture import is_transformers
 from fxprune.hf.shrink.shrink import shrink
@@ -63,7 +62,7 @@ class Trimmed:
     @property
     def size(self) -> int:
         """How many tokens stay."""
-        return len(next(iter(self.plan.kept.values())))
+        return len(self.plan.tokens or ())
 
     def then(self, traced: Traced, plan: Plan) -> Plan:
         """This and a plan for what is left as one, for the original.
@@ -189,7 +188,7 @@ def without_tokens(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     Raises:
         PlanError: the plan is for another model.
     """
-    if not any(kind_of_unit(name.rpartition(":")[2]) == "vocabulary" for name in plan.kept):
+    if plan.tokens is None:
         return model
     plan.check_model(model)
     traced = trace(model)
