@@ -40,7 +40,7 @@ class Numbers:
         for holder, name, value in _entries(config):
             if _LISTS.search(name):
                 new = self._left(value)
-            elif self._gone(value):
+            elif self._gone(_last(name, value)):
                 raise ShrinkError(f"{name}={value!r} of the config names a token that goes")
             else:
                 new = self._mapped(value, name == "forced_decoder_ids")
@@ -80,8 +80,7 @@ def named(config: Any) -> frozenset[int]:
     found: set[int] = set()
     for _, name, value in _entries(config):
         if not _LISTS.search(name):
-            pairs = name == "forced_decoder_ids"
-            found.update(ids([token for _, token in value] if pairs else value))
+            found.update(ids(_last(name, value)))
     return frozenset(found)
 
 
@@ -94,6 +93,11 @@ def ids(value: Any) -> Iterator[int]:
             yield from ids(item)
     elif type(value) is int and value >= 0:
         yield value
+
+
+def _last(name: str, value: Any) -> Any:
+    """The tokens of an entry: some have places as well."""
+    return [token for _, token in value] if name == "forced_decoder_ids" else value
 
 
 def _tokens(entry: Any) -> Any:
