@@ -60,8 +60,8 @@ def main() -> None:
                 "perplexity per token": found.perplexity,
                 "seconds": time.perf_counter() - start,
             }
-        if cut is not None:
-            line |= _exact(model, cut, texts, options.sentences)
+        if cut is not None and options.sentences:
+            line |= _exact(model, cut, others, options.sentences)
         print(json.dumps(line), flush=True)
 
 

@@ -135,7 +135,7 @@ class PruneConfig:
         if self.width:
             from fxprune.select.schedule import goals
 
-            goals(self.steps, **self.goal())
+            goals(self.steps, **(left(self.goal(), 1, 1) if self.tokens else self.goal()))
             if self.search != "predicted" and self.steps > 1:
                 raise SelectionError(f"search={self.search!r} measures once: leave out steps=")
         else:

@@ -245,9 +245,8 @@ class Plan:
     @property
     def tokens(self) -> tuple[int, ...] | None:
         """The tokens that stay, ascending; None if none go."""
-        words = {name: name.rpartition(":")[2] for name in self.kept}
-        of_tokens = [name for name, word in words.items() if kind_of_unit(word) == "vocabulary"]
-        return self.kept[of_tokens[0]] if of_tokens else None
+        kinds = {kind_of_unit(name.rpartition(":")[2]): units for name, units in self.kept.items()}
+        return kinds.get("vocabulary")
 
     def kept_units(self, graph: DependencyGraph) -> dict[Dim, Units]:
         """The units that stay, int64 and ascending, by the dim of each group that loses units."""

@@ -246,10 +246,10 @@ def test_what_is_saved_comes_back(tmp_path: Path, config: PruneConfig, name: str
 
 
 def test_everything_is_tried() -> None:
-    """Every field but two has another value than its default in the example above."""
+    """Every field but three has another value than its default in the example above."""
     plain = PruneConfig()
     same = {f.name for f in fields(plain) if getattr(plain, f.name) == getattr(EVERYTHING, f.name)}
-    assert same == {"groups", "search"}
+    assert same == {"groups", "search", "vocabulary"}
 
 
 def test_a_report_gives_its_configuration_back(tmp_path: Path) -> None:

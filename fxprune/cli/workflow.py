@@ -209,18 +209,18 @@ def run(
         count, length = windows
         return perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
 
+    cut = windows_of(tokenizer)
+
     def measure(module: nn.Module, tokenizer: Any) -> Measurement:
-        cut = windows_of(tokenizer)
+        found = None
+        if cut is not None and evaluation is not None:
+            found = perplexity.perplexity(module, cut, progress=progress).perplexity
+            found = scaled(found, per_word(tokenizer, evaluation)) if config.tokens else found
         return report.Measurement(
             report.parameters(module),
             report.macs(module, (), report.resized(example, *MACS_AT)),
             report.size(module),
-            None
-            if cut is None
-            else scaled(
-                perplexity.perplexity(module, cut, progress=progress).perplexity,
-                per_word(tokenizer, evaluation) if config.tokens and evaluation else 1.0,
-            ),
+            found,
         )
 
     criterion = None if known is not None else config.make_criterion(calibration is not None)
@@ -252,14 +252,11 @@ def run(
         after = report.Measurement(report.parameters(small), size=report.size(small))
         caption = "static sizes: costs not compared"
         return Outcome(before, after, caption, result, folder, opened)
+    if result.vocabulary is not None:
+        cut = windows_of(result.tokenizer)
     after = measure(small, result.tokenizer)
-    caption = _caption(example, at, windows_of(result.tokenizer), evaluation)
-    notes: tuple[str, ...] = ()
-    if (cut := result.vocabulary) is not None:
-        notes = (
-            *cut.words(*(each for each in (calibration, evaluation) if each is not None)),
-            "perplexity is that of a word: tokens are others",
-        )
+    caption = _caption(example, at, cut, evaluation)
+    notes = _of_tokens(result, calibration, evaluation)
     outcome = Outcome(before, after, caption, result, folder, opened, notes)
     if not room_for(before.size or 0):
         return outcome
@@ -268,6 +265,14 @@ def run(
         both = (reload().to(device), small)
         times = report.latency([report.forward(module, (), inputs) for module in both])
     return _timed(outcome, *times)
+
+
+def _of_tokens(result: PruneResult, *texts: Text | None) -> tuple[str, ...]:
+    """What there is to say of the tokens that went."""
+    if result.vocabulary is None:
+        return ()
+    lines = result.vocabulary.words(*(text for text in texts if text is not None))
+    return *lines, "perplexity is that of a word: tokens are others"
 
 
 def scaled(perplexity: float, rate: float) -> float:

@@ -308,6 +308,7 @@ def test_what_has_no_tokens_and_what_a_config_asks_for() -> None:
         {"vocabulary": 9, "criterion": "obs"},
         {"vocabulary": 9, "compensation": "bias"},
         {"vocabulary": 9, "steps": 2},
+        {"vocabulary": 9, "budget": Budget(macs=0.5)},
     ],
 )
 def test_configurations_that_make_no_sense(options: dict[str, Any]) -> None:
