@@ -189,7 +189,6 @@ def run(
     Raises:
         FxpruneError: whatever a stage refuses.
     """
-    from fxprune.data import text
     from fxprune.hf.vocabulary.trim import per_word
     from fxprune.importance.scores import Scores
     from fxprune.measure import perplexity, report
@@ -203,13 +202,7 @@ def run(
     model, tokenizer, device = loaded.model, loaded.tokenizer, device_of(loaded.model)
     example = from_config(pruned_first(model), device)
 
-    def windows_of(tokenizer: Any) -> list[Window] | None:
-        if evaluation is None or tokenizer is None:
-            return None
-        count, length = windows
-        return perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
-
-    cut = windows_of(tokenizer)
+    cut = _windows(tokenizer, evaluation, windows)
 
     def measure(module: nn.Module, tokenizer: Any) -> Measurement:
         found = None
@@ -253,7 +246,7 @@ def run(
         caption = "static sizes: costs not compared"
         return Outcome(before, after, caption, result, folder, opened)
     if result.vocabulary is not None:
-        cut = windows_of(result.tokenizer)
+        cut = _windows(result.tokenizer, evaluation, windows)
     after = measure(small, result.tokenizer)
     caption = _caption(example, at, cut, evaluation)
     notes = _of_tokens(result, calibration, evaluation)
@@ -265,6 +258,16 @@ def run(
         both = (reload().to(device), small)
         times = report.latency([report.forward(module, (), inputs) for module in both])
     return _timed(outcome, *times)
+
+
+def _windows(tokenizer: Any, text: Text | None, of: tuple[int, int]) -> list[Window] | None:
+    """So many windows of a text at most, and tokens in each; None without one or a tokenizer."""
+    if text is None or tokenizer is None:
+        return None
+    from fxprune.data.text import joined
+    from fxprune.measure import perplexity
+
+    return perplexity.windows(joined(tokenizer, text), of[1], limit=of[0])
 
 
 def _of_tokens(result: PruneResult, *texts: Text | None) -> tuple[str, ...]:
