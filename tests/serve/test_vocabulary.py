@@ -178,4 +178,4 @@ def test_fewer_tokens_in_llama_cpp(kind: str, size: int, tmp_path: Path) -> None
     texts = [text for text in (*TEXTS, WORDS) if kind == "pieces" or "<s>" not in text]
     for text, ids in zip(texts, tokens(file, texts), strict=True):
         assert ids == tokenizer(text).input_ids, text
-    assert compare(model, file, tokenizer(WORDS[:40]).input_ids) < 5e-3
+    assert compare(model, file, tokenizer(WORDS[:40]).input_ids, count=4) < 5e-3
