@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from fxprune.errors import ConfigError, CriterionError, SelectionError
 from fxprune.files import check_fields, plain, read_values, write_values
 from fxprune.groups.kinds import DEFAULT_KINDS, KINDS
-from fxprune.select.budget import Budget, fraction
+from fxprune.select.budget import Budget, fraction, left
 from fxprune.select.depth import FIXED, Depth
 from fxprune.select.options import (
     at_most,
     check_in_pieces,
     check_least,
     check_multiple,
-    check_only_depth,
+    check_number,
+    check_without_units,
     in_bytes,
     layer_ranges,
 )
@@ -30,6 +31,7 @@ from fxprune.select.options import (
 if TYPE_CHECKING:
     from fxprune.depth import DepthCriterion
     from fxprune.importance.criterion import Criterion
+    from fxprune.plan import Plan
 
 RATIO = 0.2  # if no goal is given
 
@@ -53,6 +55,8 @@ class PruneConfig:
         depth_criterion: how blocks and branches are scored, likewise; None is ``ppl``.
         kinds: kinds of groups to prune; by default MLPs, and heads of attention or of a state.
         groups: instead of kinds, names of groups.
+        vocabulary: tokens that stay, those that the calibration text uses most; alone, or before
+            units go. ``kinds="vocabulary"`` meets a ratio or a budget of parameters so.
         ignore: names of modules, or :mod:`fnmatch` patterns, that are left as they are.
         only: likewise, outside of which everything is left as it is: ``model.language_model``.
         layers: numbers of the layers, of every stack, that lose units or go: ``"4-20,25"``;
@@ -104,6 +108,7 @@ class PruneConfig:
     depth_criterion: Criterion | DepthCriterion | str | Mapping[str, Any] | None = None
     kinds: tuple[str, ...] = DEFAULT_KINDS
     groups: tuple[str, ...] | None = None
+    vocabulary: int | None = None
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     layers: str | None = None
@@ -139,11 +144,11 @@ class PruneConfig:
         if self.width:
             from fxprune.select.schedule import goals
 
-            goals(self.steps, **self.goal())
+            goals(self.steps, **(left(self.goal(), 1, 1) if self.tokens else self.goal()))
             if self.search != "predicted" and self.steps > 1:
                 raise SelectionError(f"search={self.search!r} measures once: leave out steps=")
         else:
-            check_only_depth(self)
+            check_without_units(self)
         self.make_criterion()
         found = self.make_depth_criterion()
         if self.stream or self.max_memory is not None:
@@ -154,18 +159,34 @@ class PruneConfig:
 
     @property
     def width(self) -> bool:
-        """Whether units of groups go, not depth alone."""
-        goals = (self.pruning_ratio, self.budget)
-        return self.depth is None or any(goal is not None for goal in goals)
+        """Whether units of groups go, not depth or tokens alone."""
+        goal = self.pruning_ratio is not None or self.budget is not None
+        alone = self.depth is None and self.vocabulary is None
+        return not self.only_tokens and (goal or alone)
 
-    def goal(self) -> dict[str, Any]:
-        """``pruning_ratio`` or ``budget`` of :func:`fxprune.select`; nothing for depth alone.
+    @property
+    def tokens(self) -> bool:
+        """Whether tokens go, before anything else."""
+        return self.vocabulary is not None or self.only_tokens
+
+    @property
+    def only_tokens(self) -> bool:
+        """Whether the goal is met by tokens alone."""
+        return self.kinds == ("vocabulary",) and self.groups is None
+
+    def goal(self, tokens: Plan | None = None) -> dict[str, Any]:
+        """``pruning_ratio`` or ``budget`` of :func:`fxprune.select`; nothing without units.
+
+        Args:
+            tokens: the plan by which tokens went before.
 
         Raises:
             SelectionError: the ratio and the budget exclude each other.
         """
-        if not self.width:
+        if not (self.width or self.only_tokens):
             return {}
+        if tokens is not None:
+            return left(self.goal(), tokens.parameters_before, tokens.parameters_after)
         if self.budget is None:
             ratio = RATIO if self.pruning_ratio is None else self.pruning_ratio
             return {"pruning_ratio": ratio}
@@ -205,24 +226,10 @@ class PruneConfig:
         Raises:
             CriterionError: there is none of that name, or it scores blocks alone.
         """
-        from fxprune.depth.criteria import DepthCriterion
-        from fxprune.depth.named import is_depth_only
-        from fxprune.importance.criterion import Criterion
-        from fxprune.importance.named import by_name
+        from fxprune.criteria import of_units
 
-        if not self.width:
-            return None
         given = ("obs" if causal else "taylor") if self.criterion is None else self.criterion
-        name = given.get("name") if isinstance(given, Mapping) else given
-        if isinstance(given, DepthCriterion) or is_depth_only(name):
-            raise CriterionError(
-                f"{name!r} scores blocks and branches, and units of groups are to go: give it as "
-                "depth_criterion=, with depth="
-            )
-        found = by_name(given, self.seed) if isinstance(given, str | Mapping) else given
-        if not isinstance(found, Criterion):
-            raise CriterionError(f"not a criterion: {found!r}; give an instance, such as Taylor()")
-        return found
+        return of_units(given, self.seed) if self.width else None
 
     def make_depth_criterion(self) -> Criterion | DepthCriterion | None:
         """What blocks are scored with; None where none are removed, or without scores.
@@ -230,9 +237,7 @@ class PruneConfig:
         Raises:
             CriterionError: there is none of that name, or it has no use.
         """
-        from fxprune.depth.criteria import DepthCriterion
-        from fxprune.depth.named import by_name
-        from fxprune.importance.criterion import Criterion
+        from fxprune.criteria import of_blocks
 
         given = self.depth_criterion
         if self.depth is None:
@@ -251,11 +256,7 @@ class PruneConfig:
             if given is not None:
                 raise CriterionError(f"{self.depth.schedule} looks at no scores: leave out {given}")
             return None
-        given = "ppl" if given is None else given
-        found = by_name(given, self.seed) if isinstance(given, str | Mapping) else given
-        if not isinstance(found, Criterion | DepthCriterion):
-            raise CriterionError(f"not a criterion: {found!r}; give an instance, such as PPL()")
-        return found
+        return of_blocks("ppl" if given is None else given, self.seed)
 
     def check_scores(self) -> None:
         """See that scores of an earlier run can take the place of a criterion.
@@ -383,15 +384,15 @@ class PruneConfig:
             raise SelectionError(f"{what}: choose from {', '.join(KINDS)}")
         for name, least in {
             "keep_first": 0, "keep_last": 0, "calibration_samples": 1,
-            "compensation_samples": 1, "written_samples": 0, "batch_size": 1,
+            "compensation_samples": 1, "written_samples": 0, "batch_size": 1, "vocabulary": 1,
         }.items():  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < least):
-                raise SelectionError(f"{name}={value!r}: a whole number, at least {least}")
+            check_number(name, getattr(self, name), least)
         check_multiple(self.multiple_of)
         check_least(self.min_kept)
         if self.target is not None:
             check_name(self.target)
+        if "vocabulary" in self.kinds and self.only_tokens == (self.vocabulary is not None):
+            raise SelectionError("kind vocabulary alone meets the goal; else give vocabulary=")
         lengths = self.calibration_lengths
         if lengths is not None and min(lengths, default=0) < 2:
             shown = ",".join(map(str, lengths))

@@ -37,6 +37,10 @@ class SelectionError(FxpruneError):
     """A pruning ratio or a budget that cannot be met."""
 
 
+class VocabularyError(FxpruneError):
+    """A tokenizer cannot lose tokens, or not so many."""
+
+
 class DepthError(FxpruneError):
     """A residual branch or block that cannot be removed, or too few of them."""
 

@@ -22,6 +22,7 @@ from fxprune.axes.positions import Units, as_ranges, check_units, from_ranges
 from fxprune.errors import PlanError
 from fxprune.files import write_text
 from fxprune.groups.dependency import DependencyGraph
+from fxprune.groups.kinds import kind_of_unit
 from fxprune.groups.parameters import Shapes, count_parameters, digest, parameter_shapes, weight_of
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ class Plan:
                 close = get_close_matches(name, groups, n=3)
                 hint = f"; close: {', '.join(close)}" if close else ""
                 raise PlanError(f"the plan names an unknown group {name!r}{hint}")
-            if group.reason is not None:
+            if group.reason is not None and group.kind != "vocabulary":
                 raise PlanError(f"the plan prunes the frozen group {name!r}: {group.reason}")
             if self.sizes.get(name) not in (None, group.size):
                 raise PlanError(
@@ -240,6 +241,12 @@ class Plan:
         from fxprune.hf.shrink.chain import then
 
         return then(self, other, traced)
+
+    @property
+    def tokens(self) -> tuple[int, ...] | None:
+        """The tokens that stay, ascending; None if none go."""
+        kinds = {kind_of_unit(name.rpartition(":")[2]): units for name, units in self.kept.items()}
+        return kinds.get("vocabulary")
 
     def kept_units(self, graph: DependencyGraph) -> dict[Dim, Units]:
         """The units that stay, int64 and ascending, by the dim of each group that loses units."""

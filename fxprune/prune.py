@@ -28,6 +28,7 @@ from fxprune.hf.folder.in_pieces import too_large, with_weights, without_weights
 from fxprune.hf.folder.state import State, begun
 from fxprune.hf.folder.weights import Weights, weights_of
 from fxprune.hf.open.architecture import is_causal_model
+from fxprune.hf.vocabulary.trim import check_alone, trim
 from fxprune.importance.criterion import Criterion
 from fxprune.importance.scores import Scores
 from fxprune.measure.latency import measure_latency
@@ -116,6 +117,21 @@ def prune(
         kwargs = kwargs or from_config(given, torch.device("cpu"))
     model, args, kwargs = opened(given, args, kwargs)
     optimizers.check(optimizer, model)
+    cut = None
+    if config.tokens:
+        check_alone(compensation_data=compensation_data, optimizer=optimizer)
+        with step("leaving out tokens", progress):
+            cut = trim(
+                model,
+                tokenizer,
+                as_text(calibration),
+                config.vocabulary,
+                args,
+                kwargs,
+                goal=config.goal(),
+                verify=config.verify,
+            )
+        model, args, kwargs, tokenizer = cut.model, cut.args, cut.kwargs, cut.tokenizer
     causal = is_causal_model(pruned_first(model))
     criterion = config.make_criterion(causal) if scores is None else None
     of_blocks = config.make_depth_criterion()
@@ -126,7 +142,8 @@ def prune(
     method = _method(config, causal, more)
     _check_data(config, criterion, of_blocks, data)
     width = config.width
-    asked: Sequence[Mapping[str, Any]] = goals(config.steps, **config.goal()) if width else ()
+    goal = config.goal(None if cut is None else cut.plan)
+    asked: Sequence[Mapping[str, Any]] = goals(config.steps, **goal) if width else ()
     selection = config.selection() | {"latency": latency}
     with step("tracing", progress):
         traced = trace(model, args, kwargs)
@@ -149,8 +166,9 @@ def prune(
     options = {"kinds": kinds, **selection}
     selection |= limits_of(graph, config.target, options, asked, progress)
     scores = kept.scores() if scores is None and width else scores
-    if removal is not None and not width:
-        scores, plan = removal.scores, Plan.of(graph, {}, criterion=removal.criterion)
+    if not width:
+        scores = Scores({}) if removal is None else removal.scores
+        plan = Plan.of(graph, {}, criterion=getattr(removal, "criterion", None))
     elif scores is not None:
         plan = select(graph, scores, kinds=kinds, **asked[0], **selection)
     else:
@@ -177,7 +195,7 @@ def prune(
         # The reference comes first: with ``consume`` the original is gone afterwards.
         with step("running the original with the removed units zeroed", progress):
             expected = oracle.reference(traced, plan, **options)
-    cut = None if optimizer is None else optimizers.Cut.of(traced, plan)
+    carried = None if optimizer is None else optimizers.Cut.of(traced, plan)
     with step("rewriting", progress):
         free = consume and method is None and source is None
         small = rewrite(traced, plan, share=(share or consume) and source is None, consume=free)
@@ -203,18 +221,24 @@ def prune(
             stream=source,
             mended=store,
         )
-    optimizers.carry(optimizer, traced.module, small, cut)
+    optimizers.carry(optimizer, traced.module, small, carried)
     return PruneResult(
         small, plan, report, traced, graph, scores, mended, removal, met, config, tokenizer, cost,
-        weights_of(traced, plan, small, source, store), kept,
+        weights_of(traced, plan, small, source, store), kept, cut,
     )  # fmt: skip
 
 
-def _check_scores(config: PruneConfig, scores: Any) -> None:
-    if scores is not None:
-        config.check_scores()
-        if not isinstance(scores, Scores):
-            raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
+def _check_scores(config: PruneConfig, scores: Scores | None) -> None:
+    """Refuse scores that are none or have no use.
+
+    Raises:
+        FxpruneError: they are.
+    """
+    if scores is None:
+        return
+    config.check_scores()
+    if not isinstance(scores, Scores):
+        raise CriterionError(f"scores= takes fxprune.Scores, not {type(scores).__name__}")
 
 
 def _able(
@@ -287,6 +311,8 @@ def draw_calibration(
     Raises:
         CalibrationError: the text cannot be read or is too short, or there is no tokenizer.
     """
+    if not config.width and config.depth is None:
+        return None, None
     text = as_text(calibration)
     if text is None and config.written_samples:
         raise CalibrationError("written_samples= joins text, and calibration= is none")

@@ -16,6 +16,7 @@ from fxprune.depth import Removal
 from fxprune.errors import CheckpointError, FxpruneWarning, ShrinkError
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.hf.folder.state import State
+from fxprune.hf.vocabulary.trim import Trimmed
 from fxprune.importance.scores import Scores
 from fxprune.measure.latency_report import LatencyReport
 from fxprune.plan import Plan
@@ -36,9 +37,9 @@ class PruneResult:
 
     Attributes:
         graph_module: the smaller model as a GraphModule.
-        plan: what was kept.
+        plan: what was kept of ``graph``; of the original if no tokens went, else see :attr:`whole`.
         report: what the oracle measured, before compensation; None if it did not run.
-        traced: the traced original.
+        traced: the traced original, without the tokens that went.
         graph: its groups, without removed blocks and branches.
         scores: importance of every unit in the original, to plan again at another ratio.
         compensation: what compensation did; None if there was none.
@@ -50,6 +51,7 @@ class PruneResult:
         weights: those of ``graph_module``, where it is on ``meta`` as it was pruned in pieces:
             :meth:`save` reads, slices and writes one tensor after the other.
         state: what was found on the way; ``state.end()`` removes it, once the result is saved.
+        vocabulary: which tokens went first; None if none did.
     """
 
     graph_module: fx.GraphModule
@@ -66,6 +68,14 @@ class PruneResult:
     surcharge: Surcharge | None = None
     weights: SmallWeights | None = None
     state: State = field(default_factory=State)
+    vocabulary: Trimmed | None = None
+
+    @functools.cached_property
+    def whole(self) -> Plan:
+        """All that went as one plan for the original, its tokens too."""
+        if self.vocabulary is None:
+            return self.plan
+        return self.vocabulary.then(self.traced, self.plan)
 
     @property
     def model(self) -> nn.Module:
@@ -141,7 +151,7 @@ class PruneResult:
                 checkpoint.save(
                     small,
                     folder,
-                    plan=self.plan,
+                    plan=self.whole,
                     tokenizer=tokenizer,
                     tensors=tensors,
                     within=self.state.folder,

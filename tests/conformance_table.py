@@ -26,7 +26,8 @@ from tests.zoo import OTHER, ZOO, Entry
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
 # Of the others the models of the table have none, but for units outside of layers.
-SHOWN = tuple(k for k in KINDS if k not in ("expert", "state", "conv", "latent", "other"))
+HIDDEN = ("expert", "state", "conv", "latent", "vocabulary", "other")
+SHOWN = tuple(k for k in KINDS if k not in HIDDEN)
 
 INTRODUCTION = """\
 # Conformance

@@ -249,7 +249,7 @@ def test_everything_is_tried() -> None:
     """Every field but those that do not go with others is another than its default above."""
     plain = PruneConfig()
     same = {f.name for f in fields(plain) if getattr(plain, f.name) == getattr(EVERYTHING, f.name)}
-    assert same == {"groups", "search", "stream", "max_memory"}
+    assert same == {"groups", "search", "stream", "max_memory", "vocabulary"}
     streamed = PruneConfig(stream=True, max_memory="6GiB")
     assert streamed.max_memory == 6 * 2**30
     assert PruneConfig.from_dict(streamed.to_dict()) == streamed

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
 from fxprune.files import write_text
+from fxprune.inspect.lost import Left, by_layer
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -24,8 +24,6 @@ TAGS = ("fxprune", "pruned")
 _COPIED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 # What these run is not the folder itself, and whether they can takes an export to find out.
 _EXPORTS = ("onnx", "torch")
-_HEADS = {"attention": "key/value heads", "query": "query heads per key/value head"}
-_HEADS |= {"mlp": "MLP units", "channel": "channels", "expert": "experts"}
 
 
 def write_card(
@@ -65,7 +63,7 @@ def write_card(
         _table(("", "before", "after", "change"), rows(outcome.before, outcome.after)),
         "\n".join(f"* {line}" for line in _measured(outcome)),
         "## What went",
-        *_gone(outcome.result),
+        *_gone(outcome.result, outcome.notes),
         "## Loading",
         *_loading(outcome.result, name or "FOLDER"),
         "## How it was made",
@@ -116,33 +114,26 @@ def _measured(outcome: Outcome) -> Iterator[str]:
         yield f"proven against the original before values changed: {outcome.result.report}"
 
 
-def _gone(result: PruneResult) -> Iterator[str]:
+def _gone(result: PruneResult, notes: Iterable[str]) -> Iterator[str]:
     """What stays in each layer, those that are alike in one row, and what went whole."""
+    if notes:
+        yield "\n".join(f"* {line}" for line in notes)
     if result.plan.removed:
         yield f"Removed whole: {', '.join(f'`{name}`' for name in result.plan.removed)}."
-    layers: dict[tuple[str, int], dict[str, set[str]]] = {}
-    others = []
     cut = {result.graph[name].kind for name in result.plan.kept}
-    for group in result.graph.groups:
-        if group.kind not in cut:
-            continue
-        left = result.plan.kept.get(group.name)
-        words = f"{group.size if left is None else len(left):,} of {group.size:,}"
-        if group.layer is None:
-            others.append((group.name, words))
-        else:
-            layers.setdefault(group.layer, {}).setdefault(group.kind, set()).add(words)
-    kinds = list(dict.fromkeys(kind for cells in layers.values() for kind in cells))
-    if kinds:
-        rows = []
-        for cells, run in groupby(layers.items(), key=lambda item: (item[0][0], item[1])):
-            numbers = [number for (_, number), _ in run]
-            span = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-            stays = (", ".join(sorted(cells[1].get(kind, {"-"}))) for kind in kinds)
-            rows.append((f"`{cells[0]}` {span}", *stays))
-        yield _table(("layers", *(_HEADS.get(kind, kind) for kind in kinds)), rows)
-    if others:
-        yield _table(("group", "units"), [(f"`{name}`", words) for name, words in others])
+    stays = {name: len(units) for name, units in result.plan.kept.items()}
+    groups = [g for g in result.graph.groups if g.kind in cut]
+    left = (Left(g.name, g.kind, g.layer, stays.get(g.name, g.size), g.size) for g in groups)
+    head, rows, others = by_layer(left)
+    for table, first in ((rows, head), (others, ("group", "units"))):
+        if table:
+            yield _table(first, [(_code(name), *cells) for name, *cells in table])
+
+
+def _code(name: str) -> str:
+    """A name as code, and the numbers of layers behind it."""
+    place, space, span = name.partition(" ")
+    return f"`{place}`{space}{span}"
 
 
 def _loading(result: PruneResult, where: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from fxprune.groups.dependency import DependencyGraph
     from fxprune.inspect.blank import Blank
+    from fxprune.inspect.lost import Lost
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Wanted:
         every: show group by group.
         legal: show the sizes that configs and kernels can take.
         engine: and those that this engine can.
+        against: a pruned folder: what it lost, instead of everything else.
     """
 
     dot: Path | None = None
@@ -42,6 +44,7 @@ class Wanted:
     every: bool = False
     legal: bool = False
     engine: str | None = None
+    against: str | None = None
 
     def check(self) -> None:
         """Refuse options that are of no use together.
@@ -59,6 +62,9 @@ class Wanted:
             check_name(self.engine)
         if self.to is not None and self.explain is None:
             raise FxpruneError("--to is the end of a path: give its beginning, --explain")
+        alone = (self.dot, self.html, self.explain, self.layer, self.every, self.legal)
+        if self.against is not None and any(alone):
+            raise FxpruneError("--against goes alone or with --json: leave the other options out")
         if self.explain is not None and (self.dot or self.html):
             raise FxpruneError("--explain goes alone or with --json: leave --dot and --html out")
 
@@ -80,11 +86,19 @@ def inspect_spec(model: str, wanted: Wanted) -> None:
     from fxprune.importance.scores import Scores
     from fxprune.inspect import facts as inspection
     from fxprune.inspect.blank import open_blank
+    from fxprune.inspect.lost import lost
     from fxprune.progress import step
 
     scores = None if wanted.scores is None else Scores.load(wanted.scores)
     with step(f"reading {model}"):
         opened = open_blank(model)
+    if wanted.against is not None:
+        with step(f"reading {wanted.against}"):
+            found = lost(opened, open_blank(wanted.against))
+        _show_lost(Console(), found, f"{opened.name} against {wanted.against}")
+        if wanted.json_file is not None:
+            inspection.write_json(wanted.json_file, found.as_json())
+        return
     with step("discovering groups"):
         graph = discover(opened.traced)
     if wanted.explain is not None:
@@ -105,6 +119,25 @@ def inspect_spec(model: str, wanted: Wanted) -> None:
         content = inspection.as_json(graph, facts)
     if wanted.json_file is not None:
         inspection.write_json(wanted.json_file, content)
+
+
+def _show_lost(console: Console, found: Lost, title: str) -> None:
+    """Print what a model lost."""
+    from rich import box
+    from rich.table import Table
+
+    from fxprune.inspect.lost import by_layer
+
+    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    for line in (title, *found.lines()):
+        console.print(line, **plain)
+    head, rows, others = by_layer(found.groups)
+    for first, cells in ((head, rows), (("group", "units"), others)):
+        table = Table(*first, box=box.SIMPLE_HEAD, pad_edge=False)
+        for row in cells:
+            table.add_row(*row)
+        if cells:
+            console.print(table)
 
 
 def _show(

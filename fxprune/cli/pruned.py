@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxprune.config import PruneConfig
@@ -46,11 +46,15 @@ def pruned(
     if source is not None:
         config = replace(config, stream=True, written_samples=0)
     criterion = None if scores is not None else config.make_criterion(calibration is not None)
-    data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
+    data: Any = calibration
+    more, drawn = None, config
+    if not config.tokens:  # else what is drawn has to be of those that stay
+        data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
+        drawn = replace(config, written_samples=0)  # they are in the data
     return prune(
         model if source is None else source,
         kwargs=from_config(pruned_first(model), device),
-        config=replace(config, written_samples=0),  # they are in the data
+        config=drawn,
         calibration=data,
         compensation_data=more,
         tokenizer=tokenizer,

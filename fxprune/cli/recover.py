@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import fx
 
 from fxprune.data import text
 from fxprune.data.text import Text
-from fxprune.errors import EvaluationError, RecoveryError
+from fxprune.errors import EvaluationError, PlanError, RecoveryError
 from fxprune.files import write_text
 from fxprune.hf.folder import checkpoint
 from fxprune.hf.folder.graph_folder import PLAN, original
@@ -170,10 +171,7 @@ def recover_spec(
     teacher: Distillation | None = None
     if teaching.model is not None:
         original_model, _ = _open(teaching.model, dtype, progress and first)
-        plan = Plan.load(Path(model) / PLAN) if teaching.hidden else None
-        teacher = Distillation(
-            original_model.model, teaching.temperature, teaching.weight, teaching.hidden, plan
-        )
+        teacher = _teacher(original_model.model, Path(model) / PLAN, teaching)
     before = _perplexities(subject, evaluation, windows, progress) if first else {}
     found = recover(
         subject.model,
@@ -210,6 +208,25 @@ def recover_spec(
     }
     write_text(out / runs.REPORT, json.dumps(facts, indent=1) + "\n")
     return outcome
+
+
+def _teacher(original: Any, file: Path, teaching: Teaching) -> Distillation:
+    """The teacher, without the tokens that the student lost.
+
+    Raises:
+        RecoveryError: its hidden states are to be learned as well, of a plan that is about tokens.
+    """
+    from fxprune.hf.vocabulary.trim import without_tokens
+
+    plan = Plan.load(file) if file.is_file() else None
+    if plan is not None and not isinstance(original, fx.GraphModule):
+        with contextlib.suppress(PlanError):  # of another model than the teacher
+            found = without_tokens(original, plan)
+            if found is not original and teaching.hidden:
+                raise RecoveryError("hidden states are not learned where tokens went: leave it out")
+            original = found
+    hidden = plan if teaching.hidden else None
+    return Distillation(original, teaching.temperature, teaching.weight, teaching.hidden, hidden)
 
 
 def named_method(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ class Outcome:
         result: what :func:`fxprune.prune` gave.
         folder: where it is saved.
         opened_by: how to open it, in words.
+        notes: what else there is to say.
     """
 
     before: Measurement
@@ -55,6 +57,7 @@ class Outcome:
     result: PruneResult
     folder: Path
     opened_by: str
+    notes: tuple[str, ...] = ()
 
     def show(self, console: Console) -> None:
         """Print the table of costs, how they were measured and what the oracle found."""
@@ -63,6 +66,8 @@ class Outcome:
         console.print(table(self.before, self.after))
         plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
         console.print(self.caption, style="dim", **plain)
+        for line in self.notes:
+            console.print(line, **plain)
         if self.result.report is not None:
             console.print(f"proof: {self.result.report}", **plain)
         if self.result.latency is not None:
@@ -81,6 +86,8 @@ class Outcome:
         measured = self.caption.splitlines()
         if self.result.surcharge is not None:
             facts["target"] = self.result.surcharge.to_dict()
+        if self.notes:
+            facts["notes"] = list(self.notes)
         content = {**facts, **as_json(self.before, self.after), "measured": measured}
         write_text(path, json.dumps(content, indent=1) + "\n")
 
@@ -194,7 +201,7 @@ def run(
         FxpruneError: whatever a stage refuses.
     """
     from fxprune.cli.pruned import pruned
-    from fxprune.data import text
+    from fxprune.hf.vocabulary.trim import per_word
     from fxprune.measure import perplexity, report
     from fxprune.rewrite.history import pruned_first
     from fxprune.trace import trace
@@ -204,20 +211,19 @@ def run(
         check_shrinks(loaded.model, config)
     model, tokenizer = loaded.model, loaded.tokenizer
     device = torch.device("cpu") if source is not None else device_of(model)
-    example, cut = from_config(pruned_first(model), device), None
-    if evaluation is not None and tokenizer is not None:
-        count, length = windows
-        cut = perplexity.windows(text.joined(tokenizer, evaluation), length, limit=count)
+    example = from_config(pruned_first(model), device)
+    cut = _windows(tokenizer, evaluation, windows)
 
-    def measure(module: nn.Module, weights: Weights | None) -> Measurement:
+    def measure(module: nn.Module, tokenizer: Any, weights: Weights | None) -> Measurement:
         found = None
-        if cut is not None:
+        if cut is not None and evaluation is not None:
             run = module if weights is None else trace(module, (), example)
             found = perplexity.perplexity(run, cut, progress=progress, stream=weights).perplexity
+            found = scaled(found, per_word(tokenizer, evaluation)) if config.tokens else found
         macs = report.macs(module, (), report.resized(example, *MACS_AT))
         return report.Measurement(report.parameters(module), macs, report.size(module), found)
 
-    before = measure(model, source)
+    before = measure(model, tokenizer, source)
     result = pruned(loaded, config, folder, calibration, scores, source, progress)
     if save_scores is not None:
         result.scores.save(save_scores)
@@ -231,12 +237,14 @@ def run(
         caption = "static sizes: costs not compared"
         return Outcome(before, after, caption, result, folder, opened)
     if source is not None:
-        return _in_pieces(
-            Outcome(before, before, "", result, folder, opened), measure, cut, evaluation
-        )
-    after = measure(small, None)
+        whole = Outcome(before, before, "", result, folder, opened)
+        return _in_pieces(whole, measure, cut, evaluation)
+    if result.vocabulary is not None:
+        cut = _windows(result.tokenizer, evaluation, windows)
+    after = measure(small, result.tokenizer, None)
     caption = _caption(example, at, cut, evaluation)
-    outcome = Outcome(before, after, caption, result, folder, opened)
+    notes = _of_tokens(result, calibration, evaluation)
+    outcome = Outcome(before, after, caption, result, folder, opened, notes)
     if not room_for(before.size or 0):
         return outcome
     with step("timing", progress):
@@ -248,7 +256,7 @@ def run(
 
 def _in_pieces(
     outcome: Outcome,
-    measure: Callable[[nn.Module, Weights | None], Measurement],
+    measure: Callable[..., Measurement],
     cut: Sequence[Window] | None,
     text: Text | None,
 ) -> Outcome:
@@ -259,13 +267,39 @@ def _in_pieces(
     folder, small = outcome.folder, outcome.result.graph_module
     try:
         saved = Weights(folder)
-        after = measure(without_weights(saved).model, saved)
+        after = measure(without_weights(saved).model, None, saved)
     except CheckpointError:  # it holds a graph
         from fxprune.measure import report
 
         after = report.Measurement(report.parameters(small), size=report.size(small))
     said = _caption({}, None, cut, text)
     return replace(outcome, after=after, caption=f"{said}\nin pieces: not timed")
+
+
+def _windows(tokenizer: Any, text: Text | None, of: tuple[int, int]) -> list[Window] | None:
+    """So many windows of a text at most, and tokens in each; None without one or a tokenizer."""
+    if text is None or tokenizer is None:
+        return None
+    from fxprune.data.text import joined
+    from fxprune.measure import perplexity
+
+    return perplexity.windows(joined(tokenizer, text), of[1], limit=of[0])
+
+
+def _of_tokens(result: PruneResult, *texts: Text | None) -> tuple[str, ...]:
+    """What there is to say of the tokens that went."""
+    if result.vocabulary is None:
+        return ()
+    lines = result.vocabulary.words(*(text for text in texts if text is not None))
+    return *lines, "perplexity is that of a word: tokens are others"
+
+
+def scaled(perplexity: float, rate: float) -> float:
+    """The perplexity of a word of so many tokens."""
+    try:
+        return float(perplexity**rate)
+    except OverflowError:
+        return math.inf
 
 
 def _timed(outcome: Outcome, before: float, after: float) -> Outcome:

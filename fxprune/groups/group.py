@@ -38,7 +38,8 @@ class Group:
             per key/value head), ``head_dim``, ``channel`` (the residual stream, convolution
             channels), ``expert``, ``state`` (channels, heads or groups of a recurrence), ``conv``
             (channels of a convolution along the sequence), ``latent`` (ranks on the way to heads
-            and states) or ``other`` (poolers, projectors, heads).
+            and states), ``vocabulary`` (tokens; frozen but for :mod:`fxprune.hf.vocabulary`) or
+            ``other`` (poolers, projectors, heads).
         size: number of units.
         sites: where it appears.
         dim: its dim in the axis algebra.

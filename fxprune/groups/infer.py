@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.axes.dims import Axes
+from fxprune.axes.dims import Axes, Dim, atoms, resolve
 from fxprune.groups import outputs
 from fxprune.groups.decompose import decompose
 from fxprune.ops import choosing, taken
@@ -53,6 +53,7 @@ def infer(traced: Traced) -> Inferred:
             _mark_residual(ctx, node, origin)
         else:
             _unknown(ctx, node)
+    _mark_tokens(ctx, traced.graph_module.graph.output_node())
     taken.settle(ctx)
     choosing.settle(ctx)
     return Inferred(
@@ -146,6 +147,20 @@ def _output(ctx: Context, traced: Traced, node: fx.Node) -> frozenset[int]:
             for layout in (*ctx.of(leaf), *([pointer.layout] if pointer else [])):
                 ctx.freeze(layout, "graph output", leaf)
     return free
+
+
+def _mark_tokens(ctx: Context, output: fx.Node) -> None:
+    """Tag the axis of an output that has a value for each token, where its weight is not tied.
+
+    Of several tables that inputs look up (tokens, types of tokens) the longest is the vocabulary.
+    """
+    found = [atom.size for layout, tag in ctx.tags if tag == "token" for atom in atoms(layout)]
+    for leaf in pytree.tree_leaves(output.args[0]):
+        axes = ctx.axes.get(leaf) if isinstance(leaf, fx.Node) else None
+        if isinstance(axes, tuple) and axes and leaf.meta["val"].is_floating_point():
+            layout = resolve(axes[-1])
+            if isinstance(layout, Dim) and found and layout.size == max(found):
+                ctx.tag(layout, "token")
 
 
 def _mark_residual(ctx: Context, node: fx.Node, origin: dict[fx.Node, fx.Node | None]) -> None:

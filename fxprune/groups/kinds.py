@@ -9,7 +9,7 @@ from fxprune.groups.group import Site
 
 KINDS = (
     "mlp", "attention", "query", "head_dim", "channel",
-    "expert", "state", "conv", "latent", "other",
+    "expert", "state", "conv", "latent", "vocabulary", "other",
 )  # fmt: skip
 # Kinds of what a layer has in the place of attention.
 MIXERS = ("state", "conv")
@@ -24,6 +24,7 @@ _UNITS = {
     "state": "states",
     "conv": "conv_channels",
     "latent": "ranks",
+    "vocabulary": "tokens",
     "other": "units",
 }
 _LAYER = re.compile(r"^(.*?)\.(\d+)(?:\.|$)")
@@ -31,6 +32,8 @@ _LAYER = re.compile(r"^(.*?)\.(\d+)(?:\.|$)")
 
 def kind_of(tags: Set[str], matrices: int, role: str | None) -> str:
     """The kind of a dim.
+
+    What the numbers of an input look up, or an output has a value for each of, is the vocabulary.
 
     A batch axis of a product of two activations is a head: one of attention, or of a state where
     the layer keeps a matrix of keys by values. The axes that such a product contracts or brings in
@@ -45,6 +48,8 @@ def kind_of(tags: Set[str], matrices: int, role: str | None) -> str:
         matrices: in how many parameters of two or more axes the dim occurs.
         role: of the dim, see :func:`fxprune.groups.streams.roles`.
     """
+    if "token" in tags:
+        return "vocabulary"
     if "expert" in tags or ("chosen" in tags and matrices > 1):
         return "expert"
     if "batch" in tags and "softmax" not in tags and "recurrent" in tags:

@@ -61,9 +61,8 @@ class Recorder:
     def _see(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if not self._open:
-            return
-        self.add(name, tokens(module, next(iter((*args, *kwargs.values()))), self._mask))
+        if self._open:
+            self.add(name, tokens(module, next(iter((*args, *kwargs.values()))), self._mask))
 
     def add(self, name: str, seen: Tensor) -> None:
         """Add what a weight was applied to, a matrix (tokens, C)."""

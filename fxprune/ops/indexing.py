@@ -16,15 +16,46 @@ from fxprune.ops.resize import Resizer
 from fxprune.trace.arguments import argument
 
 aten = torch.ops.aten
+# What leaves numbers what they are.
+_MOVES = {
+    getattr(getattr(aten, name), overload)
+    for name, overload in (
+        ("view", "default"), ("reshape", "default"), ("_unsafe_view", "default"),
+        ("unsqueeze", "default"), ("squeeze", "dim"), ("expand", "default"),
+        ("transpose", "int"), ("permute", "default"), ("slice", "Tensor"),
+        ("to", "dtype"), ("to", "device"), ("_to_copy", "default"),
+        ("clone", "default"), ("contiguous", "default"), ("alias", "default"),
+    )
+}  # fmt: skip
 
 
 @register_op(aten.embedding)
 def embedding(ctx: Context, node: fx.Node) -> Axes:
-    """Rows (the vocabulary) are frozen; the feature axis passes."""
+    """Rows (the vocabulary, if numbers of an input look them up) are frozen; the features pass."""
     weight, indices = node.args[:2]
-    _, features = ctx.of(weight)
+    rows, features = ctx.of(weight)
+    if _given(indices):
+        ctx.tag(rows, "token")
     ctx.look_up(weight, 0, indices, "embedding rows are looked up by index", node)  # type: ignore[arg-type]
     return (*ctx.of(indices), features)
+
+
+def _given(indices: Any) -> bool:
+    """Whether the numbers are those of an input, moved and cast at most."""
+    while isinstance(indices, fx.Node) and indices.target in _MOVES:
+        indices = indices.args[0]
+    return isinstance(indices, fx.Node) and indices.op == "placeholder"
+
+
+@patches(aten.embedding)
+def padding_index(resize: Resizer, old: fx.Node, new: fx.Node) -> None:
+    """The row that no gradient reaches has another number, or is gone."""
+    weight: Any = old.args[0]
+    rows, _ = resize.axes(weight)
+    given: Any = argument(old, "padding_idx")
+    if given is not None and given >= 0 and resize.changed(rows):
+        places = (resize.index(rows) == given).nonzero()
+        new.update_arg(2, int(places[0]) if len(places) else -1)
 
 
 @register_op(aten.embedding_bag, aten._embedding_bag, aten._embedding_bag_forward_only)

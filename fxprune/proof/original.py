@@ -21,6 +21,7 @@ from fxprune.proof.finite import check_finite
 from fxprune.proof.masked import Masked
 from fxprune.proof.runs import Run
 from fxprune.proof.sliced import check_sliced
+from fxprune.proof.tokens import kept_tokens, renumbered
 from fxprune.rewrite.on_demand import DenseWeights, SmallWeights
 from fxprune.rewrite.planned import planned
 from fxprune.trace.lockstep import flatten
@@ -34,6 +35,7 @@ class OriginalRun:
 
     Attributes:
         example: the inputs.
+        smaller: the same for the smaller model, in which tokens may have other numbers.
         names: the paths of the outputs.
         outputs: every output, flat.
         bypassed: how the model without the removed branches and blocks compares with the original
@@ -42,6 +44,7 @@ class OriginalRun:
     """
 
     example: Example
+    smaller: Example
     names: tuple[str, ...]
     outputs: tuple[Any, ...]
     bypassed: tuple[OutputReport, ...]
@@ -71,6 +74,7 @@ class Original:
             self.weights = DenseWeights(whole, source)
             exits = {node for piece in pieces_of(self.graph.traced) for node in piece.gives}
         self._exits = {node.name: node for node in exits}
+        self._tokens = kept_tokens(self.graph, plan)
         self.normalised = tuple(g for g in plan.kept if self.graph[g].normalised)
 
     def small(self, small: fx.GraphModule) -> SmallWeights | None:
@@ -120,6 +124,7 @@ class Original:
 
     def _run(self, example: Example, masked: Masked) -> OriginalRun:
         shorter = self.graph.traced
+        example, smaller = renumbered(self._whole.graph_module, example, self._tokens)
         flat = self._placeholders(example)
         names = output_paths(shorter)
         bypassed = self._bypassed(flat, names, masked.dtype) if self._plan.removed else ()
@@ -131,18 +136,20 @@ class Original:
             for name, value in masked.kept.items()
             if isinstance(self.graph.inferred.axes.get(self._exits[name]), tuple)
         }
-        return OriginalRun(example, tuple(names), tuple(self._cut(outputs)), bypassed, exits)
+        cut = tuple(self._cut(outputs))
+        return OriginalRun(example, smaller, tuple(names), cut, bypassed, exits)
 
     def _placeholders(self, example: Example) -> list[Any]:
         flat = placeholders(self._whole, example.args, example.kwargs)
         return flat if self.source is None else moved(flat, self.source.device)
 
     def _cut(self, outputs: list[Any]) -> list[Any]:
-        """Outputs in which intermediate values have the size that the smaller model gives."""
+        """Outputs of which intermediate values, and those of tokens, are those that stay."""
         nodes = pytree.tree_leaves(self.graph.traced.graph_module.graph.output_node().args[0])
-        for place in self.graph.inferred.intermediate:
-            axes = self.resize.axes(nodes[place])
-            outputs[place] = self.resize.slice(outputs[place], axes)
+        for place, node in enumerate(nodes):
+            axes = self.graph.inferred.axes.get(node)
+            if isinstance(axes, tuple) and any(map(self.resize.changed, axes)):
+                outputs[place] = self.resize.slice(outputs[place], axes)
         return outputs
 
     def _bypassed(

@@ -116,7 +116,7 @@ def _run(
     exits: dict[str, Any] | None = None,
 ) -> list[Any]:
     """The outputs of the smaller model, flat; ``exits`` gets what leaves its pieces."""
-    args, kwargs = run.example.args, run.example.kwargs
+    args, kwargs = run.smaller.args, run.smaller.kwargs
     pure = isinstance(small, fx.GraphModule)
     if weights is not None and isinstance(small, fx.GraphModule):
         device = next(x.device for x in run.outputs if isinstance(x, torch.Tensor))

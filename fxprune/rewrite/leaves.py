@@ -104,7 +104,8 @@ def ready(traced: Traced, affected: AbstractSet[fx.Node]) -> dict[fx.Node, Call]
 
 
 def _sized_by_weight(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding) and one_op(module)
+    padded = getattr(module, "padding_idx", None) is not None  # which may have another number
+    return isinstance(module, nn.Linear | nn.Embedding) and one_op(module) and not padded
 
 
 def restore(

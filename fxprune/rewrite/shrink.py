@@ -52,6 +52,8 @@ def _mend_sizes(module: nn.Module, result: Any, nodes: list[fx.Node]) -> bool:
         result.out_features, result.in_features = result.weight.shape
     elif isinstance(module, nn.Embedding):
         result.num_embeddings, result.embedding_dim = result.weight.shape
+        place = _argument(nodes, "padding_idx", -1)
+        result.padding_idx = None if place < 0 else place
     elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
         result.normalized_shape = tuple(
             _argument(nodes, "normalized_shape", module.normalized_shape)

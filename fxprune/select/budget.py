@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fxprune.errors import SelectionError
@@ -128,6 +128,28 @@ def fraction(name: str, given: Any) -> float:
     value = percentage(given)
     check_ratio(name, value)
     return float(value)
+
+
+def left(goal: Mapping[str, Any], before: int, after: int) -> dict[str, Any]:
+    """A goal for a model that has lost parameters, as one for what is left.
+
+    Args:
+        goal: ``pruning_ratio`` or ``budget``.
+        before: parameters of the model that it is about.
+        after: those that are left.
+
+    Raises:
+        SelectionError: it is a share of MACs or of time, which are not known any more.
+    """
+    if "pruning_ratio" in goal:
+        return {"pruning_ratio": max(0.0, 1 - (1 - goal["pruning_ratio"]) * before / after)}
+    budget: Budget = goal["budget"]
+    for name, value in budget.limits.items():
+        if name in ("macs", "latency", *budget.others) and value <= 1:
+            raise SelectionError(f"{name}={value:g} beside vocabulary=: give a number above 1")
+    if budget.params is None or float(budget.params) > 1:
+        return {"budget": budget}
+    return {"budget": replace(budget, params=min(1.0, float(budget.params) * before / after))}
 
 
 def check_shape(shape: tuple[int, int]) -> None:

@@ -20,7 +20,7 @@ _OF_UNITS = (
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", re.IGNORECASE)
 
 
-def check_only_depth(config: Any) -> None:
+def check_without_units(config: Any) -> None:
     """Refuse what says something about units of groups alone, where none go.
 
     Args:
@@ -29,14 +29,15 @@ def check_only_depth(config: Any) -> None:
     Raises:
         SelectionError: it says something.
     """
+    also = ("criterion", "compensation") if config.depth is None else ()
     for each in fields(config):
-        if each.name not in _OF_UNITS:
+        if each.name not in (*_OF_UNITS, *also) or (each.name == "kinds" and config.only_tokens):
             continue
         default = {} if each.default is MISSING else each.default
-        if getattr(config, each.name) != default:
+        if getattr(config, each.name) not in (default, None):
             raise SelectionError(
-                f"{each.name}= is for units of groups, and only blocks or branches are to go: "
-                "leave it out, or give pruning_ratio or budget too"
+                f"{each.name}= is for units of groups, and only blocks, branches or tokens are to "
+                "go: leave it out, or give pruning_ratio or budget too"
             )
 
 
@@ -52,6 +53,8 @@ def check_in_pieces(config: Any, of_blocks: Any) -> None:
     """
     if not config.stream:
         raise SelectionError("max_memory= is for a model that runs in pieces: give stream=True too")
+    if config.tokens:
+        raise SelectionError("tokens go from a model in memory: leave out stream=, or vocabulary=")
     latency = config.budget is not None and config.budget.latency is not None
     for asked, name, instead in (
         (config.compensation == "blockwise", "compensation='blockwise'", "'least-squares'"),
@@ -109,8 +112,17 @@ def check_least(min_kept: int | Mapping[str, int]) -> None:
         SelectionError: not a whole number, or below 1.
     """
     for number in min_kept.values() if isinstance(min_kept, Mapping) else (min_kept,):
-        if type(number) is not int or number < 1:
-            raise SelectionError(f"min_kept={number!r}: a whole number, at least 1")
+        check_number("min_kept", 0 if number is None else number, 1)
+
+
+def check_number(name: str, value: Any, least: int) -> None:
+    """Refuse what is neither None nor a whole number that is large enough.
+
+    Raises:
+        SelectionError: it is not.
+    """
+    if value is not None and (type(value) is not int or value < least):
+        raise SelectionError(f"{name}={value!r}: a whole number, at least {least}")
 
 
 def at_most(max_ratio: Any) -> Any:

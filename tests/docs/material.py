@@ -16,6 +16,7 @@ import fxprune
 from fxprune.data.text import builtin
 from tests import remote
 from tests.hf import pictures, tiny
+from tests.hf.vocabulary.kinds import KINDS
 from tests.measure import material
 from tests.zoo import built
 
@@ -94,6 +95,33 @@ def texts(path: Path) -> None:
     (path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / "test.txt").write_text(max(evaluation.records, key=len)[:8000])
     material.write(path / "piqa_val.jsonl", material.piqa())
+
+
+def _worded() -> tuple[LlamaForCausalLM, Any]:
+    """A model whose tokens are words and parts of words, and its tokenizer."""
+    tokenizer = KINDS["gpt2"]()
+    end = tokenizer.eos_token_id
+    size = {"max_position_embeddings": 512, "vocab_size": len(tokenizer), "eos_token_id": end}
+    return tiny.llama(**size), tokenizer
+
+
+def words(path: Path) -> None:
+    """The same as MODEL, and train.jsonl."""
+    for each in _worded():
+        each.save_pretrained(path / "MODEL")
+    texts(path)
+
+
+def _lossy() -> Names:
+    made, tokenizer = _worded()
+    calibration, evaluation = builtin()
+    return {
+        "fxprune": fxprune,
+        "model": made,
+        "tokenizer": tokenizer,
+        "text": list(calibration.records[:9]),
+        "other": list(evaluation.records[:3]),
+    }
 
 
 def adapter(path: Path) -> None:
@@ -182,6 +210,7 @@ NEEDS: dict[str, Needs] = {
     "docs/evaluation.md": Needs(_pruned, (texts,)),
     "docs/recovery.md": Needs(_roomy, (model, pruned, texts)),
     "docs/saving.md": Needs(_pruned, (model, plan, adapter)),
+    "docs/vocabulary.md": Needs(_lossy, (words,), prints="tokens: 901 before, 500 after"),
     "docs/how-to/choosing.md": Needs(_traced, (model, texts)),
     "docs/how-to/criterion.md": Needs(_traced),
     "docs/how-to/large-models.md": Needs(files=(model, scores)),

@@ -20,10 +20,13 @@ from tokenizers import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fxprune.data.text import Text
 from fxprune.errors import ServeError
+from fxprune.hf.vocabulary.trim import trim
 from fxprune.serve.engine import Pruned, engine
 from fxprune.serve.gguf import vocabulary
-from tests.serve.llama import server
+from tests.hf.vocabulary.kinds import KINDS, prose
+from tests.serve.llama import compare, server
 from tests.serve.models import tokenizer as split_as_gpt2
 
 TEXTS = [
@@ -138,3 +141,41 @@ def test_what_is_refused() -> None:
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Digits()
     refused(other, "splits text by Digits")
     refused(None, "no tokenizer")
+
+
+def fewer(kind: str, size: int) -> tuple[Any, LlamaForCausalLM]:
+    """A tokenizer that lost tokens, and the model that lost them too."""
+    tokenizer = pieces("gemma") if kind == "pieces" else KINDS[kind]()
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(tokenizer), max_position_embeddings=64,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    cut = trim(model, tokenizer, Text("words", (WORDS, *prose()[1])), size, verify=False)
+    return cut.tokenizer, cut.model  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("pieces", 300), ("llama3", 500)])
+def test_tokens_that_went_are_not_written(kind: str, size: int) -> None:
+    tokenizer, model = fewer(kind, size)
+    found = vocabulary.of(Pruned(model, model.config, None, tokenizer))
+    texts = found["tokenizer.ggml.tokens"].value
+    assert len(texts) == size
+    assert texts == tokenizer.convert_ids_to_tokens(list(range(size)))
+    for name in ("bos", "eos"):
+        number = found[f"tokenizer.ggml.{name}_token_id"].value
+        assert number == getattr(tokenizer, f"{name}_token_id") < size
+
+
+@pytest.mark.serve
+@pytest.mark.parametrize(("kind", "size"), [("pieces", 300), ("llama3", 500)])
+def test_fewer_tokens_in_llama_cpp(kind: str, size: int, tmp_path: Path) -> None:
+    tokenizer, model = fewer(kind, size)
+    file = tmp_path / "m.gguf"
+    engine("llama.cpp").write(Pruned(model, model.config, None, tokenizer), file)
+    texts = [text for text in (*TEXTS, WORDS) if kind == "pieces" or "<s>" not in text]
+    for text, ids in zip(texts, tokens(file, texts), strict=True):
+        assert ids == tokenizer(text).input_ids, text
+    assert compare(model, file, tokenizer(WORDS[:40]).input_ids, count=4) < 5e-3

@@ -64,6 +64,11 @@ OPTIONS = {
         "obs; taylor if it is not a causal language model",
     ),
     "kinds": Option("Kinds of groups, with commas."),
+    "vocabulary": Option(
+        "Tokens that stay, those that --text uses most; alone, or before anything else. Or by"
+        " --ratio: --kinds vocabulary.",
+        "all",
+    ),
     "ignore": Option("Module to leave as it is, or a pattern of names; repeatable.", repeated=True),
     "only": Option(
         "Module, or a pattern, outside of which all is left as it is; repeatable.", repeated=True

@@ -43,12 +43,21 @@ def inspect(
     engine: Annotated[
         str | None, typer.Option("--for", help="With --legal: what this engine can run, as well.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRUNED",
+            help="Instead: what this folder, pruned of MODEL or of the same original, lost.",
+        ),
+    ] = None,
 ) -> None:
     """Show what can be pruned and what cannot, and why. Needs no weights."""
     for file in (dot, json_file, html):
         check_parent(file)
     from fxprune.cli import inspect as command
 
-    wanted = command.Wanted(dot, json_file, html, scores, explain, to, layer, every, legal, engine)
+    wanted = command.Wanted(
+        dot, json_file, html, scores, explain, to, layer, every, legal, engine, against
+    )
     wanted.check()
     command.inspect_spec(model, wanted)

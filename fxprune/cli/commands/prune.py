@@ -11,7 +11,7 @@ import typer
 
 from fxprune.cli.commands.fields import configuration, takes_config
 from fxprune.cli.commands.options import Model, check_least, check_parent
-from fxprune.errors import DepthError, FxpruneError, RecoveryError
+from fxprune.errors import DepthError, FxpruneError, RecoveryError, VocabularyError
 
 if TYPE_CHECKING:
     from fxprune.cli.chain import Chain
@@ -85,10 +85,9 @@ def prune(
     from fxprune.hf.folder import checkpoint, hub
 
     config = configuration(_greedy(given) if greedy else given, recipe)
+    _check_words(config, text, save_as)
     check_least("eval-samples", eval_samples, 1)
     check_least("eval-length", eval_length, 2)
-    if save_as not in ("auto", "transformers", "graph"):
-        raise FxpruneError(f"no save-as {save_as!r}: take auto, transformers or graph")
     checkpoint.check_target(out)
     known = _check_scores(config, scores, save_scores, out)
     chain = None
@@ -124,7 +123,7 @@ def prune(
         source = pieces.source(model, device, config, chain is not None)
         with step(f"loading {model}", not helps):
             loaded = opened(model, device) if source is None else without_weights(source)
-        drawn = calibration if causal else None
+        drawn = calibration if causal or config.tokens else None
         drawn = drawn if source else workflow.own(loaded, drawn, text)
         if helps:
             pruned(loaded, config, out, drawn, known)
@@ -174,6 +173,13 @@ def _greedy(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if schedule != "greedy":
         raise DepthError(f"--greedy and --schedule {schedule} are two schedules: give one")
     return {**given, "depth.schedule": schedule}
+
+
+def _check_words(config: PruneConfig, text: Path | None, save_as: str) -> None:
+    if config.tokens and (text is None or str(text) == "self"):
+        raise VocabularyError("--vocabulary: tokens are chosen by text: give a file, --text")
+    if save_as not in ("auto", "transformers", "graph"):
+        raise FxpruneError(f"no save-as {save_as!r}: take auto, transformers or graph")
 
 
 def _chain(model: str, out: Path, method: str, *options: Any) -> Chain:

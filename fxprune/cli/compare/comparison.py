@@ -22,6 +22,7 @@ from fxprune.errors import (
     FxpruneError,
     FxpruneWarning,
     ModelError,
+    SelectionError,
 )
 from fxprune.files import write_text, writing
 from fxprune.hf.open.load import check_device, load, named_dtype
@@ -81,6 +82,11 @@ def run(
     """
     folder = Path(folder)
     configurations = list(dict.fromkeys(configurations))
+    if any(each.tokens for each in configurations):
+        raise SelectionError(
+            "vocabulary= changes what a token is, and configurations are compared by tokens: take "
+            "fxprune prune, which measures by words"
+        )
     results.check_folder(folder)
     check_device(device)
     named_dtype(dtype)

@@ -19,10 +19,12 @@ from fxprune.hf.folder.folders import whole
 from fxprune.hf.folder.graph_folder import CONFIG, PLAN
 from fxprune.hf.folder.module_folder import describe, write_config
 from fxprune.hf.open import architecture, guard
+from fxprune.hf.open.models import load_tokenizer
 from fxprune.hf.shrink.fill import named_tensors
 from fxprune.hf.shrink.rehost import acceptable
 from fxprune.hf.shrink.shrink import shrink
 from fxprune.hf.shrink.stacks import Names, shortened
+from fxprune.hf.vocabulary.tokenizer import OTHERS, read, trimmed
 from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
 from fxprune.progress import track
@@ -62,6 +64,7 @@ def apply(
 
     Raises:
         PlanError: the plan is damaged or for another model.
+        VocabularyError: it leaves out tokens, and the tokenizer cannot.
         ShrinkError: no config can say what the plan leaves.
         CheckpointError: the source is damaged, holds a pickle or tensors that the class has not,
             or the target exists and is something else.
@@ -76,8 +79,16 @@ def apply(
     blank = architecture.build(architecture.read_config(source / CONFIG))
     cut = _Cut.of(blank, plan)
     _check_names(blank, held)
+    tokens = plan.tokens
+    tokenizer = load_tokenizer(source) if tokens is not None else None
+    if tokenizer is not None and tokens is not None:
+        tokenizer = trimmed(tokenizer, tokens, read(tokenizer))
     with writing(target), whole(target, replace=True) as folder:
         _copy(source, folder)
+        if tokenizer is not None:
+            for name in OTHERS:
+                (folder / name).unlink(missing_ok=True)
+            tokenizer.save_pretrained(folder)
         write_config(folder, cut.small)
         plan.save(folder / PLAN)
         found: dict[str, str] = {}

@@ -46,6 +46,8 @@ class Builder(Wanted):
     def _shorter(self, errors: list[str]) -> Iterator[PreTrainedConfig]:
         """Configs for the layers that stay, without entries for single ones."""
         config = even(self.model.config)
+        if (tokens := self.tokens()) is not None:
+            tokens.renumber(config)
         if not self.stacks:
             return iter([config])
         places = [part_of(self.model, stack.path) for stack in self.stacks]

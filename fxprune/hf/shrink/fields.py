@@ -11,12 +11,13 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fxprune.groups.kinds import layer_of
 from fxprune.hf.shrink import parts
 from fxprune.hf.shrink.parts import Part, inside, part_of
+from fxprune.hf.shrink.token_ids import Numbers
 from fxprune.plan import Plan
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _ENTRIES = {
     "head_dim": r"head_dim|head_size|d_kv|kv_channels",
     "qk_dim": r"head_dim|head_size|d_kv|kv_channels",
     "v_dim": r"head_dim|head_size|d_kv|kv_channels",
+    "tokens": r"vocab",
 }
 
 
@@ -58,6 +60,7 @@ class Change:
         layer: list and number of the layer that it lies in, None for several.
         part: of the config that speaks of it.
         more: parts nested in that one that no module holds, which may speak of it as well.
+        numbers: of tokens, their new numbers.
     """
 
     group: str
@@ -67,6 +70,7 @@ class Change:
     layer: tuple[str, int] | None
     part: Part = ()
     more: tuple[Part, ...] = ()
+    numbers: Numbers | None = field(default=None, compare=False)
 
     @property
     def named(self) -> bool:
@@ -108,7 +112,8 @@ def changes(plan: Plan, model: PreTrainedModel) -> list[Change]:
         word = word.partition("#")[0]  # the second of its name
         layer, part = layer_of(place), part_of(model, place)
         size = plan.sizes[name]
-        found.append(Change(name, word, size, len(units), layer, part, unheld(part)))
+        numbers = Numbers(units, size) if word == "tokens" else None
+        found.append(Change(name, word, size, len(units), layer, part, unheld(part), numbers))
     return found
 
 

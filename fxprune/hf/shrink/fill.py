@@ -129,7 +129,7 @@ def differences(
             if name.startswith("_") or name in ("layer_idx", "training"):
                 continue
             there = vars(before).get(name)
-            if not isinstance(value, kinds | None) or _same(there, value):
+            if not isinstance(value, kinds | None) or _same(_renumbered(there, changed), value):
                 continue
             if value is None and isinstance(there, torch.Tensor):
                 yield Difference(
@@ -151,6 +151,12 @@ def differences(
                 f"as {path or 'that'} the config makes it {value!r}",
                 counts,
             )
+
+
+def _renumbered(value: Any, changed: Sequence[Change]) -> Any:
+    """The new number of what may be a token, such as one that pads."""
+    new = next((c.numbers.of(value) for c in changed if c.numbers is not None), None)
+    return value if new is None else new
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -189,9 +189,12 @@ def _settle(
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         small.generation_config = copy.deepcopy(generation)
+        if (tokens := wanted.tokens()) is not None:
+            tokens.renumber(small.generation_config)
     small.train(model.training)
     try:
-        compared = _same_outputs(small, plan, graph_module, traced)
+        anew = wanted.tokens() is not None  # the tokens of an example are others, or gone
+        compared = _same_outputs(small, plan, graph_module, traced, anew)
     except ShrinkError as failed:
         if not unlike or failed.__cause__ is not None:  # it does not even run
             raise
@@ -277,7 +280,11 @@ def _whole(traced: Traced) -> bool:
 
 @torch.no_grad()
 def _same_outputs(
-    small: PreTrainedModel, plan: Plan, graph_module: fx.GraphModule | None, traced: Traced | None
+    small: PreTrainedModel,
+    plan: Plan,
+    graph_module: fx.GraphModule | None,
+    traced: Traced | None,
+    anew: bool = False,
 ) -> bool:
     """The outputs must be those of the graph, if there is one or it can be made at once.
 
@@ -293,7 +300,8 @@ def _same_outputs(
         graph_module = rewrite(traced, plan, share=True)
     if graph_module is None:
         return False
-    inputs = _example(small, graph_module) if traced is None else (traced.args, traced.kwargs)
+    given = None if traced is None or anew else (traced.args, traced.kwargs)
+    inputs = _example(small, graph_module) if given is None else given
     if inputs is None:
         return False
     with evaluation(small), evaluation(graph_module):

@@ -13,6 +13,7 @@ from fxprune.errors import ModelError, ShrinkError
 from fxprune.hf.open import architecture
 from fxprune.hf.shrink.fields import Change
 from fxprune.hf.shrink.stacks import Names, Stack, layer_lists
+from fxprune.hf.shrink.token_ids import Numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -50,6 +51,10 @@ class Wanted:
     def rest(self) -> list[Change]:
         """The changes that are not of one layer."""
         return [change for change in self.changed if change.layer is None]
+
+    def tokens(self) -> Numbers | None:
+        """The new numbers of tokens, if some go."""
+        return next((c.numbers for c in self.changed if c.numbers is not None), None)
 
     def lengths(self) -> dict[str, int]:
         """How many layers are left in each list."""

@@ -22,6 +22,7 @@ COLOURS = {
     "state": ("#117733", "white"),
     "conv": ("#882255", "white"),
     "latent": ("#999933", "black"),
+    "vocabulary": ("#AA4499", "white"),
     "other": ("#F0E442", "black"),
     FROZEN: ("#D0D0D0", "black"),
 }
@@ -35,6 +36,7 @@ MEANING = {
     "state": "channels, heads or groups of a state",
     "conv": "channels of a convolution along the sequence",
     "latent": "ranks on the way to heads and states",
+    "vocabulary": "tokens",
     "other": "other units",
     FROZEN: "cannot be pruned, see the reason",
 }

@@ -65,6 +65,11 @@ def cut(
     if not isinstance(plan, Plan):
         plan = Plan.load(plan)
     check_writable(target)
+    if plan.tokens is not None:
+        raise ServeError(
+            "the plan leaves out tokens, and the tokenizer of a GGUF is not cut: apply it to the "
+            "model's folder, and convert that"
+        )
     reader = file.opened(source)
     there = {each.name: each for each in reader.tensors}
     entries = file.metadata(reader)
