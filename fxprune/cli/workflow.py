@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,7 +200,7 @@ def run(
         FxpruneError: whatever a stage refuses.
     """
     from fxprune.cli.pruned import pruned
-    from fxprune.hf.vocabulary.trim import per_word
+    from fxprune.data.text import per_word
     from fxprune.measure import perplexity, report
     from fxprune.rewrite.history import pruned_first
     from fxprune.trace import trace
@@ -219,7 +218,8 @@ def run(
         if cut is not None and evaluation is not None:
             run = module if weights is None else trace(module, (), example)
             found = perplexity.perplexity(run, cut, progress=progress, stream=weights).perplexity
-            found = scaled(found, per_word(tokenizer, evaluation)) if config.tokens else found
+            if config.tokens:
+                found = perplexity.of_word(found, per_word(tokenizer, evaluation))
         macs = report.macs(module, (), report.resized(example, *MACS_AT))
         return report.Measurement(report.parameters(module), macs, report.size(module), found)
 
@@ -292,14 +292,6 @@ def _of_tokens(result: PruneResult, *texts: Text | None) -> tuple[str, ...]:
         return ()
     lines = result.vocabulary.words(*(text for text in texts if text is not None))
     return *lines, "perplexity is that of a word: tokens are others"
-
-
-def scaled(perplexity: float, rate: float) -> float:
-    """The perplexity of a word of so many tokens."""
-    try:
-        return float(perplexity**rate)
-    except OverflowError:
-        return math.inf
 
 
 def _timed(outcome: Outcome, before: float, after: float) -> Outcome:

@@ -229,6 +229,18 @@ def joined(tokenizer: PreTrainedTokenizerBase, text: Text) -> torch.Tensor:
     return torch.cat([tokens(tokenizer, part) for part in parts])
 
 
+def per_word(tokenizer: PreTrainedTokenizerBase, text: Text) -> float:
+    """Tokens per word of a text; words are what white space parts.
+
+    Raises:
+        CalibrationError: it has none.
+    """
+    words = sum(len(record.split()) for record in text.records)
+    if not words:
+        raise CalibrationError(f"{text.name} has no words in it")
+    return sum(len(tokens(tokenizer, record)) for record in text.records) / words
+
+
 def crops(
     tokenizer: PreTrainedTokenizerBase,
     text: Text,

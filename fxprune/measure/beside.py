@@ -8,7 +8,7 @@ from typing import Any
 
 from fxprune.measure.continuations import GRAMS
 from fxprune.measure.differences import BOOTSTRAP, MCNEMAR, Difference, differences
-from fxprune.measure.evaluation import Evaluation
+from fxprune.measure.evaluation import Evaluation, Perplexity
 from fxprune.measure.output import CONTINUED, NONE, Section
 from fxprune.measure.report import scaled
 
@@ -124,7 +124,21 @@ def _perplexities(found: Sequence[Evaluation], apart: dict[Any, Difference]) -> 
     return [
         (f"{text} @ {length}", *(cell(each, text, length) for each in found))
         for text, length in dict.fromkeys((p.text, p.length) for e in found for p in e.perplexities)
+    ] + _of_words(found)
+
+
+def _of_words(found: Sequence[Evaluation]) -> Rows:
+    """Perplexities of words, where the tokens are others."""
+    of = [{(p.text, p.length): p for p in each.perplexities} for each in found]
+    return [
+        (f"{text} @ {length}, per word", *(_word(each.get((text, length))) for each in of))
+        for text, length in of[0]
+        if len({each[text, length].digest for each in of if (text, length) in each}) > 1
     ]
+
+
+def _word(own: Perplexity | None) -> str:
+    return NONE if own is None else f"{own.word:.4g}"
 
 
 def _perplexity_note(found: Sequence[Evaluation]) -> str:
@@ -141,7 +155,7 @@ def _perplexity_note(found: Sequence[Evaluation]) -> str:
         return said
     return (
         f"{said}; the tokenizer of {', '.join(others)} cuts the texts into other tokens than that "
-        f"of {first.model['name']}: do not compare their perplexities"
+        f"of {first.model['name']}: compare perplexities per word"
     )
 
 

@@ -14,7 +14,14 @@ from fxprune.data.text import Text
 from fxprune.errors import CalibrationError
 from fxprune.measure import cache, memory, report, speed
 from fxprune.measure.continuations import Continuations, continuations
-from fxprune.measure.perplexity import Score, Window, bos_token, perplexity, windows
+from fxprune.measure.perplexity import (
+    Score,
+    Window,
+    bos_token,
+    of_word,
+    perplexity,
+    windows,
+)
 from fxprune.measure.settings import Settings
 from fxprune.measure.speed import Speed
 from fxprune.measure.tasks import Tasks, TaskScore, run
@@ -37,6 +44,7 @@ class Perplexity:
         bos: the token at the head of every window, if there is one.
         score: what was found.
         digest: of the tokens; models with one digest saw the same windows.
+        word: perplexity of a word: of as many tokens as the tokenizer makes of one in this text.
     """
 
     text: str
@@ -45,6 +53,7 @@ class Perplexity:
     bos: str | None
     score: Score
     digest: str
+    word: float
 
 
 @dataclass(frozen=True)
@@ -127,10 +136,13 @@ def evaluate(
     with step("cache", progress):
         cached, how = cache.bytes_per_token(model)
     perplexities = []
+    rates = {each.name: text.per_word(tokenizer, each) for each in texts}
     for (text_name, length), each in cut.items():
         found = perplexity(model, each, batch_size=settings.batch_size, progress=progress)
         seen = _digest([window.ids for window in each])
-        perplexities.append(Perplexity(text_name, length, settings.stride, head, found, seen))
+        word = of_word(found.perplexity, rates[text_name])
+        facts = (text_name, length, settings.stride, head, found, seen, word)
+        perplexities.append(Perplexity(*facts))
     continued = [
         continuations(
             model,

@@ -205,6 +205,14 @@ def _score(sums: Sequence[tuple[float, int]]) -> Score:
     return Score(found, stderr, count, tokens, tuple(x / n for x, n in sums))
 
 
+def of_word(perplexity: float, tokens: float) -> float:
+    """The perplexity of a word of so many tokens, which two tokenizers have in common."""
+    try:
+        return float(perplexity**tokens)
+    except OverflowError:
+        return math.inf
+
+
 def ratio(
     one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
 ) -> tuple[float, float] | None:

@@ -79,6 +79,14 @@ def test_other_tokens_are_not_compared(pair: tuple[Any, Any]) -> None:
     (section,) = (s for s in beside.sections([dense, cut]) if s.title == "Perplexity")
     assert "the tokenizer of noisy cuts the texts into other tokens" in section.note
     assert " x, p" not in section.rows[0][2]
+    label, one, two = section.rows[1]
+    assert label == "prose @ 16, per word"
+    words = len(PROSE.split())
+    tokens = len(tiny.tokenizer()(PROSE)["input_ids"])
+    assert float(one) == pytest.approx(
+        dense.perplexities[0].score.perplexity ** (tokens / words), rel=1e-3
+    )
+    assert two != one
 
 
 def test_the_table(pair: tuple[Any, Any]) -> None:

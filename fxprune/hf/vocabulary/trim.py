@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
-from fxprune.data.chat import tokens
-from fxprune.data.text import Text
+from fxprune.data.text import Text, per_word
 from fxprune.errors import ShrinkError, VocabularyError
 from fxprune.groups.dependency import DependencyGraph, discover
 from fxprune.groups.parameters import count_parameters, parameter_shapes
@@ -89,18 +88,6 @@ class Trimmed:
             yield f"tokens per word of {text.name}: {before:.3f} before, {after:.3f} after"
 
 
-def per_word(tokenizer: PreTrainedTokenizerBase, text: Text) -> float:
-    """Tokens per word of a text; words are what white space parts.
-
-    Raises:
-        VocabularyError: it has none.
-    """
-    words = sum(len(record.split()) for record in text.records)
-    if not words:
-        raise VocabularyError(f"{text.name} has no words in it")
-    return sum(len(tokens(tokenizer, record)) for record in text.records) / words
-
-
 def trim(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -135,7 +122,7 @@ def trim(
     assert tokenizer is not None
     if isinstance(model, fx.GraphModule) or not is_transformers(model):
         raise VocabularyError(
-            f"vocabulary=: {type(model).__name__} is no model of transformers, whose config says "
+            f"vocabulary=: {type(model).__name__} is not a transformers model, whose config says "
             "how many tokens there are"
         )
     if text is None:
