@@ -167,7 +167,7 @@ def _check(
     """
     if not is_transformers(model):
         raise RecoveryError(
-            f"{type(model).__name__} is no model of transformers: merge adapters first, or write "
+            f"{type(model).__name__} is not a transformers model: merge adapters first, or write "
             "the loop by hand with fxprune.GradualPruner"
         )
     many = args.world_size > 1 or args.n_gpu > 1

@@ -236,7 +236,7 @@ def test_what_else_is_refused(model: Path, tmp_path: Path) -> None:
     for error, options, words in refused:
         with pytest.raises(error, match=words):
             run(model, **options)
-    with pytest.raises(ModelError, match="no model of transformers"):
+    with pytest.raises(ModelError, match="not a transformers model"):
         fxprune.prune(nn.Linear(3, 3), torch.zeros(2, 3), stream=True)
     traced = fxprune.trace(in_pieces.blank(model).model, kwargs=EXAMPLE)
     with pytest.raises(CriterionError, match="PPL would sweep over all weights 3 times"):

@@ -146,7 +146,7 @@ def test_a_run_that_goes_on_and_what_is_no_model_of_transformers(tmp_path: Path)
         model=graph, args=arguments(tmp_path), train_dataset=ROWS,
         callbacks=[PruningCallback(Gradual(at={3: 0.1}))],
     )  # fmt: skip
-    with pytest.raises(RecoveryError, match="is no model of transformers: merge adapters first"):
+    with pytest.raises(RecoveryError, match="is not a transformers model: merge adapters first"):
         other.train()
 
 

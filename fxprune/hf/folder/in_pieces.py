@@ -70,7 +70,7 @@ def twin(model: nn.Module) -> PreTrainedModel:
     """
     if not (architecture.is_transformers(model) and architecture.has_class(model)):
         raise ModelError(
-            f"{type(model).__name__} is no model of transformers, which can be built again without "
+            f"{type(model).__name__} is not a transformers model, which can be built again without "
             "weights: trace it on meta, and give stream= to the single steps"
         )
     config: Any = model.config

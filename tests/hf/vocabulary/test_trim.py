@@ -287,7 +287,7 @@ def test_bad_input(options: dict[str, Any], words: str) -> None:
 
 def test_what_has_no_tokens_and_what_a_config_asks_for() -> None:
     _, tokenizer = built("LlamaForCausalLM")
-    with pytest.raises(VocabularyError, match="Linear is no model of transformers"):
+    with pytest.raises(VocabularyError, match="Linear is not a transformers model"):
         trim(torch.nn.Linear(2, 2), tokenizer, chosen(), SIZE)
     model, _ = built("LlamaForCausalLM")
     model.generation_config.pad_token_id = len(tokenizer) + 1  # a row without a token
