@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fxprune.cli.commands.fields import as_options
 from fxprune.errors import FxpruneError, RecoveryError
 
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ def source(model: str, device: str, config: PruneConfig, recovers: bool) -> Weig
         return None
     if recovers:
         raise RecoveryError("--recover trains the result in memory: run fxprune recover afterwards")
-    replace(config, stream=True)  # refuses what cannot be done
+    try:
+        replace(config, stream=True)
+    except FxpruneError as error:
+        raise type(error)(as_options(str(error))) from error
     return Weights(model, device=device)
 
 
