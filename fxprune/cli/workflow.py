@@ -222,7 +222,8 @@ def run(
         config = replace(config, stream=True, written_samples=0)
     criterion = None if known is not None else config.make_criterion(calibration is not None)
     data, more = draw_calibration(model, config, criterion, calibration, tokenizer, progress)
-    before = measure(model, source)
+    # In pieces it is measured behind all that can be refused, or goes on after a kill.
+    before = report.Measurement(0) if source is not None else measure(model, None)
     result = prune(
         model if source is None else source,
         kwargs=example,
@@ -242,14 +243,14 @@ def run(
     with step("saving", progress):
         # That the config can say the sizes was tried before.
         opened = result.save(folder, save_as="graph" if save_as == "graph" else "auto")
+    if source is not None:
+        before = measure(model, source)
+        outcome = Outcome(before, before, "", result, folder, opened)
+        return _in_pieces(outcome, measure, source, _caption({}, None, cut, evaluation))
     if is_static(small):
         after = report.Measurement(report.parameters(small), size=report.size(small))
         caption = "static sizes: costs not compared"
         return Outcome(before, after, caption, result, folder, opened)
-    if source is not None:
-        return _in_pieces(
-            Outcome(before, before, "", result, folder, opened), measure, cut, evaluation
-        )
     after = measure(small, None)
     caption = _caption(example, at, cut, evaluation)
     outcome = Outcome(before, after, caption, result, folder, opened)
@@ -265,8 +266,8 @@ def run(
 def _in_pieces(
     outcome: Outcome,
     measure: Callable[[nn.Module, Weights | None], Measurement],
-    cut: Sequence[Window] | None,
-    text: Text | None,
+    source: Weights,
+    said: str,
 ) -> Outcome:
     """With the costs of what was saved, read from there."""
     from fxprune.hf.folder.in_pieces import without_weights
@@ -274,13 +275,12 @@ def _in_pieces(
 
     folder, small = outcome.folder, outcome.result.graph_module
     try:
-        saved = Weights(folder)
+        saved = Weights(folder, device=source.device)
         after = measure(without_weights(saved).model, saved)
     except CheckpointError:  # it holds a graph
         from fxprune.measure import report
 
         after = report.Measurement(report.parameters(small), size=report.size(small))
-    said = _caption({}, None, cut, text)
     return replace(outcome, after=after, caption=f"{said}\nin pieces: not timed")
 
 
