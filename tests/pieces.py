@@ -15,7 +15,7 @@ from fxprune.trace.traced import Traced
 class Counted:
     """Weights of a traced model that has them, each read a copy, and which of them are alive."""
 
-    device, memory = torch.device("cpu"), None
+    device, memory, scratch = torch.device("cpu"), None, None
 
     def __init__(self) -> None:
         self.alive: list[tuple[str, weakref.ref[Tensor]]] = []

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from fxprune.cli.commands.fields import as_options
 from fxprune.errors import FxpruneError, ProcessError, RecoveryError
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ def source(model: str, device: str, config: PruneConfig, recovers: bool) -> Weig
         )
     if recovers:
         raise RecoveryError("--recover trains the result in memory: run fxprune recover afterwards")
-    replace(config, stream=True)  # refuses what cannot be done
+    try:
+        replace(config, stream=True)
+    except FxpruneError as error:
+        raise type(error)(as_options(str(error))) from error
     return Weights(model, device=device)
 
 

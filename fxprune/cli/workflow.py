@@ -223,7 +223,8 @@ def run(
         macs = report.macs(module, (), report.resized(example, *MACS_AT))
         return report.Measurement(report.parameters(module), macs, report.size(module), found)
 
-    before = measure(model, tokenizer, source)
+    # In pieces it is measured behind all that can be refused, or goes on after a kill.
+    before = report.Measurement(0) if source is not None else measure(model, tokenizer, None)
     result = pruned(loaded, config, folder, calibration, scores, source, progress)
     if save_scores is not None:
         result.scores.save(save_scores)
@@ -232,13 +233,14 @@ def run(
     with step("saving", progress):
         # That the config can say the sizes was tried before.
         opened = result.save(folder, save_as="graph" if save_as == "graph" else "auto")
+    if source is not None:
+        before = measure(model, tokenizer, source)
+        outcome = Outcome(before, before, "", result, folder, opened)
+        return _in_pieces(outcome, measure, source, _caption({}, None, cut, evaluation))
     if is_static(small):
         after = report.Measurement(report.parameters(small), size=report.size(small))
         caption = "static sizes: costs not compared"
         return Outcome(before, after, caption, result, folder, opened)
-    if source is not None:
-        whole = Outcome(before, before, "", result, folder, opened)
-        return _in_pieces(whole, measure, cut, evaluation)
     if result.vocabulary is not None:
         cut = _windows(result.tokenizer, evaluation, windows)
     after = measure(small, result.tokenizer, None)
@@ -257,8 +259,8 @@ def run(
 def _in_pieces(
     outcome: Outcome,
     measure: Callable[..., Measurement],
-    cut: Sequence[Window] | None,
-    text: Text | None,
+    source: Weights,
+    said: str,
 ) -> Outcome:
     """With the costs of what was saved, read from there."""
     from fxprune.hf.folder.in_pieces import without_weights
@@ -266,13 +268,12 @@ def _in_pieces(
 
     folder, small = outcome.folder, outcome.result.graph_module
     try:
-        saved = Weights(folder)
+        saved = Weights(folder, device=source.device)
         after = measure(without_weights(saved).model, None, saved)
     except CheckpointError:  # it holds a graph
         from fxprune.measure import report
 
         after = report.Measurement(report.parameters(small), size=report.size(small))
-    said = _caption({}, None, cut, text)
     return replace(outcome, after=after, caption=f"{said}\nin pieces: not timed")
 
 

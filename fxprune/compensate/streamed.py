@@ -106,7 +106,7 @@ def streaming(
     source.check(dense.traced.original or dense.traced)
     weights = DenseWeights(dense.traced, source)
     own = SmallWeights(graph, resize, small, plan.biases, weights, mended)
-    with holding(source.memory) as held:
+    with holding(source.memory, source.scratch) as held:
         try:
             yield Streamed(weights, own, held, mended)
         finally:

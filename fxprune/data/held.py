@@ -111,19 +111,20 @@ class Held:
         except OSError as error:
             raise CalibrationError(
                 f"{self.folder} has no room for {flat.nbytes / 2**20:.0f} MiB of what goes from "
-                f"piece to piece, after {self.filed / 2**20:.0f} MiB ({error}): set TMPDIR to a "
-                "larger disk, give less calibration data, or let more stay in memory"
+                f"piece to piece, after {self.filed / 2**20:.0f} MiB ({error}): take a larger "
+                "disk (TMPDIR), give less calibration data, or let more stay in memory"
             ) from error
         self.filed += flat.nbytes
         return _Filed(file, value.dtype, flat.shape, tuple(order))
 
 
 @contextlib.contextmanager
-def holding(limit: int | None = None) -> Iterator[Held]:
+def holding(limit: int | None = None, within: Path | None = None) -> Iterator[Held]:
     """Hold values; files, if there are any, lie in a temporary folder that is removed.
 
     Args:
         limit: bytes of tensors that stay in memory; None for all of them.
+        within: where that folder is; that for temporary files, if left out.
     """
-    with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".fxprune-", dir=within) as folder:
         yield Held(Path(folder), limit)

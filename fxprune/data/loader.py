@@ -7,6 +7,7 @@ import ctypes
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -22,10 +23,12 @@ class Source(Protocol):
     Attributes:
         device: where the model runs.
         memory: bytes of the stream between pieces that stay in memory; None for all of it.
+        scratch: folder for what does not; None for the system's.
     """
 
     device: torch.device
     memory: int | None
+    scratch: Path | None
 
     def check(self, traced: Traced) -> None:
         """Refuse, before anything runs, a model that has not all of its weights here."""

@@ -240,7 +240,7 @@ def sweeping(
     """
     source.check(traced)
     inputs = inputs_of(traced, source, data)
-    with holding(source.memory) as held:
+    with holding(source.memory, source.scratch) as held:
         yield Sweep(Loader(pieces_of(traced), source), inputs, held, progress)
 
 

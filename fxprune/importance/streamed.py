@@ -165,7 +165,8 @@ class _Scoring:
         places = set().union(*self.where.values())
         if not places:
             return
-        with holding(self.weights.source.memory) as held:
+        source = self.weights.source
+        with holding(source.memory, source.scratch) as held:
             sweep = Sweep(self.weights, inputs, held, progress)
             if not (self.wanted or watcher.moments):
                 sweep.forward(max(places) + 1, watcher, done=self._ran)

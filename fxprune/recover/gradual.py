@@ -20,7 +20,7 @@ from fxprune.select.schedule import Gradual
 from fxprune.trace import Traced
 
 # Fields of a configuration that are of one pruning alone, and options that are settled here.
-_ONCE = ("pruning_ratio", "budget", "depth", "steps", "branches")
+_ONCE = ("pruning_ratio", "budget", "depth", "steps", "branches", "stream")
 _NOT = ("scores", "consume", "share", "calibration", "compensation_data")
 
 

@@ -74,11 +74,14 @@ def prune_and_recover(
     goal = fraction("pruning_ratio", pruning_ratio)
     if steps < 1:
         raise SelectionError(f"steps is {steps}: at least 1")
-    if refused := {"depth", "budget", "steps", "scores", "consume", "vocabulary"} & pruning.keys():
+    alone = {"depth", "budget", "steps", "scores", "consume", "vocabulary", "stream"}
+    if refused := alone & pruning.keys():
         raise SelectionError(f"{sorted(refused)[0]} is not for pruning and recovery in turns")
-    if config is not None and (config.depth or config.budget or config.steps > 1 or config.tokens):
+    if config is not None and (
+        config.depth or config.budget or config.steps > 1 or config.tokens or config.stream
+    ):
         raise SelectionError(
-            "depth, budget, steps and tokens are not for pruning and recovery in turns"
+            "depth, budget, steps, tokens and stream are not for pruning and recovery in turns"
         )
     options, out = dict(recovery or {}), (recovery or {}).get("out")
     module, kept = model, dict[str, tuple[int, ...]]()

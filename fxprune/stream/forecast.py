@@ -111,7 +111,7 @@ class Forecast:
 
     def rows(self) -> list[tuple[str, ...]]:
         """A table: of each stage what it takes."""
-        head = ("stage", "sweeps", "read", "weights", "beside", "activations", "between pieces")
+        head = ("stage", "sweeps", "read", "weights", "beside", "activations", "stream")
         return [head] + [
             (
                 each.name,

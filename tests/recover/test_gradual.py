@@ -129,7 +129,12 @@ def test_any_module() -> None:
 
 def test_what_is_refused() -> None:
     model = tiny.llama()
-    for options in ({"pruning_ratio": 0.2}, {"depth": fxprune.Depth(remove=1)}, {"share": False}):
+    for options in (
+        {"pruning_ratio": 0.2},
+        {"depth": fxprune.Depth(remove=1)},
+        {"stream": True},
+        {"share": False},
+    ):
         with pytest.raises(SelectionError, match=f"{next(iter(options))}= is not for pruning whi"):
             GradualPruner(model, None, Gradual(0.1, end=5), **options)  # type: ignore[arg-type]
     with pytest.raises(SelectionError, match="steps= is not for"):

@@ -198,7 +198,7 @@ def configuration(given: Mapping[str, Any], recipe: Path | None = None) -> Prune
     try:
         return PruneConfig.from_dict(_put(values, given))
     except FxpruneError as error:
-        raise type(error)(_as_options(str(error))) from error
+        raise type(error)(as_options(str(error))) from error
 
 
 def _put(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _put(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _as_options(message: str) -> str:
+def as_options(message: str) -> str:
     """A message about fields, in the words of the command line."""
     for name in OPTIONS:
         option = _option_name(name)

@@ -146,14 +146,16 @@ def begun(
     found = forecast(discover(traced), config, needs, *data)
     if config.max_memory is not None:
         source.memory = found.memory(config.max_memory)
+    kept = State(None if folder is None else Path(folder))
     if source.memory is not None:
         spilt = max(0, found.stream - source.memory)
-        check_room(tempfile.gettempdir(), spilt, "what goes from piece to piece")
+        beside = tempfile.gettempdir() if kept.folder is None else kept.folder
+        check_room(beside, spilt, "what goes from piece to piece")
     admit_ones(traced)
     give_back()  # capturing takes more than the graph
-    kept = State(None if folder is None else Path(folder))
     key = {"config": config.to_dict(), "data": told_apart(data), "torch": torch.__version__}
     kept.begin(source.key() | key)
+    source.scratch = kept.folder
     if kept.folder is not None:
         wanted = found.written(float(config.pruning_ratio or 0)) - kept.held()
         check_room(kept.folder, wanted, "the result, and what is mended until it is whole,")

@@ -47,6 +47,7 @@ class Weights:
         memory: int | None = None,
     ) -> None:
         self.where, self.device, self.memory = where, torch.device(device), memory
+        self.scratch: Path | None = None
         self._places: dict[str, Place] = {}
 
     def __repr__(self) -> str:
