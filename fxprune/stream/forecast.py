@@ -185,8 +185,10 @@ def _beside(graph: DependencyGraph, pieces: Pieces, needs: Needs, groups: Sequen
         numbers = sum(math.prod(shapes[name]) for name in shapes if name in scored)
         total = 4 * numbers * (("gradient" in needs) + ("squares" in needs))
         if "moments" in needs:
-            squares = (sum(n * n for n in shapes[name]) for name in shapes if name in read)
-            total += 8 * sum(squares)
+            seen = [shapes[name] for name in shapes if name in read]
+            total += 4 * sum(n * n for shape in seen for n in shape)
+            # Of one at a time, what is left of the inverse after each unit, and what makes it.
+            total += 8 * 4 * max((max(shape) ** 2 for shape in seen), default=0)
         found.append(total)
     return max(found)
 

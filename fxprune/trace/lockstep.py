@@ -24,6 +24,7 @@ from fxprune.trace.guards import check
 from fxprune.trace.storage import mutates
 
 Values = MutableMapping[fx.Node, Any]
+_FEW = 8  # nodes that read weights, as a block has
 
 
 class Weights(Protocol):
@@ -67,7 +68,7 @@ class Lockstep:
         late: nodes that run right before what reads them, and after a stop there: what they take
             out of the weights is large, or is to be taken out of weights that change at the stop.
         weights: the tensors, where they are not all in the module; those that nodes up to the next
-            stop read, it included, are there at a time.
+            stop read, or to one half way, are there at a time.
         store: holds the values of the batches that do not run.
     """
 
@@ -127,6 +128,8 @@ class Lockstep:
         place = self._pending.index(node)
         while place and not through and self._pending[place - 1] in self._late:
             place -= 1
+        if self._weights is not None:
+            place -= self._run_parts(place, self._weights)
         segment = self._pending[: place + through]
         if self._weights is not None:
             self._weights.bring(self._pending[: self._pending.index(node) + 1])
@@ -140,6 +143,23 @@ class Lockstep:
                 self._free(environment, node)
             _park(environment)
         self._pending = self._pending[place + through :]
+
+    def _run_parts(self, place: int, weights: Weights) -> int:
+        """Run what is far before a stop in parts, each with few weights; returns how many nodes."""
+        start = count = 0
+        for number, node in enumerate(self._pending[:place], start=1):
+            count += node.op == "call_module" or any(
+                _elsewhere(source, weights) for source in node.all_input_nodes
+            )
+            if count == _FEW and node not in self._late:
+                part = self._pending[start:number]
+                weights.bring(part)
+                for environment in self._environments:
+                    self._run(environment, part)
+                    _park(environment)
+                start, count = number, 0
+        self._pending = self._pending[start:]
+        return start
 
     def ahead(
         self,

@@ -51,6 +51,17 @@ def test_the_same_folder(run: Any, dense: Path, text: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir() if path != text) == ["a", "b"]
 
 
+def test_layers_of_their_own_sizes_are_measured_too(
+    run: Any, dense: Path, text: Path, tmp_path: Path
+) -> None:
+    options = ("--layer-ratio", "model.layers.0.mlp*=0.5", "--compensate", "none")
+    few = (*FEW, "--text", text, "--criterion", "magnitude", "--ratio", "0.05")
+    status, out, errors = run("prune", dense, "--out", tmp_path / "a", "--stream", *few, *options)
+    assert status == 0, errors
+    assert "trust_remote_code" in out
+    assert json.loads((tmp_path / "a" / "report.json").read_text())["after"]["perplexity"] > 1
+
+
 def test_by_itself(
     run: Any, dense: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

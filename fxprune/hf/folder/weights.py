@@ -15,6 +15,7 @@ from fxprune.compensate.mended import Mended
 from fxprune.data.loader import Source
 from fxprune.errors import CheckpointError
 from fxprune.hf.folder import shards
+from fxprune.hf.folder.checkpoint import FACTS
 from fxprune.hf.open import architecture, guard
 from fxprune.hf.open.models import fetch
 from fxprune.hf.shrink.fill import cut, named_tensors, unsaved
@@ -107,7 +108,7 @@ class Weights:
         """What tells these weights from others, as JSON has it."""
         if isinstance(self.where, nn.Module):
             return {"weights": model_digest(self.where)}
-        files = shards.shards(fetch(os.fspath(self.where)))
+        files = shards.shards(_home(self.where))
         return {
             "weights": [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         }
@@ -117,7 +118,7 @@ class Weights:
         assert not isinstance(self.where, nn.Module)
         if self._places:
             return
-        folder = fetch(os.fspath(self.where))
+        folder = _home(self.where)
         files = shards.shards(folder)
         index = folder / guard.INDEX
         listed = guard.read_index(index) if index.is_file() else {}
@@ -159,6 +160,12 @@ class Weights:
             )
         _check_shape(traced, name, tuple(found.shape), type(traced.module).__name__)
         return found
+
+
+def _home(where: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint, also of one that fxprune pruned."""
+    folder = Path(where).expanduser()
+    return folder if (folder / FACTS).is_file() else fetch(os.fspath(where))
 
 
 def blank_of(traced: Traced, name: str) -> Tensor:
