@@ -220,7 +220,7 @@ def _windows(
 
 
 def _digest(ids: Sequence[torch.Tensor]) -> str:
-    return digest({str(place): each for place, each in enumerate(ids)})
+    return digest((str(place), each) for place, each in enumerate(ids))
 
 
 def _speeds(

@@ -237,7 +237,7 @@ def _asked(module: nn.Module, method: Method, training: Training, rows: Rows) ->
         "module": model_digest(module),
         "method": _plain(method),
         "training": asdict(training),
-        "data": digest(tensors),
+        "data": digest(tensors.items()),
     }
 
 

@@ -92,7 +92,7 @@ def local_search(
             "a local search moves units between groups, and there are fewer than two that can be "
             "tried: leave out search='local'"
         )
-    log = _State.read(state, digest(dict(scores.items())), seed)
+    log = _State.read(state, digest(scores.items()), seed)
     with evaluation(graph.traced.graph_module), torch.no_grad():
         whole = _Whole(graph, stops, fit, held, batch_size)
         present = whole.costs(choose(_times(scores, log.factors)), whole.share(1.0))

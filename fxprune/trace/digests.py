@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """sha256 over names, types, shapes and values of tensors."""
     found = hashlib.sha256()
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         found.update(flat.view(torch.uint8).numpy().data)
@@ -21,4 +21,4 @@ def digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def model_digest(model: nn.Module) -> str:
     """sha256 over the weights and buffers of a model: fine-tunes of one shape differ."""
-    return digest(dict(sorted(model.state_dict().items())))
+    return digest(sorted(model.state_dict().items()))

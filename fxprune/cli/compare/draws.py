@@ -72,8 +72,8 @@ def keys(
     from importlib.metadata import version
 
     measured = {name: torch.stack([each.ids for each in cut]) for name, cut in columns.items()}
-    common = [version("fxprune"), model_digest(loaded.model), digest(measured)]
-    of_draw = {each: digest({str(n): x for n, x in enumerate(ids)}) for each, ids in crops.items()}
+    common = [version("fxprune"), model_digest(loaded.model), digest(measured.items())]
+    of_draw = {each: digest((str(n), x) for n, x in enumerate(ids)) for each, ids in crops.items()}
 
     def key(*facts: object) -> str:
         return hashlib.sha256(json.dumps([*common, *facts]).encode()).hexdigest()[:32]

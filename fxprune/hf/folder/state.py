@@ -177,4 +177,4 @@ def told_apart(data: Any) -> str:
                 collect(f"{name}.{place}", each)
 
     collect("", data)
-    return digest(found)
+    return digest(found.items())

@@ -23,7 +23,7 @@ from fxprune.hf.shrink.stacks import Names, shortened
 from fxprune.plan import Plan
 from fxprune.rewrite.on_demand import DenseWeights, SmallWeights
 from fxprune.rewrite.planned import planned
-from fxprune.trace.digests import model_digest
+from fxprune.trace.digests import digest
 from fxprune.trace.traced import Traced
 
 Place = tuple[Path, str]
@@ -34,7 +34,8 @@ class Weights:
 
     Args:
         where: a folder of safetensors, in one file or several; the name of a model on the hub; or a
-            module, whose tensors are moved to ``device`` in turn.
+            module, whose tensors are moved to ``device`` in turn, from several devices or from
+            where accelerate has put them aside (``device_map=``, ``disk_offload``).
         device: where the model runs.
         memory: how many bytes of what goes from piece to piece stay in host memory; what is more
             lies in temporary files (of ``TMPDIR``). None keeps all of it in memory.
@@ -92,7 +93,10 @@ class Weights:
         """
         dtype = blank_of(traced, name).dtype
         if isinstance(self.where, nn.Module):
-            return self._of_module(traced, name).detach().to(self.device, dtype)
+            part, leaf = self._of_module(traced, name)
+            if not leaf:
+                return blank_of(traced, name).detach().to(self.device, dtype)
+            return _present(part, leaf).to(self.device, dtype)
         self._find()
         place = self._place(traced, name)
         if place is None:
@@ -107,7 +111,11 @@ class Weights:
     def key(self) -> dict[str, Any]:
         """What tells these weights from others, as JSON has it."""
         if isinstance(self.where, nn.Module):
-            return {"weights": model_digest(self.where)}
+            names = sorted(named_tensors(self.where))
+            parts = ((name, *name.rpartition(".")[::2]) for name in names)
+            module = self.where
+            read = ((n, _present(module.get_submodule(p), leaf)) for n, p, leaf in parts)
+            return {"weights": digest(read)}
         files = shards.shards(_home(self.where))
         return {
             "weights": [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
@@ -133,15 +141,23 @@ class Weights:
     def _place(self, traced: Traced, name: str) -> Place | None:
         return next((self._places[n] for n in _names(traced, name) if n in self._places), None)
 
-    def _of_module(self, traced: Traced, name: str) -> Tensor:
+    def _of_module(self, traced: Traced, name: str) -> tuple[nn.Module, str]:
+        """The part of the module that holds a tensor, and what it calls it.
+
+        Raises:
+            CheckpointError: there are no weights, or of another shape.
+        """
         assert isinstance(self.where, nn.Module)
         own = named_tensors(self.where)
-        found = next((own[n] for n in _names(traced, name) if n in own), blank_of(traced, name))
+        whole = next((n for n in _names(traced, name) if n in own), None)
         kind = type(self.where).__name__
-        if found.is_meta:
+        found = blank_of(traced, name) if whole is None else own[whole]
+        path, _, leaf = (whole or "").rpartition(".")
+        part = self.where.get_submodule(path)
+        if found.is_meta and not _is_aside(part):
             raise CheckpointError(f"{name!r} of {kind} is on meta: there are no weights to read")
         _check_shape(traced, name, tuple(found.shape), kind)
-        return found
+        return part, leaf
 
     def _computed(self, traced: Traced, name: str) -> Tensor:
         """A tensor that no checkpoint holds."""
@@ -160,6 +176,24 @@ class Weights:
             )
         _check_shape(traced, name, tuple(found.shape), type(traced.module).__name__)
         return found
+
+
+def _present(part: nn.Module, leaf: str) -> Tensor:
+    """A tensor of a module, fetched from where accelerate has put it aside."""
+    found: Tensor = getattr(part, leaf)
+    if not (found.is_meta and _is_aside(part)):
+        return found.detach()
+    from accelerate.utils import align_module_device  # type: ignore[import-untyped]
+
+    with align_module_device(part, torch.device("cpu")):
+        found = getattr(part, leaf)
+        return found.detach().clone()
+
+
+def _is_aside(part: nn.Module) -> bool:
+    from accelerate.utils import has_offloaded_params
+
+    return bool(has_offloaded_params(part))
 
 
 def _home(where: str | os.PathLike[str]) -> Path:

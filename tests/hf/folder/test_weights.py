@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -78,6 +79,38 @@ def test_a_module(folder: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     assert source.read(traced, name).data_ptr() == model.get_parameter(name).data_ptr()
     assert repr(source) == "Weights('LlamaForCausalLM', device='cpu', memory=None)"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_weights_that_accelerate_has_put_aside(place: str, tied: bool, tmp_path: Path) -> None:
+    """``device_map=`` does so with what does not fit; scores and the result are those in memory."""
+    expected = tiny.llama(tie_word_embeddings=tied)
+    model = tiny.llama(tie_word_embeddings=tied)
+    model.load_state_dict(expected.state_dict())
+    if place == "cpu":
+        cpu_offload(model, torch.device("cpu"))
+    else:
+        disk_offload(model, tmp_path / "aside", torch.device("cpu"))
+    assert all(p.is_meta for p in model.parameters())
+    source = fxprune.Weights(model)
+    with torch.device("meta"):
+        twin = type(model)(model.config).eval()
+    traced = fxprune.trace(twin)
+    source.check(traced)
+    check_all(traced, source, expected)
+    assert all(p.is_meta for p in model.parameters())
+    ids = torch.randint(3, 80, (4, 12), generator=torch.Generator().manual_seed(0))
+    options: Any = {"calibration": ids, "criterion": "obs", "pruning_ratio": 0.2}
+    inside = fxprune.prune(expected, **options)
+    pieces = fxprune.prune(source, stream=True, **options)
+    assert pieces.plan.kept == inside.plan.kept
+    inside.save(tmp_path / "inside")
+    pieces.save(tmp_path / "pieces")
+    one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("inside", "pieces"))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def broken(folder: Path, path: Path, **changes: Any) -> Path:
