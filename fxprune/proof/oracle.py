@@ -113,7 +113,8 @@ def verify(
             The traced example and one of another size if left out.
         stream: where to read the weights of both from, see :func:`fxprune.estimate`: those of one
             op are there at a time, and what leaves each piece is compared as well. The graph is
-            not compared with the model itself, nor tensors bit by bit: they are slices as they are read.
+            not compared with the model itself, nor tensors bit by bit: they are slices as they are
+            read.
 
     Returns:
         The measured error.
