@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from fxprune.data.text import Text, joined, read
+from fxprune.data.text import Text, joined, per_word, read
 from fxprune.hf.open.models import load_model
-from fxprune.hf.vocabulary.trim import Trimmed, per_word, trim
+from fxprune.hf.vocabulary.trim import Trimmed, trim
 from fxprune.measure.perplexity import perplexity, windows
 
 RECORDS, LENGTH, BATCH = 48, 512, 16
