@@ -68,7 +68,7 @@ def foretell(model: str, config: PruneConfig, text: Text, device: str) -> None:
     """
     import torch
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from fxprune.groups.dependency import discover
     from fxprune.hf.folder.in_pieces import blank
@@ -97,7 +97,7 @@ def foretell(model: str, config: PruneConfig, text: Text, device: str) -> None:
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     console.print(_pieces(found), **plain)
     head, *rows = found.rows()
-    table = Table(*head)
+    table = Table(*(Column(each, overflow="fold") for each in head))
     for row in rows:
         table.add_row(*row)
     console.print(table)
