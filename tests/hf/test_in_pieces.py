@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 import fxprune
@@ -161,6 +162,19 @@ def test_another_run_begins_anew(model: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(CheckpointError, match="not of a run in pieces"):
         run(model, tmp_path / "other")
+
+
+def test_two_runs_do_not_share_a_state(model: Path, tmp_path: Path) -> None:
+    state = tmp_path / ".small.pieces"
+    options = {**OPTIONS, "criterion": "wanda-sp", "stream": True, "state": state}
+    lock = state.with_name(".small.pieces.lock")
+    said = pytest.raises(CheckpointError, match="another run is at work on")
+    with FileLock(lock), said:  # as another process has it
+        fxprune.prune(str(model), **options)
+    result = fxprune.prune(str(model), **options)
+    assert fxprune.prune(str(model), **options).plan == result.plan  # in one process it is no other
+    result.state.end()
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_weights_are_refused_before_anything_runs(model: Path, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from fxprune.compensate.mended import Mended
 from fxprune.data.loader import give_back
 from fxprune.depth import Removal
 from fxprune.errors import CheckpointError
-from fxprune.files import check_room, write_text
+from fxprune.files import check_room, write_text, writing
 from fxprune.groups.dependency import discover
 from fxprune.hf.folder.weights import Weights
 from fxprune.importance.collect import DATA
@@ -41,6 +42,7 @@ class State:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder, self.again = folder, False
+        self._lock: FileLock | None = None
 
     def begin(self, key: Mapping[str, Any]) -> None:
         """Take up an earlier run, or begin a new one.
@@ -49,10 +51,11 @@ class State:
             key: what makes two runs the same, as JSON has it. What is left of another is removed.
 
         Raises:
-            CheckpointError: the folder is something else.
+            CheckpointError: the folder is something else, or another process is at work on it.
         """
         if self.folder is None:
             return
+        self._take()
         text = json.dumps(key, indent=1, sort_keys=True, default=str) + "\n"
         file = self.folder / _KEY
         if self.folder.exists():
@@ -62,7 +65,7 @@ class State:
                 )
             self.again = file.read_text(encoding="utf-8") == text
             if not self.again:
-                self.end()
+                self._remove()
         for left in self.folder.glob(".*") if self.again else ():  # of a kill while saving
             shutil.rmtree(left, ignore_errors=True)
         if not self.again:
@@ -108,8 +111,28 @@ class State:
             return 0
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
 
+    def _take(self) -> None:
+        """Lock the folder until the end; of one process again and again, for a call may fail."""
+        assert self.folder is not None
+        file = self.folder.with_name(f"{self.folder.name}.lock")
+        with writing(self.folder):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(file, is_singleton=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise CheckpointError(
+                    f"another run is at work on {self.folder}: wait for it, or write elsewhere"
+                ) from None
+
     def end(self) -> None:
         """Remove what is held, once the result is written."""
+        self._remove()
+        if self._lock is not None:
+            self._lock.release(force=True)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+
+    def _remove(self) -> None:
         if self.folder is not None and self.folder.exists():
             gone = self.folder.with_name(self.folder.name + ".old")  # whole, or not there
             shutil.rmtree(gone, ignore_errors=True)
