@@ -7,6 +7,7 @@ import gc
 import hashlib
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,37 @@ from fxprune.stream.forecast import forecast
 DEEP = {**GIGABYTE, "num_hidden_layers": 24}
 SHAPES = {"2.9 GB": DEEP, "1.2 GB": GIGABYTE, "0.25 GB": QUARTER, "thin": THIN}
 KEPT = 0.8
+
+
+class Anonymous:
+    """The most memory of this process that no file backs, above what there was.
+
+    Attributes:
+        peak: bytes.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._before = _anonymous()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.01):
+            self.peak = max(self.peak, (_anonymous()) - self._before)
+
+    def __enter__(self) -> Anonymous:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _anonymous() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("RssAnon:"))
 
 
 def rewriting(shape: str, kinds: list[str], how: str) -> dict[str, float]:
@@ -207,7 +239,7 @@ def pruning(shape: str, criterion: str, how: str, rows: int, length: int) -> dic
         config = fxprune.PruneConfig(criterion=criterion, batch_size=2, stream=how == "pieces")
         told = forecast(graph, config, by_name(criterion).needs, ids, ids)
         settle()
-        with memory.anonymous() as seen:
+        with Anonymous() as seen:
             start = time.process_time()
             result = fxprune.prune(
                 dense, config=config, calibration=ids, state=Path(folder, "state")

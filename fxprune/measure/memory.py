@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -44,37 +43,6 @@ def peak(device: torch.device, call: Callable[[], T], before: int | None) -> tup
     result = call()
     most = _status("VmHWM") if known else None
     return result, None if most is None or before is None else max(0, most - before)
-
-
-class Anonymous:
-    """The most memory of this process that no file backs, above what there was.
-
-    Attributes:
-        peak: bytes.
-    """
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._before = _status("RssAnon") or 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.01):
-            self.peak = max(self.peak, (_status("RssAnon") or 0) - self._before)
-
-    def __enter__(self) -> Anonymous:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-def anonymous() -> Anonymous:
-    """Look at memory of this process a hundred times a second; Linux only."""
-    return Anonymous()
 
 
 def _forget_peak() -> bool:

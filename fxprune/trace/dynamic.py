@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -117,13 +117,3 @@ def fewer(values: Iterable[Any]) -> Iterator[Axes]:
     for size in range(len(roles) - 1, 0, -1):
         for chosen in itertools.combinations(roles.values(), size):
             yield frozenset(itertools.chain.from_iterable(chosen))
-
-
-def first_that_works(tries: Iterable[Axes], attempt: Callable[[Axes], Any]) -> Any | None:
-    """The result of the first try that raises nothing."""
-    for axes in tries:
-        try:
-            return attempt(axes)
-        except Exception:
-            continue
-    return None
