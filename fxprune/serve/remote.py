@@ -52,9 +52,10 @@ class Remote(Engine):
             self._check_class(graph)
         except ServeError as error:
             return [str(error)]
-        why = self._untold(graph, plan)
-        # The limits of plans take many such trials, and say no more of one that can be told.
-        return (super().check(plan, graph) or [why]) if why else []
+        if why := self._untold(graph, plan):
+            return super().check(plan, graph) or [why]
+        # The limits of each kind take many such trials, and say no more of what can be told.
+        return Target(self.name).reasons(graph, plan)
 
     def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
         """See :meth:`Engine.write`. There are no options."""
