@@ -18,6 +18,7 @@ from torch import fx
 from fxprune.errors import CheckpointError, FxpruneWarning, ServeError, ShrinkError
 from fxprune.hf.folder import checkpoint, module_folder
 from fxprune.hf.open import architecture
+from fxprune.hf.open.quiet import hushed
 from fxprune.hf.shrink.rehost import acceptable
 from fxprune.hf.shrink.shrink import shrink
 from fxprune.plan import Plan
@@ -101,7 +102,7 @@ class Remote(Engine):
             cache["on meta"] = replace(without_weights(graph.traced), module=blank)
         traced = cache["on meta"]
         try:
-            with warnings.catch_warnings():
+            with hushed(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FxpruneWarning)  # it is for who saves
                 small = shrink(traced.module, plan, traced=traced, share=True)
                 self._checked(acceptable(small))
