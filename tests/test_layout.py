@@ -123,16 +123,13 @@ def test_what_is_not_imported(code: str, absent: tuple[str, ...]) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_verb_is_not_hidden_by_the_package_of_its_name() -> None:
+def test_packages_are_attributes_and_hide_no_verb_of_their_name() -> None:
     code = (
-        "import fxprune.trace.export, fxprune.recover.methods, fxprune.prune, fxprune\n"
+        "import fxprune\n"
+        "assert fxprune.costs.macs and fxprune.hf\n"
+        "import fxprune.trace.export, fxprune.recover.methods, fxprune.prune\n"
         "assert all(map(callable, (fxprune.trace, fxprune.recover, fxprune.prune)))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_packages_are_attributes() -> None:
-    code = "import fxprune\nassert fxprune.costs.macs and fxprune.hf"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

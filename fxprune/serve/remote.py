@@ -18,6 +18,7 @@ from torch import fx
 from fxprune.errors import CheckpointError, FxpruneWarning, ServeError, ShrinkError
 from fxprune.hf.folder import checkpoint, module_folder
 from fxprune.hf.open import architecture
+from fxprune.hf.open.quiet import hushed
 from fxprune.hf.shrink.rehost import acceptable
 from fxprune.hf.shrink.shrink import shrink
 from fxprune.plan import Plan
@@ -48,8 +49,14 @@ class Remote(Engine):
 
     def check(self, plan: Plan, graph: DependencyGraph) -> list[str]:
         """See :meth:`Engine.check`."""
-        found = super().check(plan, graph)
-        return found or [why for why in [self._untold(graph, plan)] if why]
+        try:
+            self._check_class(graph)
+        except ServeError as error:
+            return [str(error)]
+        if why := self._untold(graph, plan):
+            return super().check(plan, graph) or [why]
+        # The limits of each kind take many such trials, and say no more of what can be told.
+        return Target(self.name).reasons(graph, plan)
 
     def write(self, pruned: Pruned, path: Path, **options: Any) -> str:
         """See :meth:`Engine.write`. There are no options."""
@@ -84,20 +91,21 @@ class Remote(Engine):
 
     def _untold(self, graph: DependencyGraph, plan: Plan) -> str:
         """Why no checkpoint can say what a plan leaves, tried without weights; "" if one can."""
-        cache, module = graph.traced.cache, graph.traced.module
-        if "on meta" not in cache:
-            config: Any = module.config
-            cache["on meta"] = architecture.build(
-                config,
+        cache = graph.traced.cache
+        if "on meta" not in cache:  # with what is found out of it, which serves every plan
+            module: Any = graph.traced.module
+            blank = architecture.build(
+                module.config,
                 architecture=type(module).__name__,
-                attn_implementation=config._attn_implementation,
+                attn_implementation=module.config._attn_implementation,
             )
-        blank = cache["on meta"]
-        traced = replace(without_weights(graph.traced), module=blank)
+            cache["on meta"] = replace(without_weights(graph.traced), module=blank)
+        traced = cache["on meta"]
         try:
-            with warnings.catch_warnings():
+            with hushed(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FxpruneWarning)  # it is for who saves
-                self._checked(acceptable(shrink(blank, plan, traced=traced, share=True)))
+                small = shrink(traced.module, plan, traced=traced, share=True)
+                self._checked(acceptable(small))
         except (ShrinkError, CheckpointError) as error:
             return str(error)
         return ""

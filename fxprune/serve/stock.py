@@ -36,17 +36,21 @@ class Stock(Remote):
     def check(self, plan: Plan, graph: DependencyGraph) -> list[str]:
         """See :meth:`Engine.check`."""
         try:
-            target = self.target(graph)
+            self._check_class(graph)
         except ServeError as error:
             return [str(error)]
-        # What may stay of one kind if the others keep all says nothing of several together.
-        found = replace(target, kept={}).reasons(graph, plan)
+        found = []
         config, counts = config_of(graph), plan.kept_counts(graph)
         if config is not None:
             heads = dict.fromkeys(_heads(graph, layer, counts) for layer in _attention(graph))
             hidden = _hidden(graph, config, counts)
-            found += [reason for n in heads for reason in _refused(config, n, hidden)]
-        return found or [why for why in [self._untold(graph, plan)] if why]
+            found = [reason for n in heads for reason in _refused(config, n, hidden)]
+        why = "" if found else self._untold(graph, plan)
+        if not found and not why:
+            return Target(self.name).reasons(graph, plan)
+        # What may stay of one kind if the others keep all says nothing of several together.
+        found = [*replace(self.target(graph), kept={}).reasons(graph, plan), *found]
+        return found or [why]
 
     def _target(self, graph: DependencyGraph) -> Target:
         config = config_of(graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -134,10 +135,12 @@ def kept(graph: DependencyGraph, **of_kind: int) -> dict[str, range]:
 
 
 def test_plans_that_stay_stock() -> None:
-    graph = llama()
+    graph = fxprune.discover(replace(llama().traced, cache={}))
     assert check_plan(graph, Plan.of(graph, {})) == []
     assert check_plan(graph, Plan.of(graph, kept(graph, mlp=17, attention=4))) == []
     assert check_plan(graph, Plan.of(graph, kept(graph, channel=16, attention=4))) == []
+    # One trial each: the limits, a trial for every kind, were not asked for.
+    assert not [key for key in graph.traced.cache if key.startswith("target of")]
 
 
 def test_plans_that_do_not() -> None:
@@ -153,10 +156,22 @@ def test_plans_that_do_not() -> None:
     assert found == "6 query heads do not divide hidden_size 40, which configs insist on"
     (found,) = check_plan(graph, Plan.of(graph, kept(graph, channel=16)))
     assert found.startswith("10 query heads do not divide hidden_size 16")
-    (found,) = check_plan(graph, Plan.of(graph, {}, biases=["model.layers.0.mlp.down_proj.bias"]))
-    assert found.endswith("no place for the new bias model.layers.0.mlp.down_proj.bias")
+    gained = Plan.of(graph, {}, biases=["model.layers.0.mlp.down_proj.bias"])
+    for engine in ("transformers", "transformers-remote"):
+        (found,) = check_plan(graph, gained, engine)
+        assert found.endswith("no place for the new bias model.layers.0.mlp.down_proj.bias")
     with pytest.raises(ServeError, match="'transformer'; did you mean transformers"):
         check_plan(graph, Plan.of(graph, {}), "transformer")
+
+
+@pytest.mark.parametrize("engine", ["transformers", "transformers-remote"])
+def test_plans_that_leave_a_branch_out(engine: str) -> None:
+    traced = llama().traced
+    graph = fxprune.discover(fxprune.bypass(traced, ["model.layers.1:block"]))
+    assert check_plan(graph, Plan.of(graph, kept(graph, mlp=17)), engine) == []
+    graph = fxprune.discover(fxprune.bypass(traced, ["model.layers.1:mlp"]))
+    found = check_plan(graph, Plan.of(graph, {}), engine)
+    assert f"{engine} cannot leave out model.layers.1:mlp: it can leave out block" in found
 
 
 def test_a_model_without_a_config() -> None:

@@ -38,7 +38,7 @@ CASES = [
     if dtype == torch.float32 or entry.name not in NOT_IN_HALF
 ]
 # Half precision is compared the same way in all of them: fused, expanded, shared and plain tensors.
-HALVES = {(name, torch.bfloat16) for name in ("llama", "phi3", "t5", "resnet", "perceptron")}
+HALVES = {(name, torch.bfloat16) for name in ("llama", "phi3", "t5", "perceptron")}
 LEAST, ALL = 12, 500
 BITS = {2: torch.int16, 4: torch.int32}
 RELU = {aten.relu.default, aten.relu_.default}
