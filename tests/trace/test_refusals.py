@@ -101,7 +101,6 @@ def configured() -> nn.Module:
             r"LlamaForCausalLM is quantised \(bitsandbytes\)",
         ),
         (configured, r"quantization_config.*del model.config.quantization_config"),
-        (lambda: "gpt2", "'gpt2' is a name: load the model first"),
         (lambda: nn.Linear, r"Linear is a class: give a model of it, Linear\(...\)"),
         (lambda: plain().state_dict(), "OrderedDict is not a torch.nn.Module"),
     ],
@@ -115,6 +114,13 @@ def test_refused_by_name_with_the_way_out(make: Any, message: str) -> None:
         with pytest.raises(TraceError, match=message) as caught:
             refuse()
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_name_is_not_traced() -> None:
+    """``fxprune.prune`` takes one, of a model that it runs piece by piece."""
+    model: Any = "gpt2"
+    with pytest.raises(TraceError, match="'gpt2' is a name: load the model first"):
+        fxprune.trace(model, X)
 
 
 def test_a_function_transform_is_refused_at_its_line() -> None:

@@ -97,5 +97,6 @@ def test_digests() -> None:
         model.model.norm.weight[3] += 1e-6
     assert before != model_digest(model)
     ids = torch.arange(6)
-    assert len({digest({"a": ids}), digest({"b": ids}), digest({"a": ids.view(2, 3)})}) == 3
-    assert digest({"a": torch.ones(2, dtype=torch.bfloat16)})
+    named = (("a", ids), ("b", ids), ("a", ids.view(2, 3)))
+    assert len({digest([each]) for each in named}) == 3
+    assert digest([("a", torch.ones(2, dtype=torch.bfloat16))])

@@ -16,7 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import fxprune
 from fxprune import Budget, FxpruneError, Plan
 from fxprune.data.text import Text
-from fxprune.errors import OracleError, SelectionError, ServeError, ShrinkError, VocabularyError
+from fxprune.errors import (
+    CalibrationError,
+    OracleError,
+    SelectionError,
+    ServeError,
+    ShrinkError,
+    VocabularyError,
+)
 from fxprune.hf.shrink.token_ids import Numbers, named
 from fxprune.hf.vocabulary.trim import Trimmed, trim, without_tokens
 from tests.command_line import run_command
@@ -228,7 +235,7 @@ def test_reports_say_what_words_take() -> None:
     old, new = cut().rates(Text("others", prose()[1]))
     assert 1 < old < new
     assert lines[2] == f"tokens per word of others: {old:.3f} before, {new:.3f} after"
-    with pytest.raises(VocabularyError, match="has no words"):
+    with pytest.raises(CalibrationError, match="has no words"):
         cut().rates(Text("nothing", (" ",)))
 
 
