@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, MutableMapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from fxprune.data.processes import Processes
+from fxprune.groups.group import Group
 from fxprune.importance.activations import Recorder
+from fxprune.importance.criterion import Criterion
 from fxprune.importance.curvature import MomentRecorder, Moments
 from fxprune.importance.routing import Routing
 from fxprune.importance.stacked import ExpertRecorder, Experts
@@ -38,6 +43,28 @@ def combine(
     for name, seen in routing.items():
         sums = (among.total(each) for each in (seen.chosen, seen.added, seen.given))
         routing[name] = Routing(seen.layout, *sums)
+
+
+def scored(
+    among: Processes | None,
+    score: Callable[[Criterion, Group], Tensor],
+    criteria: Sequence[Criterion],
+    groups: Sequence[Group],
+) -> list[dict[str, Tensor]]:
+    """The scores of groups by each criterion; each of several processes scores a part of them.
+
+    Args:
+        among: the processes, which have all found the same.
+        score: of one criterion and group.
+        criteria: the criteria.
+        groups: the groups.
+    """
+    if among is None:
+        return [{group.name: score(each, group) for group in groups} for each in criteria]
+    own = sorted(groups, key=lambda group: group.size)[among.rank :: among.count]
+    parts = among.gather([{group.name: score(each, group) for group in own} for each in criteria])
+    every = [ChainMap(*of_one) for of_one in zip(*parts, strict=True)]
+    return [{group.name: each[group.name] for group in groups} for each in every]
 
 
 def _merge(found: MutableMapping[Any, Statistics], among: Processes) -> None:

@@ -19,7 +19,7 @@ from fxprune.groups.group import Group
 from fxprune.importance import targets
 from fxprune.importance.activations import Recorder
 from fxprune.importance.collect import DATA, Vectors, differentiate, observe, score_weights
-from fxprune.importance.combine import combine
+from fxprune.importance.combine import combine, scored
 from fxprune.importance.criterion import Criterion, ElementCriterion, Needs
 from fxprune.importance.curvature import MomentRecorder
 from fxprune.importance.findings import Findings
@@ -218,8 +218,7 @@ def _score_in_memory(
         if among is not None:
             combine(among, recorder, moments, experts, routing)
     findings = Findings(parameters, readers, recorder, moments, vectors, routing, experts.experts)
-    scores = [{group.name: findings.score(each, group) for group in chosen} for each in criteria]
-    return scores if among is None else among.first(scores)
+    return scored(among, findings.score, criteria, chosen)
 
 
 def check_scorable(
