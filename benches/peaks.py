@@ -156,6 +156,16 @@ def importance(shape: str, criterion: str, how: str, rows: int, length: int) -> 
     return {"weights": _bytes(model), "growth": growth}
 
 
+def _saved(shape: str, folder: str | Path) -> float:
+    """A checkpoint of random weights; their bytes."""
+    model = filled(SHAPES[shape])
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(folder, max_shard_size="500MB")
+    return _bytes(model)
+
+
 def pieces(shape: str, criterion: str, how: str, rows: int, length: int) -> dict[str, float]:
     """Peak and seconds of scoring a checkpoint, what the weights take included.
 
@@ -171,13 +181,7 @@ def pieces(shape: str, criterion: str, how: str, rows: int, length: int) -> dict
         ``first`` and ``last`` scores, to compare.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model = filled(SHAPES[shape])
-        torch.manual_seed(0)
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.02)
-        weights = _bytes(model)
-        model.save_pretrained(folder, max_shard_size="500MB")
-        del model
+        weights = _saved(shape, folder)
         with torch.device("meta"):
             twin = llama(SHAPES[shape])
             graph = fxprune.discover(fxprune.trace(twin))
@@ -226,13 +230,7 @@ def pruning(shape: str, criterion: str, how: str, rows: int, length: int) -> dic
     """
     with tempfile.TemporaryDirectory() as folder:
         dense, out = Path(folder, "dense"), Path(folder, "out")
-        model = filled(SHAPES[shape])
-        torch.manual_seed(0)
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.02)
-        weights = _bytes(model)
-        model.save_pretrained(dense, max_shard_size="500MB")
-        del model
+        weights = _saved(shape, dense)
         with torch.device("meta"):
             graph = fxprune.discover(fxprune.trace(llama(SHAPES[shape])))
         ids = torch.randint(0, SHAPES[shape]["vocab_size"], (rows, length))

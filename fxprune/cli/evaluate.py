@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fxprune.cli import workflow
 from fxprune.data import text
 from fxprune.errors import EvaluationError
 from fxprune.files import write_text
@@ -144,7 +145,7 @@ def evaluate_specs(
             progress=progress,
         )
         found.append(measured)
-        fits = fits and (len(found) == len(models) or _room_for(measured.size, device))
+        fits = fits and (len(found) == len(models) or workflow.room_for(measured.size, device))
         kept = [*kept, subject] if fits else []
         del subject
     if kept:
@@ -163,17 +164,6 @@ def _in_turns(
             found[0].settings.rounds,
         )
     return [replace(e, speeds=t, in_turns=True) for e, t in zip(found, times, strict=True)]
-
-
-def _room_for(size: int, device: str) -> bool:
-    """Whether one more model of about that many bytes fits beside what is there."""
-    if device.startswith("cuda"):
-        import torch
-
-        return 1.5 * size < torch.cuda.mem_get_info(device)[0]
-    from fxprune.cli.workflow import room_for
-
-    return room_for(size)
 
 
 def _named(found: Sequence[Evaluation], models: Sequence[str]) -> list[Evaluation]:

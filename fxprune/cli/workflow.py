@@ -351,11 +351,11 @@ def limits(plan: Plan) -> list[str]:
     return lines
 
 
-def room_for(size: int) -> bool:
+def room_for(size: int, device: str = "cpu") -> bool:
     """Whether that many bytes fit into free memory with something to spare (if it can be told)."""
     from fxprune.hf.folder.in_pieces import free_memory
 
-    free = free_memory()
+    free = free_memory(device)
     return free is None or 1.5 * size < free
 
 

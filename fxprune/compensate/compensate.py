@@ -164,12 +164,11 @@ def compensate(
     matches = [each for each in found if isinstance(each, Match)]
     data = batches(traced.module, calibration, batch_size, device)
     held, among = _held_out(data) if blocks else range(0), processes.current()
-    inputs = [graph_inputs(traced, batch) for batch in data]
-    hidden = [masks(traced, values) for values in inputs]
     seen = [batch for number, batch in enumerate(data) if number not in held]
     mine = list(enumerate(seen)) if among is None else among.share(seen)
     first = [graph_inputs(traced, batch) for _, batch in mine]
     validates = [place for place, (number, _) in enumerate(mine) if number % 4 == 3]
+    inputs = [graph_inputs(traced, batch) for batch in data] if blocks else []
     if blocks:
         separate(traced, small)
     for each in matches:
@@ -203,7 +202,7 @@ def compensate(
         del refit, mend
         how = schedule or Schedule()
         graphs = traced, resize, dense, small
-        every = inputs, hidden, held
+        every = inputs, [masks(traced, values) for values in inputs], held
         distilled = distil(*graphs, blocks, *every, how, write, left, progress) if blocks else ()
         fitted = None
         if temperature and method != "bias":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import CalibrationError
+from fxprune.trace.digests import digest
 
 Batch = dict[str, Any]
 Calibration = (
@@ -78,6 +79,24 @@ def tensors(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among values, which may be nested in dicts, lists and the like."""
     leaves = pytree.tree_leaves(list(values))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def told_apart(data: Any) -> str:
+    """A digest of calibration data: batches of tensors, or one."""
+    found: dict[str, Tensor] = {}
+
+    def collect(name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, Mapping):
+            for key, each in value.items():
+                collect(f"{name}.{key}", each)
+        elif isinstance(value, list | tuple):
+            for place, each in enumerate(value):
+                collect(f"{name}.{place}", each)
+
+    collect("", data)
+    return digest(found.items())
 
 
 def arguments(model: nn.Module) -> tuple[tuple[str, ...], bool]:

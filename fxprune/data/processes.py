@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from fxprune.data.calibrate import Batch, part, rows, tensors
+from fxprune.data.calibrate import Batch, part, rows, told_apart
 from fxprune.errors import CalibrationError, ProcessError
 
 T = TypeVar("T")
@@ -103,13 +102,7 @@ class Processes:
         }
 
     def _check_same(self, data: Sequence[Batch]) -> None:
-        seen = hashlib.sha256()
-        for batch in data:
-            for tensor in tensors(batch.values()):
-                plain = tensor.detach().cpu().contiguous().reshape(-1)
-                seen.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                seen.update(plain.view(torch.uint8).numpy().data)
-        if len(set(self.gather(seen.hexdigest()))) > 1:
+        if len(set(self.gather(told_apart(data)))) > 1:
             raise CalibrationError(
                 "the processes were given different calibration data: give each all of it, in one "
                 "order"
@@ -123,6 +116,11 @@ class Processes:
                 f"process {self.rank} of {self.count} waits for another that has ended: its own "
                 "message says why"
             ) from error
+
+
+def launched() -> int:
+    """How many processes a launcher has started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def current() -> Processes | None:
@@ -149,7 +147,7 @@ def divided(device: str | torch.device = "cpu") -> Iterator[Processes | None]:
         ProcessError: the processes cannot be connected.
     """
     made = not dist.is_initialized() if dist.is_available() else False
-    many = int(os.environ.get("WORLD_SIZE", "1")) > 1 if made else dist.is_available()
+    many = launched() > 1 if made else dist.is_available()
     if not many:
         yield None
         return
@@ -177,7 +175,7 @@ def told(message: str) -> bool:
         message: why this process ends.
     """
     address, rank = os.environ.get("MASTER_ADDR"), int(os.environ.get("RANK", "0"))
-    if address is None or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if address is None or launched() < 2:
         return False
     try:
         port, wait = int(os.environ["MASTER_PORT"]), timedelta(seconds=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Difference:
         of: the text or task.
         length: tokens in the windows; None where there are none.
         change: for a perplexity the ratio; for anything else the difference.
-        stderr: standard error of the change; None where it is not known.
+        stderr: standard error of the change.
         p: how probable so large a difference is if the models are equal, two-sided.
         test: how ``p`` was found: ``McNemar's test, exact`` (McNemar, Psychometrika 12, 1947) where
             every answer is right or wrong, else the paired bootstrap over windows, questions or
@@ -37,7 +38,7 @@ class Difference:
     of: str
     length: int | None
     change: float
-    stderr: float | None
+    stderr: float
     p: float
     test: str
 
@@ -74,18 +75,11 @@ def differences(one: Evaluation, other: Evaluation) -> list[Difference]:
 def _difference(
     names: tuple[str, str], figure: str, of: str, one: Sequence[float], other: Sequence[float]
 ) -> Difference:
-    mean, stderr = spread([a - b for a, b in zip(one, other, strict=True)])
+    apart = [a - b for a, b in zip(one, other, strict=True)]
+    mean, stderr = statistics.fmean(apart), statistics.stdev(apart) / math.sqrt(len(apart))
     exact = {*one, *other} <= {0.0, 1.0}
     p = mcnemar(one, other) if exact else bootstrap(one, other)
     return Difference(*names, figure, of, None, mean, stderr, p, MCNEMAR if exact else BOOTSTRAP)
-
-
-def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean of some numbers and its standard error; None for a single number."""
-    n, mean = len(values), math.fsum(values) / len(values)
-    if n < 2:
-        return mean, None
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
 
 
 def mcnemar(one: Sequence[float], other: Sequence[float]) -> float:

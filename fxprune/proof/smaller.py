@@ -38,7 +38,7 @@ def reports(
         dtype: what the runs were computed in, if not in the dtype of the model.
         same: the dtypes of the outputs must be equal too.
         rounding: allows what rounding makes of the original, where that is more than the tolerance.
-        weights: of the smaller model, if it has none itself. What leaves its pieces is compared
+        weights: of the smaller model, if it has none itself; what leaves pieces is compared too.
 
     Raises:
         OracleError: one differs.

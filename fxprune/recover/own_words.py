@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from fxprune.data.chat import Chat, begun
+from fxprune.data.processes import launched
 from fxprune.data.records import Conversation, Document, Record, Records
 from fxprune.data.rows import chat_of
 from fxprune.data.written import sampled, written
@@ -166,7 +166,7 @@ def kept(file: Path | None, make: Any) -> Records:
 
     if file is not None and file.is_file():
         return read_records(file)
-    if file is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if file is not None and launched() > 1:
         raise RecoveryError(
             f"{file} is not there yet: let one process write it, by the same command without a "
             "launcher; it can be ended once training begins"

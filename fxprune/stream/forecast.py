@@ -16,13 +16,14 @@ from fxprune.errors import CalibrationError
 from fxprune.groups.consumers import consumers, every_consumer
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.groups.group import Group
+from fxprune.importance.collect import DERIVATIVES
 from fxprune.importance.criterion import Needs
 from fxprune.select.candidates import choose_groups
 from fxprune.trace.inputs import named
 from fxprune.trace.traced import Traced
 
 Shape = tuple[int, int]
-DERIVATIVES: Needs = frozenset({"gradient", "squares", "moments"})
+_BACKWARD: Needs = DERIVATIVES | {"moments"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def forecast(graph: DependencyGraph, config: Any, needs: Needs, data: Any, more:
         live = max(sizes.alive(piece, shape) for piece in pieces)
         stages.append(Stage("choosing blocks", depth, pair, 0, live, 2 * stream))
     if seen and needs:
-        back = bool(needs & DERIVATIVES)
+        back = bool(needs & _BACKWARD)
         live = max(sizes.alive(piece, shape, keep=back) for piece in pieces)
         beside = _beside(graph, pieces, needs, groups)
         between = stream * (len(pieces) + 1 if back else 2)

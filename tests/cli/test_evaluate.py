@@ -183,7 +183,7 @@ def test_models_of_one_name(dense: Path, tmp_path: Path) -> None:
 def test_timed_one_after_the_other_where_memory_is_short(
     dense: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fxprune.cli.workflow.room_for", lambda size: False)
+    monkeypatch.setattr("fxprune.cli.workflow.room_for", lambda size, device: False)
     settings = Settings(prompt=3, new=4, rounds=1)
     found = evaluate_specs([str(dense), str(pruned)], settings=settings, progress=False)
     assert not any(each.in_turns for each in found.found)

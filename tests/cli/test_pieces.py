@@ -65,7 +65,7 @@ def test_layers_of_their_own_sizes_are_measured_too(
 def test_by_itself(
     run: Any, dense: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_pieces, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(in_pieces, "free_memory", lambda device: 10_000)
     options = ("prune", dense, "--out", tmp_path / "a", *FEW, "--text", text)
     status, _, errors = run(*options, "--compensate", "none")
     assert status == 0, errors

@@ -262,6 +262,6 @@ def test_chosen_by_itself(
 ) -> None:
     options = {"compensation": None, "verify": False, "stream": False, "criterion": "magnitude"}
     assert run(model, **options).weights is None
-    monkeypatch.setattr(in_pieces, "free_memory", lambda: 1000)
+    monkeypatch.setattr(in_pieces, "free_memory", lambda device: 1000)
     assert run(model, **options).weights is not None
     assert "GiB of weights, 0.0 GiB of memory free: pruned in pieces" in capsys.readouterr().err

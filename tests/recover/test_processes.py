@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 import fxprune
 from fxprune.recover.methods import LoRA
-from fxprune.recover.recover import recover
+from fxprune.recover.recover import Recovery, recover
 from fxprune.recover.settings import Training
 from tests.hf import tiny
 
@@ -24,16 +25,29 @@ ROWS = torch.randint(3, 9, (40, 12), generator=torch.Generator().manual_seed(0))
 TRAINING = Training(steps=6, batch_size=8, length=12, learning_rate=1e-2, evaluate_every=3)
 
 
-def run(out: Path) -> dict[str, Any]:
-    """Recover the graph and the shrunk model of one plan; losses and last weights."""
-    torch.set_num_threads(1)
-    facts: dict[str, Any] = {}
+def subjects() -> Iterator[tuple[str, Any]]:
+    """The graph and the shrunk model of one plan, made anew."""
     for kind in ("graph", "shrunk"):
         model = tiny.llama()
         result = fxprune.prune(model, pruning_ratio=0.1, criterion=fxprune.Magnitude())
-        module: Any = result.graph_module
-        if kind == "shrunk":
-            module = fxprune.shrink(model, result.plan, module)
+        small = result.graph_module
+        yield kind, small if kind == "graph" else fxprune.shrink(model, result.plan, small)
+
+
+def told(done: Recovery) -> dict[str, Any]:
+    """Losses and last weights."""
+    return {
+        "steps": [(step.loss, step.tokens) for step in done.history.steps],
+        "validation": [each.loss for each in done.history.evaluations],
+        "weights": {name: p.flatten().tolist() for name, p in done.module.named_parameters()},
+    }
+
+
+def run(out: Path) -> dict[str, Any]:
+    """Recover the graph and the shrunk model of one plan."""
+    torch.set_num_threads(1)
+    facts: dict[str, Any] = {}
+    for kind, module in subjects():
         done = recover(
             module,
             ROWS,
@@ -44,10 +58,7 @@ def run(out: Path) -> dict[str, Any]:
             out=out / kind,
             device="cpu",
         )
-        steps = [(step.loss, step.tokens) for step in done.history.steps]
-        weights = {name: p.flatten().tolist() for name, p in done.module.named_parameters()}
-        validation = [each.loss for each in done.history.evaluations]
-        facts[kind] = {"steps": steps, "validation": validation, "weights": weights}
+        facts[kind] = told(done)
     return facts
 
 

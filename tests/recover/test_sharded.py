@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-import fxprune
 from fxprune.errors import RecoveryError
 from fxprune.recover import sharded
 from fxprune.recover.methods import FullTraining, LoRA
 from fxprune.recover.recover import recover
 from fxprune.recover.settings import Training
-from tests.hf import tiny
+from tests.recover.test_processes import subjects, told
 
 ROOT = Path(__file__).parents[2]
 ROWS = torch.randint(3, 9, (36, 12), generator=torch.Generator().manual_seed(0))
@@ -34,12 +33,7 @@ def run(out: Path) -> dict[str, Any]:
     """All of a graph is trained, and adapters of a shrunk model: losses and last weights."""
     torch.set_num_threads(1)
     facts: dict[str, Any] = {}
-    for kind in ("graph", "shrunk"):
-        model = tiny.llama()
-        result = fxprune.prune(model, pruning_ratio=0.1, criterion=fxprune.Magnitude())
-        module: Any = result.graph_module
-        if kind == "shrunk":
-            module = fxprune.shrink(model, result.plan, module)
+    for kind, module in subjects():
         method = FullTraining() if kind == "graph" else LoRA(dropout=0.0)
         done = recover(
             module,
@@ -52,11 +46,7 @@ def run(out: Path) -> dict[str, Any]:
         )
         assert done.module is module or kind == "shrunk"
         assert not any("DTensor" in type(p).__name__ for p in done.module.parameters())
-        facts[kind] = {
-            "steps": [(step.loss, step.tokens) for step in done.history.steps],
-            "validation": [each.loss for each in done.history.evaluations],
-            "weights": {n: p.flatten().tolist() for n, p in done.module.named_parameters()},
-        }
+        facts[kind] = told(done)
     return facts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -188,7 +187,9 @@ def _chain(model: str, out: Path, method: str, *options: Any) -> Chain:
     Raises:
         RecoveryError: this is one of several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    from fxprune.data.processes import launched
+
+    if launched() > 1:
         raise RecoveryError(
             "--recover trains in one process here: leave it out, and launch fxprune recover behind"
             " it"

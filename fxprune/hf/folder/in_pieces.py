@@ -110,8 +110,10 @@ def size_of(spec: str | Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def free_memory() -> int | None:
+def free_memory(device: str | torch.device = "cpu") -> int | None:
     """Bytes that can be had without putting others out; None where the system does not tell."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
@@ -125,9 +127,8 @@ def too_large(spec: str | Path, device: str | torch.device = "cpu") -> bool:
         size = size_of(spec)
     except CheckpointError:  # whoever loads it says what is wrong
         return False
-    where, free = "memory", free_memory()
-    if torch.device(device).type == "cuda":
-        where, free = "memory of the device", torch.cuda.mem_get_info(device)[0]
+    free = free_memory(device)
+    where = "memory of the device" if torch.device(device).type == "cuda" else "memory"
     if free is None or size <= free:
         return False
     words = f"{size / 2**30:.1f} GiB of weights, {free / 2**30:.1f} GiB of {where} free"

@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from fxprune.compensate.mended import Mended
+from fxprune.data.calibrate import told_apart
 from fxprune.data.loader import give_back
 from fxprune.depth import Removal
 from fxprune.errors import CheckpointError
@@ -23,7 +24,6 @@ from fxprune.importance.collect import DATA
 from fxprune.importance.criterion import Criterion, Needs
 from fxprune.importance.scores import Scores
 from fxprune.stream.forecast import forecast
-from fxprune.trace.digests import digest
 from fxprune.trace.ones import admit_ones
 from fxprune.trace.traced import Traced
 
@@ -183,21 +183,3 @@ def begun(
         wanted = found.written(float(config.pruning_ratio or 0)) - kept.held()
         check_room(kept.folder, wanted, "the result, and what is mended until it is whole,")
     return kept
-
-
-def told_apart(data: Any) -> str:
-    """A digest of calibration data: batches of tensors, or one."""
-    found: dict[str, torch.Tensor] = {}
-
-    def collect(name: str, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            found[name] = value
-        elif isinstance(value, Mapping):
-            for key, each in value.items():
-                collect(f"{name}.{key}", each)
-        elif isinstance(value, list | tuple):
-            for place, each in enumerate(value):
-                collect(f"{name}.{place}", each)
-
-    collect("", data)
-    return digest(found.items())
