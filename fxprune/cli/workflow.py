@@ -211,7 +211,7 @@ def run(
     model, tokenizer = loaded.model, loaded.tokenizer
     device = torch.device("cpu") if source is not None else device_of(model)
     example = from_config(pruned_first(model), device)
-    cut = _windows(tokenizer, evaluation, windows)
+    cut = windows_of(tokenizer, evaluation, windows)
 
     def measure(module: nn.Module, tokenizer: Any, weights: Weights | None) -> Measurement:
         found = None
@@ -242,7 +242,7 @@ def run(
         caption = "static sizes: costs not compared"
         return Outcome(before, after, caption, result, folder, opened)
     if result.vocabulary is not None:
-        cut = _windows(result.tokenizer, evaluation, windows)
+        cut = windows_of(result.tokenizer, evaluation, windows)
     after = measure(small, result.tokenizer, None)
     caption = _caption(example, at, cut, evaluation)
     notes = _of_tokens(result, calibration, evaluation)
@@ -277,7 +277,7 @@ def _in_pieces(
     return replace(outcome, after=after, caption=f"{said}\nin pieces: not timed")
 
 
-def _windows(tokenizer: Any, text: Text | None, of: tuple[int, int]) -> list[Window] | None:
+def windows_of(tokenizer: Any, text: Text | None, of: tuple[int, int]) -> list[Window] | None:
     """So many windows of a text at most, and tokens in each; None without one or a tokenizer."""
     if text is None or tokenizer is None:
         return None

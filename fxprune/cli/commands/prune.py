@@ -125,6 +125,10 @@ def prune(
         drawn = calibration if causal or config.tokens else None
         drawn = drawn if source else workflow.own(loaded, drawn, text)
         if helps:
+            # What the first process refuses, all do, in the same words.
+            workflow.windows_of(
+                loaded.tokenizer, evaluation if causal else None, (eval_samples, eval_length)
+            )
             pruned(loaded, config, out, drawn, known)
             return
         outcome = workflow.run(
