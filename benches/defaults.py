@@ -1,10 +1,10 @@
 """Other ways to prune against the default of ``fxprune prune``, and the best peer's recipe.
 
 ``python -m benches.defaults CALIBRATION EVALUATION ... --out FOLDER`` prunes SmolLM2-135M to
-105,747,264 parameters (or ``--parameters``) in every way below, on three draws of the calibration
-text, and measures perplexity in 128 windows of 128 tokens and 32 of 1024 of each text. Nothing is
-retrained. It is ``fxprune compare`` with a list of configurations: a run that was ended goes on,
-and results.md has ratios to the first way with their standard errors.
+105,747,264 parameters (or to each of ``--parameters``) in every way below, on three draws of the
+calibration text, and measures perplexity in 128 windows of 128 tokens and 32 of 1024 of each text.
+Nothing is retrained. It is ``fxprune compare`` with a list of configurations: a run that was ended
+goes on, and results.md has ratios to the first way with their standard errors.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def main() -> None:
     parser.add_argument("evaluations", nargs="+")
     parser.add_argument("--out", required=True)
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--parameters", type=int, default=105_747_264)
+    parser.add_argument("--parameters", nargs="+", type=int, default=[105_747_264])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     options = parser.parse_args()
-    budget = Budget(params=options.parameters)
     done = comparison.run(
         "smollm2",
         [
-            PruneConfig(budget=budget, seed=seed, **WAYS[way])
+            PruneConfig(budget=Budget(params=parameters), seed=seed, **WAYS[way])
             for way in options.ways
             for seed in range(options.draws)
+            for parameters in options.parameters
         ],
         read(options.calibration, options.evaluations),
         options.out,

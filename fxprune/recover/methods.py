@@ -27,7 +27,8 @@ class Distillation:
         teacher: the original model, usually. It takes the same token ids and gives logits over the
             same vocabulary. It is not changed.
         temperature: divides both logits; larger than 1 shows more of the unlikely tokens.
-        weight: how much of the loss comes from the teacher, in (0, 1].
+        weight: how much of the loss comes from the teacher, in [0, 1]. At 0 it only writes what is
+            trained on (``data="self"``, ``rewrite=True``), or teaches hidden states.
         hidden: weight of the hidden states: at the input of every normalisation of the student, the
             squared distance to what the teacher has there, over the teacher's own squares, as the
             mean over normalisations. Units are matched as ``plan`` says. 0 leaves that out.
@@ -43,12 +44,17 @@ class Distillation:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise RecoveryError(f"a temperature of {self.temperature}: it must be above 0")
-        if not 0 < self.weight <= 1:
-            raise RecoveryError(f"a teacher's weight of {self.weight}: it must be in (0, 1]")
+        if not 0 <= self.weight <= 1:
+            raise RecoveryError(f"a teacher's weight of {self.weight}: it must be in [0, 1]")
         if not self.hidden >= 0:
             raise RecoveryError(f"a weight of {self.hidden} for hidden states: 0 or more")
         if self.hidden and self.plan is None:
             raise RecoveryError("hidden states are matched by the plan: give plan=")
+
+    @property
+    def counts(self) -> bool:
+        """Whether any of the loss comes from the teacher."""
+        return self.weight > 0 or self.hidden > 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

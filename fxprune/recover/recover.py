@@ -169,9 +169,13 @@ def _own_words(
 ) -> Data:
     """The data as the teacher writes or rewrites it, if it is to."""
     writes = isinstance(data, str) and data == own_words.OWN
-    if not writes and not rewrite:
-        return data
     teaching = method.distillation
+    if not writes and not rewrite:
+        if teaching is not None and not teaching.counts:
+            raise RecoveryError(
+                "a teacher of weight 0 that writes no data does nothing: leave it out"
+            )
+        return data
     if teaching is None or tokenizer is None:
         raise RecoveryError("a teacher writes this data, with its tokenizer: give both")
     if writes and training.steps is None:

@@ -84,12 +84,12 @@ class Teacher:
 
 
 def make(distillation: Distillation | None, student: nn.Module) -> Teacher | None:
-    """The teacher that a method asks for.
+    """The teacher that a method asks for, where it counts in the loss.
 
     Raises:
         RecoveryError: it takes no text, or nothing of the two models can be matched.
     """
-    if distillation is None:
+    if distillation is None or not distillation.counts:
         return None
     hidden = HiddenStates.of(distillation, student) if distillation.hidden else None
     return Teacher(distillation, hidden)

@@ -44,6 +44,7 @@ def iterate(
     search: str = "predicted",
     branches: Collection[str] = (),
     seed: int = 0,
+    scores: Scores | None = None,
     **estimation: Any,
 ) -> tuple[Scores, Plan]:
     """Prune in steps (LLM-Pruner's and Torch-Pruning's ``iterative_steps``).
@@ -68,6 +69,7 @@ def iterate(
         branches: with measured costs, kinds of branches and blocks that may go as a whole, see
             :func:`fxprune.stream.knapsack.cheapest`.
         seed: of the moves of a local search.
+        scores: those of the original model by this criterion, if they are known.
         estimation: further options of :func:`fxprune.estimate`.
 
     Returns:
@@ -90,9 +92,16 @@ def iterate(
             if plan is not None:
                 stack.enter_context(zeroed(graph, plan))
                 stack.enter_context(step(f"step {number} of {len(asked)}", progress))
-            scores = estimate(
-                model, graph, criterion, calibration, groups=scored, progress=progress, **estimation
-            )
+            if scores is None or number > 1:
+                scores = estimate(
+                    model,
+                    graph,
+                    criterion,
+                    calibration,
+                    groups=scored,
+                    progress=progress,
+                    **estimation,
+                )
         size = estimation.get("batch_size") or 8
         if search == "measured":
             ladder, scores = measured(

@@ -14,7 +14,7 @@ from fxprune.data.chat import Chat
 from fxprune.data.records import Conversation, Document, Instruction, Records, read_records
 from fxprune.errors import RecoveryError
 from fxprune.recover import own_words
-from fxprune.recover.methods import FullTraining
+from fxprune.recover.methods import Distillation, FullTraining
 from fxprune.recover.recover import recover
 from fxprune.recover.settings import Training
 from tests.data.test_chat import TURNS, templated
@@ -102,6 +102,13 @@ def test_it_is_learnt_and_kept_beside_the_run(
     kept = read_records(tmp_path / "run-written.jsonl")
     assert len(kept.records) == 8
     assert all(isinstance(r, Conversation) and r.chat.turns[1][1] != "no" for r in kept.records)
+    # It may write without teaching anything else, but not do nothing at all.
+    silent = FullTraining(teacher=Distillation(teacher, weight=0))
+    plain = recover(tiny.llama(), str(file), silent, rewrite=True, **options)
+    told = recover(tiny.llama(), str(tmp_path / "run-written.jsonl"), FullTraining(), **options)
+    assert [s.loss for s in plain.history.steps] == [s.loss for s in told.history.steps]
+    with pytest.raises(RecoveryError, match="writes no data does nothing"):
+        recover(student, str(file), silent, **options)
     # Of a run that goes on nothing is written anew.
     monkeypatch.setattr(own_words, "own_answers", None)
     recover(tiny.llama(), str(file), method, rewrite=True, out=tmp_path / "run", **options)

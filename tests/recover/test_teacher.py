@@ -50,7 +50,11 @@ def test_another_vocabulary_is_refused() -> None:
 
 
 def test_none() -> None:
-    assert make(None, case()[0]) is None
+    model, _ = case()
+    assert make(None, model) is None
+    assert make(Distillation(model, weight=0), model) is None
+    with pytest.raises(RecoveryError, match=r"it must be in \[0, 1\]"):
+        Distillation(model, weight=1.5)
 
 
 @pytest.mark.parametrize("kind", ["graph", "shrunk"])

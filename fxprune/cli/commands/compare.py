@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fxprune.cli.commands.fields import put, takes_config
 from fxprune.cli.commands.options import Model
 from fxprune.groups.kinds import DEFAULT_KINDS
 
+# What all configurations of a table have in common.
+COMMON = (
+    "ignore", "only", "layers", "overrides", "max_ratio", "keep_first", "keep_last", "cost_aware",
+    "multiple_of", "min_kept", "steps", "search", "branches", "compensation_scope",
+    "compensation_samples", "effort",
+)  # fmt: skip
 
+
+@partial(takes_config, names=COMMON)
 def compare(
     model: Model,
     out: Annotated[Path, typer.Option(help="Folder for the results; continued if begun.")],
+    given: Mapping[str, Any],
     criteria: Annotated[
         str, typer.Option(help="Names with commas: taylor, flap, magnitude, ...")
     ] = "random,magnitude,taylor",
@@ -21,8 +33,8 @@ def compare(
     text: Annotated[
         str | None,
         typer.Option(
-            help="Calibration: text, .jsonl, token ids in .npy or .safetensors, or datasets:NAME."
-            " Without it, prose that comes with Python."
+            help="Calibration: text, .jsonl, token ids in .npy or .safetensors, datasets:NAME, or"
+            " self: what the model writes. Without it, prose that comes with Python."
         ),
     ] = None,
     evals: Annotated[
@@ -53,9 +65,6 @@ def compare(
     normalise: Annotated[
         str | None, typer.Option(help="kind, group, standardise, none; else the criterion's own.")
     ] = None,
-    cost_aware: Annotated[
-        bool | None, typer.Option(help="Rank by score per parameter; else the criterion's own.")
-    ] = None,
     kinds: Annotated[
         list[str] | None, typer.Option(help="One set of kinds, with commas; repeatable.")
     ] = None,
@@ -63,18 +72,10 @@ def compare(
     compensate: Annotated[
         str, typer.Option(help="none, bias, least-squares, blockwise; auto is least-squares.")
     ] = "auto",
-    compensation_samples: Annotated[
-        int | None, typer.Option(help="Crops that compensation sees.", show_default="128")
-    ] = None,
     written: Annotated[
         str | None,
         typer.Option(help="Short sequences that the model itself writes; else as many as crops."),
     ] = None,
-    ignore: Annotated[
-        list[str] | None, typer.Option(help="Module to leave as it is, repeatable.")
-    ] = None,
-    keep_first: Annotated[int, typer.Option(help="Leave the first layers alone.")] = 0,
-    keep_last: Annotated[int, typer.Option(help="Leave the last layers alone.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16; else the checkpoint's.")
@@ -98,17 +99,13 @@ def compare(
         ranking=ranking,
         normalise=normalise,
         target=target,
-        cost_aware=cost_aware,
         kinds=kinds or (",".join(DEFAULT_KINDS),),
         aggregate=aggregate,
         compensate=compensate,
-        compensation_samples=compensation_samples,
         written=written,
-        ignore=tuple(ignore or ()),
-        keep_first=keep_first,
-        keep_last=keep_last,
         device=device,
         dtype=dtype,
+        **put({}, given),
     )
     print((done.folder / "results.md").read_text(encoding="utf-8"), end="")
     print(f"{done.measured} of {len(done.results)} results are new; all files are in {done.folder}")

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -160,8 +160,10 @@ OPTIONS = {
 }
 
 
-def takes_config(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for every field in :data:`OPTIONS`.
+def takes_config(
+    command: Callable[..., None], names: Iterable[str] = OPTIONS
+) -> Callable[..., None]:
+    """Give a command an option for every field in :data:`OPTIONS`, or for those of some names.
 
     The command has a parameter ``given``, which gets what was typed by name of field; a part of
     the configuration has names such as ``budget.macs``.
@@ -169,7 +171,7 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
     own = inspect.signature(command, eval_str=True)
     word = inspect.Parameter.KEYWORD_ONLY
     parameters = [p.replace(kind=word) for p in own.parameters.values() if p.name != "given"]
-    places = {name.replace(".", "_"): name for name in OPTIONS}
+    places = {name.replace(".", "_"): name for name in names}
     parameters += [
         inspect.Parameter(place, word, default=None, annotation=_annotation(name))
         for place, name in places.items()
@@ -196,12 +198,12 @@ def configuration(given: Mapping[str, Any], recipe: Path | None = None) -> Prune
     """
     values = {} if recipe is None else PruneConfig.load(recipe).to_dict()
     try:
-        return PruneConfig.from_dict(_put(values, given))
+        return PruneConfig.from_dict(put(values, given))
     except FxpruneError as error:
         raise type(error)(as_options(str(error))) from error
 
 
-def _put(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def put(values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a configuration, those that were typed in their places."""
     for name, typed in given.items():
         part, _, field = name.rpartition(".")

@@ -82,11 +82,7 @@ def run(
     """
     folder = Path(folder)
     configurations = list(dict.fromkeys(configurations))
-    if any(each.tokens for each in configurations):
-        raise SelectionError(
-            "vocabulary= changes what a token is, and configurations are compared by tokens: take "
-            "fxprune prune, which measures by words"
-        )
+    _check(configurations)
     results.check_folder(folder)
     check_device(device)
     named_dtype(dtype)
@@ -148,10 +144,28 @@ def _measure_all(
             number += 1
             title = f"[{number}/{len(pending)}] {label(each)}, seed {each.seed}"
             try:
-                more = crops[draws.both(loaded, each)[1]]
-                keep(measure(bench, each, scores, more, keys[each], title))
+                _, mends = draws.both(loaded, each)
+                seen = crops[draw], crops[mends]
+                keep(measure(bench, each, scores, seen, keys[each], title))
             except FxpruneError as error:
                 raise type(error)(f"{label(each)}, seed {each.seed}: {error}") from error
+
+
+def _check(configurations: Sequence[PruneConfig]) -> None:
+    """Refuse what a comparison does not do.
+
+    Raises:
+        SelectionError: a configuration asks for it.
+    """
+    if any(each.tokens for each in configurations):
+        raise SelectionError(
+            "vocabulary= changes what a token is, and configurations are compared by tokens: take "
+            "fxprune prune, which measures by words"
+        )
+    for each in configurations:
+        for name in ("depth", "stream", "max_memory"):
+            if getattr(each, name):
+                raise SelectionError(f"a comparison has no {name}=: take fxprune prune for that")
 
 
 def _loaded(

@@ -32,8 +32,8 @@ def read(calibration: str | Path | None, evaluations: Sequence[str | Path] = ())
     """Read all data, and see that none of it serves twice.
 
     Args:
-        calibration: what :func:`fxprune.data.sources.source` reads; None takes prose that comes
-            with Python.
+        calibration: what :func:`fxprune.data.sources.source` reads; ``self`` for what the model
+            writes; None takes prose that comes with Python.
         evaluations: texts to measure on. Without one, half of the calibration text measures.
 
     Raises:
@@ -50,6 +50,10 @@ def read(calibration: str | Path | None, evaluations: Sequence[str | Path] = ())
         if not evaluations:
             return Data(given.name, given, {half.name: half})
         return Data(given.name, given, _evaluations(given, evaluations))
+    if str(calibration) == "self" and not Path(calibration).exists():
+        if not evaluations:
+            raise CalibrationError("calibrated on what the model writes: give a text to measure on")
+        return Data(text.OWN.name, text.OWN, _evaluations(text.OWN, evaluations))
     found = sources.source(calibration)
     name = found.name if isinstance(found, Text) else Path(calibration).name
     if evaluations:

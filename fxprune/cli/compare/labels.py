@@ -24,12 +24,7 @@ def series(config: PruneConfig) -> str:
     free = [config.ranking or "global"] if config.ranking or config.target is None else []
     parts = [name, *free, *([f"for {config.target}"] if config.target is not None else [])]
     parts += [f"{option} {value}" for option, value in options.items()]
-    if config.normalise is not None:
-        parts.append(f"normalise {config.normalise}")
-    if config.cost_aware is not None:
-        parts.append("cost-aware" if config.cost_aware else "not cost-aware")
-    if config.kinds != default.kinds:
-        parts.append("+".join(config.kinds))
+    parts += _chosen(config)
     counts = {"samples": config.calibration_samples, "written": config.written_samples}
     parts += [f"{count} {what}" for what, count in counts.items() if count is not None]
     if config.calibration_lengths is not None:
@@ -46,6 +41,22 @@ def series(config: PruneConfig) -> str:
     if config.compensation is not None and seen != default.compensation_samples:
         parts.append(f"compensated on {seen} samples")
     return ", ".join(parts)
+
+
+def _chosen(config: PruneConfig) -> list[str]:
+    """How units are chosen by the scores, where not as by default."""
+    default, parts = PruneConfig(), []
+    if config.normalise is not None:
+        parts.append(f"normalise {config.normalise}")
+    if config.search != default.search:
+        parts.append("+".join([config.search, *config.branches]))
+    if config.steps > 1:
+        parts.append(f"{config.steps} steps")
+    if config.cost_aware is not None:
+        parts.append("cost-aware" if config.cost_aware else "not cost-aware")
+    if config.kinds != default.kinds:
+        parts.append("+".join(config.kinds))
+    return parts
 
 
 def named(config: PruneConfig) -> tuple[str, dict[str, object]]:

@@ -25,8 +25,10 @@ from fxprune.measure.report import parameters
 from fxprune.plan import Plan
 from fxprune.progress import step
 from fxprune.rewrite.rewrite import rewrite
+from fxprune.select.schedule import goals
 from fxprune.select.select import select
 from fxprune.serve.engine import engine
+from fxprune.stream.iterate import iterate
 from fxprune.trace import Traced, trace
 from fxprune.trace.inputs import from_config
 
@@ -134,7 +136,7 @@ def measure(
     bench: Bench,
     config: PruneConfig,
     scored: Scored,
-    crops: Sequence[torch.Tensor],
+    crops: tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]],
     key: str,
     title: str,
 ) -> Result:
@@ -144,7 +146,7 @@ def measure(
         bench: the model, which is not changed.
         config: what to do.
         scored: from :func:`score`, for the draw of the configuration.
-        crops: what compensation sees, int64 tensors of shape (batch, length).
+        crops: what the criterion and what compensation sees, int64 tensors (batch, length).
         key: of the result.
         title: what to show while it runs.
     """
@@ -152,7 +154,7 @@ def measure(
     with step(title, bench.progress):
         scores, seconds["estimate"] = scored[criterion_of(config)]
         with _timed(seconds, "select"):
-            plan = _plan(bench, config, scores)
+            plan = _plan(bench, config, scores, crops[0])
         with _timed(seconds, "rewrite"):
             small = rewrite(bench.traced, plan)
         method = "least-squares" if config.compensation == "auto" else config.compensation
@@ -160,9 +162,12 @@ def measure(
             with _timed(seconds, "compensate"):
                 options: dict[str, Any] = {"ignore": config.ignore, "only": config.only}
                 scope = config.compensation_scope
-                compensate(bench.traced, small, plan, crops, method=method, scope=scope, **options)
+                compensate(
+                    bench.traced, small, plan, crops[1], method=method, scope=scope, **options
+                )
         plain = method is None
-        found = bench.measured.get(sliced := tuple(sorted(plan.kept.items()))) if plain else None
+        sliced = (tuple(sorted(plan.kept.items())), plan.removed)
+        found = bench.measured.get(sliced) if plain else None
         if found is None:
             with _timed(seconds, "measure"):
                 found = _scores(bench, small)
@@ -178,12 +183,30 @@ def criterion_of(config: PruneConfig) -> Criterion:
     return found
 
 
-def _plan(bench: Bench, config: PruneConfig, scores: Scores) -> Plan:
+def _plan(
+    bench: Bench, config: PruneConfig, scores: Scores, crops: Sequence[torch.Tensor] | None = None
+) -> Plan:
+    """The plan, by ``search`` and ``steps`` too if there is what the criterion sees."""
     serving = None if config.target is None else engine(config.target)
-    options = {"kinds": config.kinds, **config.goal(), **config.selection()}
+    selection = config.selection()
     if serving is not None:
-        options["target"] = serving.target(bench.graph)
-    plan = select(bench.graph, scores, **options)
+        selection["target"] = serving.target(bench.graph)
+    if crops is None:
+        plan = select(bench.graph, scores, kinds=config.kinds, **config.goal(), **selection)
+    else:
+        how = {name: getattr(config, name) for name in ("kinds", "search", "branches", "seed")}
+        _, plan = iterate(
+            bench.loaded.model,
+            bench.graph,
+            criterion_of(config),
+            crops,
+            asked=goals(config.steps, **config.goal()),
+            selection=selection,
+            scores=scores,
+            batch_size=BATCH,
+            progress=bench.progress,
+            **how,
+        )
     if serving is not None:
         serving.require(plan, bench.graph)
     return plan

@@ -8,6 +8,7 @@ import io
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fxprune.cli.compare.labels import label, named
 from fxprune.cli.compare.results import Result
@@ -84,24 +85,31 @@ def _row(config: PruneConfig | None, draws: list[Result]) -> Row:
 
 
 def ratios(table: Sequence[Row]) -> str:
-    """A Markdown table: perplexities in terms of the first pruned model's, with standard errors.
+    """Markdown tables: perplexities in terms of the first model's that was pruned as far.
 
-    Of differences window by window, see :func:`fxprune.measure.perplexity.ratio`. Empty where
-    there is nothing to compare.
+    With standard errors, of differences window by window, see
+    :func:`fxprune.measure.perplexity.ratio`. Empty where there is nothing to compare.
     """
-    pruned = [row for row in table if row.config is not None]
-    if len(pruned) < 2:
-        return ""
-    first, *others = pruned
-    columns = list(first.perplexity)
-    lines = [_line([f"perplexity / that of {first.label}", *columns])]
-    lines.append(_line(["---"] + ["---:"] * len(columns)))
-    for row in others:
-        found = [perplexity.ratio(row.losses[c], first.losses[c]) for c in columns]
-        lines.append(
-            _line([row.label, *("" if f is None else f"{f[0]:.3f} ± {f[1]:.3f}" for f in found)])
-        )
-    return "\n".join(lines) + "\n"
+    goals: list[tuple[dict[str, Any], list[Row]]] = []
+    for row in table:
+        if row.config is not None:
+            goal = row.config.goal()
+            members = next((found for known, found in goals if known == goal), None)
+            if members is None:
+                goals.append((goal, [row]))
+            else:
+                members.append(row)
+    pages = []
+    for _, (first, *others) in goals:
+        columns = list(first.perplexity)
+        lines = [_line([f"perplexity / that of {first.label}", *columns])]
+        lines.append(_line(["---"] + ["---:"] * len(columns)))
+        for row in others:
+            ratio = [perplexity.ratio(row.losses[c], first.losses[c]) for c in columns]
+            cells = ("" if r is None else f"{r[0]:.3f} ± {r[1]:.3f}" for r in ratio)
+            lines.append(_line([row.label, *cells]))
+        pages += ["\n".join(lines) + "\n"] if others else []
+    return "\n".join(pages)
 
 
 def markdown(table: Sequence[Row], notes: Sequence[str] = ()) -> str:

@@ -105,7 +105,9 @@ def test_table_has_every_row_and_column(run: Any, files: Any) -> None:
         found.rows[0].perplexity["second.txt @ 32"].mean
     )
     page = (found.folder / "results.md").read_text()
-    assert page.count("\n| ") == 1 + 2 * len(found.rows)  # and the ratios to one of them
+    assert (
+        page.count("\n| ") == 1 + len(found.rows) + 2 * 5
+    )  # and, of each ratio, four by the first
     assert "* calibration: crops of calibration.txt" in page
     assert "second.txt @ 32: 4 windows" in page
     pytest.importorskip("matplotlib")
@@ -379,3 +381,19 @@ def test_model_without_perplexity(tmp_path: Path, files: Any) -> None:
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
     with pytest.raises(FxpruneError, match="is not a causal language model"):
         compare(str(tmp_path / "vit"), text=files[0], evals=[files[1]], out=tmp_path / "out")
+
+
+def test_steps_and_measured_costs_are_those_of_prune(run: Any, folder: Path) -> None:
+    """They share the scores of the first step with what is chosen by them alone."""
+    plain = run("taylor", ratios="0.3").rows[1]
+    stepped = run("taylor", ratios="0.3", steps=3).rows[1]
+    measured = run("taylor", ratios="0.3", search="measured", samples="8").rows[1]
+    assert stepped.label == plain.label.replace("global", "global, 3 steps")
+    assert "taylor, global, measured, 8 samples" in measured.label
+    assert stepped.perplexity != plain.perplexity != measured.perplexity
+
+
+@pytest.mark.parametrize("option", ["depth", "stream"])
+def test_what_is_not_compared(run: Any, option: str) -> None:
+    with pytest.raises(SelectionError, match=rf"a comparison has no {option}="):
+        run(**{option: fxprune.Depth(remove=1) if option == "depth" else True})

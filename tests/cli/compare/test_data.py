@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fxprune.cli.compare.data import read
-from fxprune.data.text import Text, builtin
+from fxprune.data.text import OWN, Text, builtin
 from fxprune.errors import CalibrationError
 from fxprune.trace.digests import digest, model_digest
 from tests.hf import tiny
@@ -46,6 +46,12 @@ def test_without_any_text_prose_inside_python(texts: tuple[Path, Path]) -> None:
     assert (data.calibration, list(data.evaluations.values())) == (first, [second])
     data = read(None, [texts[0]])
     assert (data.calibration, list(data.evaluations)) == (first, ["a.jsonl"])
+
+
+def test_what_the_model_writes(texts: tuple[Path, Path]) -> None:
+    assert read("self", [texts[0]]).calibration is OWN
+    with pytest.raises(CalibrationError, match="give a text to measure on"):
+        read("self")
 
 
 def test_same_file(texts: tuple[Path, Path], tmp_path: Path) -> None:

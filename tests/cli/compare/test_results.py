@@ -107,11 +107,19 @@ def test_markdown() -> None:
 
 def test_ratios_are_of_the_same_windows() -> None:
     """Draws at 10 and 20 are 14.1 between them; all windows differ alike, so the error is 0."""
-    cells = [line.split("|") for line in table.ratios(table.rows(RESULTS)).splitlines()]
-    assert cells[0][1].strip() == "perplexity / that of taylor, global, 20 %"
-    assert [cell.strip() for cell in cells[2][1:-1]] == ["random, global, mlp, 20 %", "", ""]
-    assert cells[3][2].strip() == "0.495 ± 0.000"
+    more = [
+        _result(0, 7.0, criterion="flap"),
+        _result(0, 8.0, 90, criterion="flap", pruning_ratio=0.1),
+    ]
+    found = table.ratios(table.rows([*RESULTS, *more])).split("\n\n")
+    first, second = ([line.split("|") for line in page.splitlines()] for page in found)
+    assert first[0][1].strip() == "perplexity / that of taylor, global, 20 %"
+    assert [cell.strip() for cell in first[2][1:-1]] == ["random, global, mlp, 20 %", "", ""]
+    assert first[3][2].strip() == "0.495 ± 0.000"
+    assert second[0][1].strip() == "perplexity / that of taylor, global, 10 %"
+    assert [cell.strip() for cell in second[2][1:3]] == ["flap, global, 10 %", "1.143 ± 0.000"]
     assert not table.ratios(table.rows(RESULTS[:2]))
+    assert not table.ratios(table.rows([RESULTS[1], RESULTS[4]]))
 
 
 def test_csv() -> None:
