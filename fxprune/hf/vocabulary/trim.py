@@ -127,6 +127,11 @@ def trim(
         )
     if text is None:
         raise VocabularyError("vocabulary=: tokens are chosen by text: give calibration= a text")
+    if (kwargs or {}).get("labels") is not None:
+        raise VocabularyError(
+            "vocabulary=: a loss over fewer tokens is not the original's, so it proves nothing: "
+            "leave labels out of the example, kwargs="
+        )
     counts = counted(tokenizer, text.records)
     made: Any = model
     traced = trace(made, args, kwargs)

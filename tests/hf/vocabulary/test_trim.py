@@ -44,6 +44,7 @@ BART = {
     for side in ("encoder", "decoder")
     for name, size in (("layers", 1), ("ffn_dim", 48), ("attention_heads", 4))
 }
+IDS = {"input_ids": torch.arange(3, 9)[None]}
 # Class, its config's class, the tokenizer and what else the config says.
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GPT2LMHeadModel": ("gpt2", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4}),
@@ -120,6 +121,19 @@ def test_logits_of_tokens_that_stay_are_bit_equal(name: str) -> None:
         if seen == 40:
             break
     assert seen > 20
+
+
+@pytest.mark.filterwarnings("ignore:.*takes only these sizes")
+def test_tokens_that_a_model_shifts_by_itself() -> None:
+    """Without ids for its decoder the graph holds the number of the token that comes first."""
+    model, tokenizer = built("BartForConditionalGeneration")
+    small = trim(model, tokenizer, chosen(), SIZE, kwargs=IDS)
+    assert small.report is not None
+    assert small.report.max_abs_error == 0
+    kept = torch.tensor(small.plan.tokens)
+    with torch.no_grad():
+        expected = model(input_ids=kept[IDS["input_ids"]]).logits[..., kept]
+        assert torch.equal(small.model(**IDS).logits, expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -283,6 +297,7 @@ def test_numbers_in_configs() -> None:
         ({"vocabulary": SIZE, "calibration": ["", " "]}, "is empty"),
         ({"vocabulary": SIZE, "calibration": "self"}, "is empty"),
         ({"vocabulary": 5}, "tokens must stay"),
+        ({"vocabulary": SIZE, "kwargs": {**IDS, "labels": IDS["input_ids"]}}, "labels out of the"),
         ({"vocabulary": SIZE, "compensation_data": [], "pruning_ratio": 0.1}, "in two steps"),
     ],
 )
