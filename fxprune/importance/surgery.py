@@ -29,7 +29,7 @@ class Block:
         """The product before any units go.
 
         Args:
-            inputs: A, shape (inputs, inputs), float64.
+            inputs: A, shape (inputs, inputs), float64; it is overwritten.
             root: R, see :func:`gradient_root`.
             weight: W, shape (outputs, inputs), float.
             damping: added to A, relative to its diagonal.
@@ -85,24 +85,26 @@ def removal_costs(blocks: Sequence[Block], columns: Tensor, rounds: int) -> Tens
 
 
 def damped_inverse(inputs: Tensor, damping: float) -> Tensor:
-    """``(A + damping diag(A))^-1``. Inputs that are (nearly) dead are damped by what others are."""
+    """``(A + damping diag(A))^-1``, where A was.
+
+    Inputs that are (nearly) dead are damped by what others are.
+    """
     diagonal = inputs.diagonal()
     scale = diagonal.clamp(min=1e-6 * float(diagonal.mean()) + torch.finfo(torch.float64).tiny)
     scale = scale.rsqrt()
     damping = max(damping, 1e-6)
-    scaled = (scale[:, None] * inputs).mul_(scale)
+    scaled = inputs.mul_(scale[:, None]).mul_(scale)  # as large as all else that is there
     scaled.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(scaled)
     inverse: Tensor
     if not failed:  # torch.cholesky_inverse takes seven times as long
-        del scaled
-        one = torch.eye(len(scale)).to(inputs)
-        half = torch.linalg.solve_triangular(factor, one, upper=False)
-        del factor, one
-        inverse = half.T @ half
+        half = torch.eye(len(scale), dtype=scaled.dtype, device=scaled.device).T
+        torch.linalg.solve_triangular(factor, half, upper=False, out=half)  # by columns: in place
+        del factor
+        inverse = torch.mm(half.T, half, out=scaled)
     else:  # sums in float32 leave eigenvalues below zero
         values, vectors = torch.linalg.eigh(scaled)
-        inverse = (vectors / values.clamp(min=damping)) @ vectors.T
+        inverse = torch.mm(vectors / values.clamp(min=damping), vectors.T, out=scaled)
     return inverse.mul_(scale[:, None]).mul_(scale)
 
 
