@@ -15,7 +15,7 @@ import torch
 from fxprune.errors import CheckpointError, SelectionError
 from fxprune.files import write_text, writing
 from fxprune.groups.parameters import fingerprint
-from fxprune.hf.open.smollm2 import cache_dir
+from fxprune.hf.open.cache import cache_dir
 from fxprune.select.latency import LatencyCurve, LatencyTable
 from fxprune.trace.inputs import device_of
 

@@ -15,8 +15,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Local folders (save_pretrained or fxprune), hub names, or smollm2. The first is"
-            " what the others are compared with.",
+            help="Local folders (save_pretrained or fxprune), hub names, GGUF files, or smollm2."
+            " The first is what the others are compared with.",
             show_default=False,
         ),
     ],

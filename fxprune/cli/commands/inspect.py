@@ -9,7 +9,7 @@ import typer
 
 from fxprune.cli.commands.options import check_parent
 
-LOOKED_AT = "A local folder (a pruned one too), a hub name, a config.json, or smollm2."
+LOOKED_AT = "A local folder (a pruned one too), a hub name, a GGUF file, a config.json, or smollm2."
 
 
 def inspect(

@@ -10,7 +10,7 @@ import typer
 from fxprune.errors import CalibrationError, FxpruneError, SelectionError
 from fxprune.files import check_writable
 
-MODEL = "A local folder, a hub name, a config.json, or smollm2."
+MODEL = "A local folder, a hub name, a GGUF file, a config.json, or smollm2."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
 
 

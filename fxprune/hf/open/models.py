@@ -1,4 +1,4 @@
-"""From what a user types (a folder, a hub name, a config.json, ``smollm2``) to a model."""
+"""From what a user types (a folder, a hub name, a GGUF file, ``smollm2``, ...) to a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import ModelError
-from fxprune.hf.open import hub, smollm2
+from fxprune.hf.open import gguf_file, hub, smollm2
 from fxprune.hf.open.architecture import build, last_line, model_class, read_config
 from fxprune.hf.open.quiet import quiet
 
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
+_FILES = (".json", ".gguf")
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model comes from."""
 
-    kind: Literal["folder", "config", "hub", "smollm2"]
+    kind: Literal["folder", "config", "gguf", "hub", "smollm2"]
     location: str
 
 
@@ -41,7 +44,7 @@ def resolve(spec: str | Path) -> Source:
     """Tell what a model argument means; nothing is loaded yet.
 
     Args:
-        spec: a local folder, a ``config.json``, a name on the hub, or ``smollm2``.
+        spec: a local folder, a ``config.json``, a GGUF file, a name on the hub, or ``smollm2``.
 
     Raises:
         ModelError: no such file, or a folder without a model in it.
@@ -63,16 +66,16 @@ def resolve(spec: str | Path) -> Source:
             )
         return Source("folder", str(path))
     if path.is_file():
-        if path.suffix != ".json":
+        if path.suffix not in _FILES:
             raise ModelError(
                 f"{path} is not a model: give its folder, or its config.json to go without weights"
             )
-        return Source("config", str(path))
-    looks_local = path.is_absolute() or text.startswith((".", "~")) or text.endswith(".json")
+        return Source("gguf" if path.suffix == ".gguf" else "config", str(path))
+    looks_local = path.is_absolute() or text.startswith((".", "~")) or path.suffix in _FILES
     if looks_local or text.count("/") > 1 or "\\" in text:
         raise ModelError(
             f"no such file or folder: {text!r}. MODEL is a local folder, a config.json, "
-            "a hub name such as org/name, or smollm2"
+            "a GGUF file, a hub name such as org/name, or smollm2"
         )
     return Source("hub", text)
 
@@ -112,6 +115,8 @@ def load_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     name = Path(source.location).resolve().name if source.kind == "folder" else source.location
+    if source.kind == "gguf":
+        name = Path(source.location).stem
     if source.kind == "config":
         name = Path(source.location).resolve().parent.name
     if meta or source.kind == "config":
@@ -133,6 +138,8 @@ def fetch(spec: str | Path) -> Path:
         raise ModelError(f"{spec} has no weights; give the folder it came from")
     if source.kind == "smollm2":
         return smollm2.folder()
+    if source.kind == "gguf":
+        return gguf_file.folder(Path(source.location))
     if source.kind == "hub":
         return hub.fetch(source.location, weights=True)
     return Path(source.location)
@@ -145,6 +152,8 @@ def load_config(spec: str | Path) -> PreTrainedConfig:
         ModelError: there is none, or it cannot be read.
     """
     source = resolve(spec)
+    if source.kind == "gguf":
+        return gguf_file.config_of(Path(source.location))
     return smollm2.config() if source.kind == "smollm2" else read_config(_config_file(source))
 
 

