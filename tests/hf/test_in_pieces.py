@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fxprune
@@ -73,6 +75,42 @@ def test_the_folder_is_the_same(model: Path, expected: dict[str, bytes], tmp_pat
     assert any("leaving the piece" in each.path for each in result.report.outputs)
     run(load_model(model).model, max_memory="64MiB").save(tmp_path / "of a module")
     assert contents(tmp_path / "of a module") == expected
+
+
+@pytest.mark.parametrize("kind", ["Mixtral", "Qwen2Moe"])
+def test_experts_that_a_checkpoint_has_one_by_one(kind: str, tmp_path: Path) -> None:
+    """Those of a layer are one tensor in the model; they are joined and parted layer by layer."""
+    dense = experts(kind, tmp_path / "dense")
+    assert any(".experts.1." in name for name in shards.names(dense / shards.WEIGHTS))
+    fxprune.prune(load_model(dense).model, kwargs=EXAMPLE, **OPTIONS).save(tmp_path / "memory")
+    run(dense).save(tmp_path / "pieces")
+    assert contents(tmp_path / "memory") == contents(tmp_path / "pieces")
+
+
+def test_an_expert_that_is_missing(tmp_path: Path) -> None:
+    dense = experts("Mixtral", tmp_path / "dense")
+    file = dense / shards.WEIGHTS
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if ".experts.1." in name)]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"experts\.\w+' is not to be had from"):
+        run(dense)
+
+
+def experts(kind: str, folder: Path) -> Path:
+    """A checkpoint of a mixture of experts, as transformers writes it."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 96,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    made = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    disturb(made)
+    made.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("save_as", ["transformers", "graph"])

@@ -19,6 +19,7 @@ import torch
 from fxprune.errors import CheckpointError, ModelError
 from fxprune.files import write_text
 from fxprune.hf.folder import shards
+from fxprune.hf.folder.conversions import Reverted
 from fxprune.hf.folder.graph_folder import CONFIG, PLAN
 from fxprune.hf.folder.tensors import Tensors
 from fxprune.hf.open import architecture, guard
@@ -71,41 +72,17 @@ def write_module(
     return describe(model)
 
 
-def check_writes_tensors(model: PreTrainedModel) -> None:
-    """Refuse a model that transformers saves in another format than that of its class.
-
-    Raises:
-        CheckpointError: it does, so that its tensors cannot be written one by one.
-    """
-    if _converts(model):
-        raise CheckpointError(
-            f"transformers saves {type(model).__name__} with tensors cut or joined otherwise than "
-            "in its class, which takes all of them at a time: save it from memory, without stream="
-        )
-
-
-def _converts(model: PreTrainedModel) -> bool:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange
-
-    found = get_model_conversion_mapping(model, add_legacy=False)
-    return any(not isinstance(each, PrefixChange) for each in found)
-
-
 def _write_tensors(folder: Path, model: PreTrainedModel, tensors: Tensors, apart: bool) -> None:
-    """What ``save_pretrained`` writes, one tensor at a time.
-
-    Raises:
-        CheckpointError: it would write others than the model has.
-    """
+    """What ``save_pretrained`` writes, one tensor at a time, or those that are cut or joined."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-    if not apart:
-        check_writes_tensors(model)
     ignored = model._keys_to_ignore_on_save or ()
     state = {name: x for name, x in model.state_dict().items() if name not in ignored}
     state = remove_tied_weights_from_state_dict(state, model)
+    if not apart:
+        reverted = Reverted(model, state, tensors)
+        state, tensors = reverted.state, reverted
     most = inspect.signature(model.save_pretrained).parameters["max_shard_size"].default
     pattern = shards.WEIGHTS.replace(".", "{suffix}.")
     split = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size=most)

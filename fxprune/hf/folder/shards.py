@@ -66,6 +66,22 @@ def names(file: Path) -> list[str]:
         return list(there.keys())
 
 
+def blanks(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a file, on ``meta``.
+
+    Raises:
+        CheckpointError: it is missing, truncated or damaged.
+    """
+    found = {}
+    with opened(file) as there:
+        for name in there.keys():  # noqa: SIM118
+            part = there.get_slice(name)
+            shape, kind = part.get_shape(), part.get_dtype()
+            dtype = next((each for each, code in _DTYPES.items() if code == kind), torch.uint8)
+            found[name] = torch.empty(shape, dtype=dtype, device="meta")
+    return found
+
+
 def write_stream(
     file: Path,
     kinds: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from fxprune.data.loader import Source
 from fxprune.errors import CheckpointError
 from fxprune.hf.folder import shards
 from fxprune.hf.folder.checkpoint import FACTS
+from fxprune.hf.folder.conversions import Together, of_checkpoint
 from fxprune.hf.open import architecture, guard
 from fxprune.hf.open.models import fetch
 from fxprune.hf.shrink.fill import cut, named_tensors, unsaved
@@ -25,8 +27,6 @@ from fxprune.rewrite.on_demand import DenseWeights, SmallWeights
 from fxprune.rewrite.planned import planned
 from fxprune.trace.digests import digest
 from fxprune.trace.traced import Traced
-
-Place = tuple[Path, str]
 
 
 class Weights:
@@ -50,7 +50,8 @@ class Weights:
     ) -> None:
         self.where, self.device, self.memory = where, torch.device(device), memory
         self.scratch: Path | None = None
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, Path] = {}
+        self._together: dict[str, Together] | None = None
 
     def __repr__(self) -> str:
         where = type(self.where).__name__ if isinstance(self.where, nn.Module) else self.where
@@ -67,18 +68,12 @@ class Weights:
             for name in traced.tensors:
                 self._of_module(traced, name)
             return
-        self._find()
-        wanted: dict[Path, dict[str, str]] = {}
         for name in traced.tensors:
-            if (place := self._place(traced, name)) is not None:
-                wanted.setdefault(place[0], {})[name] = place[1]
-            else:
+            if (found := self._made_of(traced, name)) is None:
                 self._computed(traced, name)
-        for file, names in wanted.items():
-            with shards.opened(file) as there:
-                for name, inside in names.items():
-                    shape = tuple(there.get_slice(inside).get_shape())
-                    _check_shape(traced, name, shape, str(file))
+            else:
+                own, together = found
+                _check_shape(traced, name, together.shapes[own], str(self.where))
 
     def read(self, traced: Traced, name: str) -> Tensor:
         """A tensor of a traced model, of the graph's dtype, on the device.
@@ -97,16 +92,18 @@ class Weights:
             if not leaf:
                 return blank_of(traced, name).detach().to(self.device, dtype)
             return _present(part, leaf).to(self.device, dtype)
-        self._find()
-        place = self._place(traced, name)
-        if place is None:
+        found = self._made_of(traced, name)
+        if found is None:
             return self._computed(traced, name).detach().to(self.device, dtype)
-        file, inside = place
-        # Opened anew, for what was read of a mapped file stays resident until it is closed.
-        with shards.opened(file) as there:
-            found: Tensor = there.get_tensor(inside)
-            _check_shape(traced, name, tuple(found.shape), str(file))
-            return found.to(self.device, dtype, copy=True)
+        own, together = found
+        with contextlib.ExitStack() as stack:
+            # Opened anew, for what was read of a mapped file stays resident until it is closed.
+            files = {self._places[source] for source, _ in together.sources}
+            there = {file: stack.enter_context(shards.opened(file)) for file in files}
+            read = lambda source: there[self._places[source]].get_tensor(source)  # noqa: E731
+            made = together.tensors(traced.module, read)[own]
+            _check_shape(traced, name, tuple(made.shape), str(self.where))
+            return made.to(self.device, dtype, copy=True)
 
     def key(self) -> dict[str, Any]:
         """What tells these weights from others, as JSON has it."""
@@ -121,25 +118,30 @@ class Weights:
             "weights": [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         }
 
-    def _find(self) -> None:
-        """Note which file each tensor is in."""
+    def _find(self) -> dict[str, Tensor]:
+        """Note which file each tensor is in; all of them, on ``meta``."""
         assert not isinstance(self.where, nn.Module)
-        if self._places:
-            return
         folder = _home(self.where)
-        files = shards.shards(folder)
         index = folder / guard.INDEX
         listed = guard.read_index(index) if index.is_file() else {}
-        for file in files:
-            self._places.update({name: (file, name) for name in shards.names(file)})
-        if missing := next((name for name in listed if name not in self._places), None):
+        found: dict[str, Tensor] = {}
+        for file in shards.shards(folder):
+            blanks = shards.blanks(file)
+            found |= blanks
+            self._places.update(dict.fromkeys(blanks, file))
+        if missing := next((name for name in listed if name not in found), None):
             raise CheckpointError(
                 f"{folder / listed[missing]} lacks {missing!r}, which {index.name} says is in it; "
                 "copy or save the folder again"
             )
+        return found
 
-    def _place(self, traced: Traced, name: str) -> Place | None:
-        return next((self._places[n] for n in _names(traced, name) if n in self._places), None)
+    def _made_of(self, traced: Traced, name: str) -> tuple[str, Together] | None:
+        """What a tensor is made of, and what it is called there; None if no checkpoint holds it."""
+        if self._together is None:
+            self._together = of_checkpoint(traced.module, self._find())
+        known = self._together
+        return next(((n, known[n]) for n in _names(traced, name) if n in known), None)
 
     def _of_module(self, traced: Traced, name: str) -> tuple[nn.Module, str]:
         """The part of the module that holds a tensor, and what it calls it.
