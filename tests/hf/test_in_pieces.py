@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -32,6 +31,7 @@ from fxprune.hf.folder import in_pieces, shards
 from fxprune.hf.open.models import load_model
 from fxprune.importance import estimate
 from fxprune.proof import oracle
+from tests.hf import tiny
 from tests.llama import tiny_llama
 from tests.zoo import disturb
 
@@ -80,7 +80,8 @@ def test_the_folder_is_the_same(model: Path, expected: dict[str, bytes], tmp_pat
 @pytest.mark.parametrize("kind", ["Mixtral", "Qwen2Moe"])
 def test_experts_that_a_checkpoint_has_one_by_one(kind: str, tmp_path: Path) -> None:
     """Those of a layer are one tensor in the model; they are joined and parted layer by layer."""
-    dense = experts(kind, tmp_path / "dense")
+    dense = tmp_path / "dense"
+    tiny.experts(kind).save_pretrained(dense)
     assert any(".experts.1." in name for name in shards.names(dense / shards.WEIGHTS))
     fxprune.prune(load_model(dense).model, kwargs=EXAMPLE, **OPTIONS).save(tmp_path / "memory")
     run(dense).save(tmp_path / "pieces")
@@ -88,29 +89,14 @@ def test_experts_that_a_checkpoint_has_one_by_one(kind: str, tmp_path: Path) -> 
 
 
 def test_an_expert_that_is_missing(tmp_path: Path) -> None:
-    dense = experts("Mixtral", tmp_path / "dense")
+    dense = tmp_path / "dense"
+    tiny.experts("Mixtral").save_pretrained(dense)
     file = dense / shards.WEIGHTS
     tensors = load_file(file)
     del tensors[next(name for name in tensors if ".experts.1." in name)]
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"experts\.\w+' is not to be had from"):
         run(dense)
-
-
-def experts(kind: str, folder: Path) -> Path:
-    """A checkpoint of a mixture of experts, as transformers writes it."""
-    sizes: dict[str, Any] = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 96,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4,
-        "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
-        "shared_expert_intermediate_size": 24,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**sizes)
-    made = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
-    disturb(made)
-    made.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("save_as", ["transformers", "graph"])

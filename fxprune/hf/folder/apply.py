@@ -15,9 +15,12 @@ from fxprune.errors import CheckpointError
 from fxprune.files import write_text, writing
 from fxprune.groups.dependency import DependencyGraph
 from fxprune.hf.folder import checkpoint, shards
+from fxprune.hf.folder.conversions import converts
 from fxprune.hf.folder.folders import whole
 from fxprune.hf.folder.graph_folder import CONFIG, PLAN
-from fxprune.hf.folder.module_folder import describe, write_config
+from fxprune.hf.folder.module_folder import describe, write_config, write_module
+from fxprune.hf.folder.tensors import Tensors
+from fxprune.hf.folder.weights import Weights, tensors_of_shrunk, weights_of
 from fxprune.hf.open import architecture, guard
 from fxprune.hf.open.models import load_tokenizer
 from fxprune.hf.shrink.fill import named_tensors
@@ -29,6 +32,7 @@ from fxprune.ops.resize import Resizer
 from fxprune.plan import Plan
 from fxprune.progress import track
 from fxprune.rewrite.planned import planned, sliced
+from fxprune.rewrite.rewrite import rewrite
 from fxprune.trace import trace
 
 if TYPE_CHECKING:
@@ -78,7 +82,9 @@ def apply(
     guard.check_config(source / CONFIG, sum(map(len, held.values())))
     blank = architecture.build(architecture.read_config(source / CONFIG))
     cut = _Cut.of(blank, plan)
-    _check_names(blank, held)
+    joined = converts(blank)  # then what a file holds is not what the model has
+    if not joined:
+        _check_names(blank, held)
     tokens = plan.tokens
     tokenizer = load_tokenizer(source) if tokens is not None else None
     if tokenizer is not None and tokens is not None:
@@ -89,6 +95,10 @@ def apply(
             for name in OTHERS:
                 (folder / name).unlink(missing_ok=True)
             tokenizer.save_pretrained(folder)
+        if joined:
+            write_module(folder, cut.small, plan, _tensors(cut.small, blank, plan, source))
+            checkpoint.write_facts(folder, describe(cut.small))
+            return target
         write_config(folder, cut.small)
         plan.save(folder / PLAN)
         found: dict[str, str] = {}
@@ -115,6 +125,17 @@ def _check_names(model: PreTrainedModel, held: dict[Path, list[str]]) -> None:
                     f"{file} has {name!r}, which {type(model).__name__} calls otherwise or has "
                     "not: load the model and use fxprune.shrink"
                 )
+
+
+def _tensors(small: PreTrainedModel, blank: PreTrainedModel, plan: Plan, source: Path) -> Tensors:
+    """What gives the tensors of the smaller model, those of experts joined."""
+    whole = Weights(source)
+    traced = trace(blank)
+    whole.check(traced)
+    graph = rewrite(traced, plan)
+    weights = weights_of(traced, plan, graph, whole, None)
+    assert weights is not None
+    return tensors_of_shrunk(small, traced, plan, weights)
 
 
 def _copy(source: Path, folder: Path) -> None:

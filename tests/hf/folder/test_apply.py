@@ -104,6 +104,21 @@ def test_in_half_precision_with_a_tokenizer(tmp_path: Path) -> None:
     assert fxprune.load(found).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("what", ["uniform", "one layer"])
+def test_experts_that_a_checkpoint_has_one_by_one(what: str, tmp_path: Path) -> None:
+    model = tiny.experts("Mixtral")
+    traced = fxprune.trace(model)
+    plan = halved(fxprune.discover(traced), ("mlp",), 1 if what == "one layer" else None)
+    model.save_pretrained(tmp_path / "whole", max_shard_size="20KB")
+    expected = fxprune.save(
+        fxprune.shrink(model, plan, traced=traced), tmp_path / "expected", plan=plan
+    )
+    found = fxprune.apply(plan, tmp_path / "whole", tmp_path / "found")
+    assert {p.name for p in found.iterdir()} == {p.name for p in expected.iterdir()}
+    for file in expected.iterdir():
+        assert (found / file.name).read_bytes() == file.read_bytes(), file.name
+
+
 def test_a_sibling(tmp_path: Path) -> None:
     """A fine-tune of the model that the plan was made on."""
     sibling = model_of("llama")
