@@ -1,8 +1,8 @@
 """Pruning part by part while training against pruning at once, on the same batches.
 
 ``python -m benches.gradual TRAINING EVALUATION ... --out RESULTS.jsonl`` trains all parameters of
-SmolLM2-135M for 80 steps of 8 x 128 tokens of TRAINING (AdamW, 1e-4 falling to 0) and removes 30 %
-of them on the way: all of it after step 8, or on a cubic schedule after steps 8, 16, ... 40. Each
+SmolLM2-135M for 60 steps of 8 x 128 tokens of TRAINING (AdamW, 1e-4 falling to 0) and removes 30 %
+of them on the way: all of it after step 13, or on a cubic schedule after steps 13, 26 and 39. Each
 pruning scores with ``obs`` and mends by least squares on the last 8 batches. A line of JSON each:
 perplexity at 128 and 1024 tokens, and the parameters that are left. Lines that are in RESULTS
 already are not measured again.
@@ -24,11 +24,11 @@ from benches import tables
 from fxprune.data import text
 from fxprune.hf.open.models import load_model
 
-ROWS, LENGTH, STEPS, RATE = 8, 128, 80, 1e-4
+ROWS, LENGTH, STEPS, RATE = 8, 128, 60, 1e-4
 SCHEDULES = {
     "dense": None,
-    "at once": lambda ratio: fxprune.Gradual(at={8: ratio}),
-    "part by part": lambda ratio: fxprune.Gradual(ratio, end=40, every=8),
+    "at once": lambda ratio: fxprune.Gradual(at={13: ratio}),
+    "part by part": lambda ratio: fxprune.Gradual(ratio, end=39, every=13),
 }
 
 
