@@ -35,7 +35,7 @@ _SIZES = {
     "moe_intermediate_size": "expert_feed_forward_length",
     "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
 }
-_FACTORS = "rope_freqs.weight"
+_FACTORS, _SCALING, _FACTOR = "rope_freqs.weight", "rope.scaling.type", "rope.scaling.factor"
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16}  # all else becomes float32
 
 
@@ -67,9 +67,12 @@ def config_of(file: Path) -> PreTrainedConfig:
         reader = _opened(file)
         config.dtype = _dtype(reader)
         for name, key in _SIZES.items():
-            size = reader.fields.get(f"{_kind(reader)}.{key}")
+            size = _entry(reader, key)
             if size is not None and hasattr(config, name):
-                setattr(config, name, int(size.contents()))
+                setattr(config, name, int(size))
+        if _entry(reader, _SCALING) == "linear" and _default_rope(config):
+            linear = {"rope_type": "linear", "factor": float(_entry(reader, _FACTOR))}
+            config.rope_parameters = {**config.rope_parameters, **linear}
     config.architectures = [model_class(config).__name__]
     vars(config).pop("_model_name_or_path", None)  # the model's own name, and not a place
     config._name_or_path = ""
@@ -91,6 +94,8 @@ def convert(file: Path, target: Path) -> None:
     with _reading(file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         tensors, unread = _tensors(file, model)
+        scaled = _entry(_opened(file), _SCALING) not in (None, "none")
+        unread += [_SCALING] * (scaled and _default_rope(config))
     _check_read(file, unread)
     blanks = model.state_dict(keep_vars=True)
     held = {id(blanks[name]) for name in tensors}  # tied ones are stored once
@@ -163,11 +168,11 @@ def _check_read(file: Path, unread: list[str]) -> None:
     Raises:
         ModelError: it would.
     """
-    if other := [name for name in unread if name != _FACTORS]:
+    if other := [name for name in unread if name not in (_FACTORS, _SCALING)]:
         raise ModelError(f"{file}: transformers does not read its {other[0]}")
     if unread:
         warnings.warn(
-            f"{file.name}: transformers does not read {_FACTORS}, so it takes positions otherwise "
+            f"{file.name}: transformers does not read {unread[0]}, so it takes positions otherwise "
             "than llama.cpp does; take the model's own checkpoint if there is one",
             FxpruneWarning,
             stacklevel=4,
@@ -180,6 +185,16 @@ def _dtype(reader: GGUFReader) -> torch.dtype:
     for each in reader.tensors:
         values[each.tensor_type.name] += int(each.n_elements)
     return _DTYPES.get(values.most_common(1)[0][0], torch.float32)
+
+
+def _entry(reader: GGUFReader, key: str) -> Any:
+    """A value of the header; None if there is none."""
+    found = reader.fields.get(f"{_kind(reader)}.{key}")
+    return None if found is None else found.contents()
+
+
+def _default_rope(config: PreTrainedConfig) -> bool:
+    return (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "default"
 
 
 def _kind(reader: GGUFReader) -> str:

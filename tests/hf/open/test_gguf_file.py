@@ -41,7 +41,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3-tied"])
+@pytest.mark.parametrize("kind", ["llama", "linear-rope", "qwen2", "qwen3-tied"])
 def test_it_is_the_model(kind: str, tmp_path: Path) -> None:
     module = written(kind, tmp_path / "m.gguf")
     found = load_model(tmp_path / "m.gguf")
