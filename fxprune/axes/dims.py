@@ -8,7 +8,7 @@ Hindley-Milner type inference and splits them into products or sums where the ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 
 
@@ -177,9 +177,9 @@ def _unify(a: Layout, b: Layout) -> bool:
     if isinstance(b, Dim):
         return _bind(b, a)
     if isinstance(a, Product) and isinstance(b, Product):
-        return _unify_products(a, b)
+        return _unify_parts(a, b, split_product)
     if isinstance(a, Sum) and isinstance(b, Sum):
-        return _unify_sums(a, b)
+        return _unify_parts(a, b, split_sum)
     if isinstance(a, Sum) and isinstance(b, Product):
         return _unify_sum_product(a, b)
     assert isinstance(a, Product)
@@ -201,7 +201,11 @@ def _bind(dim: Dim, layout: Layout) -> bool:
     return True
 
 
-def _unify_products(a: Product, b: Product) -> bool:
+def _unify_parts(
+    a: Product | Sum,
+    b: Product | Sum,
+    split: Callable[[Layout, int], tuple[Layout, Layout] | None],
+) -> bool:
     left, right = list(reversed(a.parts)), list(reversed(b.parts))
     while left and right:
         x, y = resolve(left.pop()), resolve(right.pop())
@@ -211,26 +215,7 @@ def _unify_products(a: Product, b: Product) -> bool:
             continue
         if x.size < y.size:
             x, y, left, right = y, x, right, left
-        halves = split_product(x, y.size)
-        if halves is None:
-            return False
-        left.append(halves[1])
-        if not _unify(halves[0], y):
-            return False
-    return not left and not right
-
-
-def _unify_sums(a: Sum, b: Sum) -> bool:
-    left, right = list(reversed(a.parts)), list(reversed(b.parts))
-    while left and right:
-        x, y = resolve(left.pop()), resolve(right.pop())
-        if x.size == y.size:
-            if not _unify(x, y):
-                return False
-            continue
-        if x.size < y.size:
-            x, y, left, right = y, x, right, left
-        halves = split_sum(x, y.size)
+        halves = split(x, y.size)
         if halves is None:
             return False
         left.append(halves[1])
