@@ -100,6 +100,12 @@ class Outcome:
             )
         if table.rows:
             console.print(table)
+        if rates := self.recovery.rates:
+            tried = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in rates.items())
+            best_rate = min(rates, key=rates.__getitem__)
+            console.print(
+                f"learning rate {best_rate:g} (validation after a few steps: {tried})", **plain
+            )
         history, notes = self.recovery.history, self.recovery.notes
         console.print(
             f"trained {self.recovery.trained:,} parameters, {len(history.steps)} steps, "
@@ -204,6 +210,7 @@ def recover_spec(
         "step": found.step,
         "tokens_per_second": found.history.tokens_per_second,
         "perplexity": {"before": before, "after": after, "windows": windows, "length": 128},
+        "learning_rates": found.rates,
         "left_out": list(found.notes),
     }
     write_text(out / runs.REPORT, json.dumps(facts, indent=1) + "\n")

@@ -39,7 +39,7 @@ def training_arguments(
     every, _ = training.evaluations(len(rows.training), len(rows.validation))
     validates = bool(rows.validation)
     best = validates and (training.keep_best or training.patience is not None)
-    assert training.learning_rate is not None
+    assert isinstance(training.learning_rate, int | float)
     constant = training.schedule == "constant"
     with quiet():
         made = TrainingArguments(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import math
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +18,9 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from fxprune.data.loss import IGNORED
 from fxprune.data.rows import collate
-from fxprune.errors import FxpruneWarning
+from fxprune.errors import FxpruneWarning, RecoveryError
 from fxprune.hf.open.quiet import hushed, quiet
-from fxprune.recover import adapters, runs, sharded, teacher
+from fxprune.recover import adapters, rates, runs, sharded, teacher
 from fxprune.recover.calls import LossFunction, taker
 from fxprune.recover.data import Rows
 from fxprune.recover.history import History
@@ -102,18 +105,7 @@ class Loop:
                 host = Segmented(twin, cast("fx.GraphModule", twin))
         arguments.eval_on_start = bool(rows.validation) and last is None
         with _silent():
-            trainer = RecoveryTrainer(
-                model=host,
-                args=arguments,
-                train_dataset=rows.training,
-                eval_dataset=rows.validation or None,
-                data_collator=self._collate,
-                callbacks=[watch, *stop],
-                take=self._take,
-                loss_fn=self._loss_fn,
-                teacher=self._teacher,
-            )
-            _quieten(trainer)
+            trainer = self._trainer(host, arguments, [watch, *stop])
             watch.trainer = trainer
             try:
                 if last is None or not trainer.restore_finished(last):
@@ -129,6 +121,64 @@ class Loop:
         history = History.of(trainer.state.log_history)
         _warn_if_worse(history)
         return history
+
+    def find_rate(self, own: float, file: Path) -> dict[float, float]:
+        """Take the learning rate that validates best after a few steps.
+
+        Args:
+            own: the method's own.
+            file: where the losses of all are kept, see :func:`fxprune.recover.rates.find`.
+
+        Returns:
+            Those losses.
+        """
+        found = rates.find(own, self._after_a_few_steps, file)
+        self._arguments.learning_rate = min(found, key=found.__getitem__)
+        return found
+
+    def _after_a_few_steps(self, rate: float) -> float:
+        """The validation loss after a few steps with a rate; all values are then as before."""
+        host, count = self._host, rates.steps(self._arguments.max_steps)
+        values = [*host.buffers(), *(p for p in host.parameters() if p.requires_grad)]
+        before = [value.detach().clone() for value in values]
+        changed = {
+            "learning_rate": rate, "max_steps": count, "eval_strategy": "no",
+            "save_strategy": "no", "load_best_model_at_end": False,
+            "warmup_steps": round(self._training.warmup * count),
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder, _silent():
+            arguments = copy.copy(self._arguments)
+            for name, value in {**changed, "output_dir": folder}.items():
+                setattr(arguments, name, value)
+            trainer = self._trainer(host, arguments, [])
+            try:
+                trainer.train()
+                return trainer.evaluate()["eval_loss"]
+            except RecoveryError:  # the loss was not finite
+                return math.inf
+            finally:
+                _own_forward(host)
+                with torch.no_grad():
+                    for value, old in zip(values, before, strict=True):
+                        value.copy_(old)
+                        value.grad = None
+
+    def _trainer(
+        self, host: nn.Module, arguments: TrainingArguments, callbacks: list[Any]
+    ) -> RecoveryTrainer:
+        trainer = RecoveryTrainer(
+            model=host,
+            args=arguments,
+            train_dataset=self._rows.training,
+            eval_dataset=self._rows.validation or None,
+            data_collator=self._collate,
+            callbacks=callbacks,
+            take=self._take,
+            loss_fn=self._loss_fn,
+            teacher=self._teacher,
+        )
+        _quieten(trainer)
+        return trainer
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter alone, in PEFT's form, if there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from torch import nn
 
 from fxprune.data.loss_function import compares
 from fxprune.errors import RecoveryError
-from fxprune.recover import own_words, runs
+from fxprune.progress import step
+from fxprune.recover import own_words, rates, runs, sharded
 from fxprune.recover.arguments import training_arguments
 from fxprune.recover.calls import LossFunction, check_causal
 from fxprune.recover.data import Data, Reading, Rows, prepare, read
@@ -42,6 +43,7 @@ class Recovery:
         step: whose weights these are: the last, or that of the best evaluation.
         trained: parameters that were trained.
         notes: data that were left out, and why, a line each.
+        rates: learning rates that were tried first, to the validation loss after a few steps.
     """
 
     module: nn.Module
@@ -49,6 +51,7 @@ class Recovery:
     step: int
     trained: int
     notes: tuple[str, ...]
+    rates: dict[float, float] = field(default_factory=dict)
 
 
 def recover(
@@ -133,9 +136,12 @@ def recover(
     training = replace(training, evaluate_every=every)
     if training.learning_rate is None:
         training = replace(training, learning_rate=method.learning_rate)
+    _check_rate(training, rows)
     with contextlib.ExitStack() as stack:
         folder = Path(out or stack.enter_context(tempfile.TemporaryDirectory()))
-        arguments = training_arguments(folder / runs.CHECKPOINTS, training, rows, device)
+        begun = replace(training, learning_rate=method.learning_rate)
+        begun = begun if training.learning_rate == rates.FIND else training
+        arguments = training_arguments(folder / runs.CHECKPOINTS, begun, rows, device)
         if out is None and arguments.world_size > 1:
             raise RecoveryError("many processes share the folder of the run: give out=")
         first = arguments.process_index == 0
@@ -145,7 +151,11 @@ def recover(
                 runs.forget_partial(folder / runs.CHECKPOINTS)
         stack.enter_context(as_found(module))
         loop = Loop(module, method, training, rows, arguments, loss_fn, collate_fn)
+        tried: dict[float, float] = {}
         try:
+            if training.learning_rate == rates.FIND:
+                with step("trying learning rates", progress):
+                    tried = loop.find_rate(method.learning_rate, folder / rates.FILE)
             history = loop.run(progress)
         except BaseException:
             loop.abandon()
@@ -154,7 +164,7 @@ def recover(
             history.write(folder)
             loop.save_adapter(folder)
         done = loop.finish(merge)
-    return Recovery(done, history, loop.step, loop.trained, rows.notes)
+    return Recovery(done, history, loop.step, loop.trained, rows.notes, tried)
 
 
 def _own_words(
@@ -206,6 +216,20 @@ def _evaluated(rows: Rows, training: Training, whole: bool) -> tuple[Rows, int]:
     chosen = [rows.validation[place * known // count] for place in range(count)]
     said = f"validated on {count} of {known} sequences, every {every} steps: a tenth of the time"
     return replace(rows, validation=chosen, notes=(*rows.notes, said)), every
+
+
+def _check_rate(training: Training, rows: Rows) -> None:
+    """Refuse to look for a learning rate with nothing to judge it by.
+
+    Raises:
+        RecoveryError: there is no validation data, or the weights are divided among processes.
+    """
+    if training.learning_rate != rates.FIND:
+        return
+    if not rows.validation:
+        raise RecoveryError("learning rates are judged on validation data: keep some (validation=)")
+    if sharded.is_sharded():
+        raise RecoveryError("learning rates are not tried under FSDP: give learning_rate= a number")
 
 
 def _check(module: nn.Module, method: Method, loss_fn: Any, collate_fn: Any) -> None:

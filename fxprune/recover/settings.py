@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 from fxprune.errors import RecoveryError
+from fxprune.recover import rates
 
 SCHEDULES = ("cosine", "linear", "constant")
 SHARE, FEW = 0.1, 16  # of the time goes to evaluations; rather fewer of them than fewer rows
@@ -24,7 +26,8 @@ class Training:
         micro_batch_size: sequences in one forward pass on one device; gradients are accumulated
             until ``batch_size`` is reached. None for as many as divide it evenly, 4 at most.
         length: tokens in a sequence; longer instructions are cut.
-        learning_rate: the highest; None for the method's own.
+        learning_rate: the highest; None for the method's own; ``find`` to try a few of them first,
+            each for a twentieth of the steps, and take the one that validates best.
         schedule: of the learning rate after warm-up: ``cosine`` or ``linear`` to 0, ``constant``.
         warmup: the fraction of all steps in which the learning rate rises from 0.
         weight_decay: of AdamW.
@@ -47,7 +50,7 @@ class Training:
     batch_size: int = 64
     micro_batch_size: int | None = None
     length: int = 256
-    learning_rate: float | None = None
+    learning_rate: float | Literal["find"] | None = None
     schedule: str = "cosine"
     warmup: float = 0.1
     weight_decay: float = 0.0
@@ -85,8 +88,7 @@ class Training:
         self.rows_at_once(1)
         if self.steps is None and not self.epochs > 0:
             raise RecoveryError(f"epochs is {self.epochs}: above 0")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise RecoveryError(f"learning-rate is {self.learning_rate}: above 0")
+        rates.check(self.learning_rate)
         if not 0 <= self.warmup < 1:
             raise RecoveryError(f"warmup is {self.warmup}: a fraction of all steps, in [0, 1)")
         for name in ("weight_decay", "max_grad_norm"):

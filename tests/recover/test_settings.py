@@ -77,7 +77,7 @@ def test_steps_of_epochs() -> None:
         (lambda: LoRA(dropout=1.0), "a dropout of 1.0"),
         (lambda: LoRA(targets="q_proj"), "give 'all-linear' or a list"),
         (lambda: Distillation(nn.Identity(), temperature=0), "temperature of 0"),
-        (lambda: Distillation(nn.Identity(), weight=0), "weight of 0"),
+        (lambda: Distillation(nn.Identity(), weight=-1), "weight of -1"),
         (lambda: Distillation(nn.Identity(), weight=1.5), "weight of 1.5"),
         (lambda: Distillation(nn.Identity(), hidden=-1), "weight of -1"),
         (lambda: Distillation(nn.Identity(), hidden=1), "give plan="),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from fxprune.errors import RecoveryError
 from fxprune.recover.methods import ALL_LINEAR, Distillation, LoRA
 from fxprune.recover.settings import Training
 
@@ -66,7 +67,11 @@ def recover(
     ] = None,
     length: Annotated[int, typer.Option(help="Tokens in a sequence.")] = Training.length,
     learning_rate: Annotated[
-        float | None, typer.Option(help="The highest.", show_default="3e-4 for lora, else 1e-4")
+        str | None,
+        typer.Option(
+            help="The highest; find: try a few first, and take the one that validates best.",
+            show_default="3e-4 for lora, else 1e-4",
+        ),
     ] = None,
     schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = (
         Training.schedule
@@ -150,7 +155,7 @@ def recover(
             batch_size=batch_size,
             micro_batch_size=micro_batch_size,
             length=length,
-            learning_rate=learning_rate,
+            learning_rate=_rate_of(learning_rate),
             schedule=schedule,
             warmup=warmup,
             weight_decay=weight_decay,
@@ -177,3 +182,12 @@ def recover(
     console = Console()
     done.show(console)
     console.print(done.where(), markup=False, soft_wrap=True)
+
+
+def _rate_of(given: str | None) -> float | Literal["find"] | None:
+    if given is None or given == "find":
+        return given  # type: ignore[return-value]
+    try:
+        return float(given)
+    except ValueError:
+        raise RecoveryError(f"--learning-rate {given!r}: a number, or find") from None
