@@ -38,19 +38,26 @@ def damped_solve(xx: Tensor, ex: Tensor, damping: float) -> Tensor:
         damping: relative to each entry of the diagonal.
     """
     diagonal = xx.diagonal().clamp(min=0)
-    damped = xx.clone()
-    damped.diagonal().add_(damping * diagonal)
     if damping > 0 and diagonal.min() > 0:
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        damped = _damped(xx, damping, diagonal)
+        # In place: for wide products these matrices are most of the memory.
+        failed = torch.zeros((), dtype=torch.int32, device=xx.device)
+        torch.linalg.cholesky_ex(damped, out=(damped, failed))
         if not failed:
-            solved: Tensor = torch.cholesky_solve(ex.T, factor).T
+            solved: Tensor = torch.cholesky_solve(ex.T, damped).T
             return solved
-    values, vectors = torch.linalg.eigh(damped)
+    values, vectors = torch.linalg.eigh(_damped(xx, damping, diagonal))
     # Directions without data are left as they are.
     tiny = float(values[-1]) * len(values) * torch.finfo(torch.float32).eps
     inverse = torch.where(values > tiny, 1 / values, 0.0)
     solution: Tensor = ex @ (vectors * inverse) @ vectors.T
     return solution
+
+
+def _damped(xx: Tensor, damping: float, diagonal: Tensor) -> Tensor:
+    damped = xx.clone()
+    damped.diagonal().add_(damping * diagonal)
+    return damped
 
 
 def bias_change(products: Products, residuals: Residuals, change: Tensor) -> Tensor:
@@ -80,6 +87,6 @@ def normal(products: Products, residuals: Residuals, centred: bool) -> tuple[Ten
     if not centred:
         return products.xx, products.ex
     x = products.x / residuals.rows
-    return products.xx - residuals.rows * torch.outer(x, x), products.ex - torch.outer(
-        residuals.e, x
-    )
+    xx = torch.outer(x, x).mul_(residuals.rows)
+    torch.sub(products.xx, xx, out=xx)
+    return xx, products.ex - torch.outer(residuals.e, x)

@@ -161,7 +161,7 @@ def forecast(graph: DependencyGraph, config: Any, needs: Needs, data: Any, more:
     if mends:
         shapes = [traced.tensors[use.site.tensor].shape for use in every_consumer(graph)]
         flat = [s for s in shapes if len(s) == 2 and s[0] != max(s[0] for s in shapes)] or shapes
-        solved = max((8 * 4 * (max(s[-1], s[-2]) ** 2 + s[-1] * s[-2]) for s in flat), default=0)
+        solved = max((8 * _solving(s[-1], s[-2]) for s in flat), default=0)
         shape = _largest(mends, 8)
         live = max(sizes.alive(piece, shape) for piece in pieces[:-1] or pieces)
         tokens, item = sum(map(math.prod, mends)), max(t.dtype.itemsize for t in _all(traced))
@@ -189,9 +189,14 @@ def _beside(graph: DependencyGraph, pieces: Pieces, needs: Needs, groups: Sequen
             seen = [shapes[name] for name in shapes if name in read]
             total += 4 * sum(n * n for shape in seen for n in shape)
             # Of one at a time, what is left of the inverse after each unit, and what makes it.
-            total += 8 * 4 * max((max(shape) ** 2 for shape in seen), default=0)
+            total += 8 * 3 * max((max(shape) ** 2 for shape in seen), default=0)
         found.append(total)
     return max(found)
+
+
+def _solving(one: int, other: int) -> int:
+    """Numbers that least squares of a product takes: its normal matrix and the factor of it."""
+    return 2 * max(one, other) ** 2 + 4 * one * other
 
 
 def _largest(shapes: Sequence[Shape], size: int | None) -> Shape:

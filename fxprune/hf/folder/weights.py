@@ -100,10 +100,17 @@ class Weights:
             # Opened anew, for what was read of a mapped file stays resident until it is closed.
             files = {self._places[source] for source, _ in together.sources}
             there = {file: stack.enter_context(shards.opened(file)) for file in files}
-            read = lambda source: there[self._places[source]].get_tensor(source)  # noqa: E731
+            mapped: set[int] = set()
+
+            def read(source: str) -> Tensor:
+                part: Tensor = there[self._places[source]].get_tensor(source)
+                mapped.add(part.untyped_storage().data_ptr())
+                return part
+
             made = together.tensors(traced.module, read)[own]
             _check_shape(traced, name, tuple(made.shape), str(self.where))
-            return made.to(self.device, dtype, copy=True)
+            copied = made.untyped_storage().data_ptr() in mapped
+            return made.to(self.device, dtype, copy=copied)
 
     def key(self) -> dict[str, Any]:
         """What tells these weights from others, as JSON has it."""
