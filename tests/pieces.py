@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ class Counted:
 
     def check(self, traced: Traced) -> None:
         """All are here."""
+
+    def ahead(self, traced: Traced, names: Sequence[str]) -> None:
+        pass
 
     def read(self, traced: Traced, name: str) -> Tensor:
         found = traced.tensors[name].detach().clone()

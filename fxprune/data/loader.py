@@ -38,6 +38,10 @@ class Source(Protocol):
         """A tensor of a traced model by its canonical name, of the graph's dtype, on the device."""
         ...
 
+    def ahead(self, traced: Traced, names: Sequence[str]) -> None:
+        """Be told what is read next: what lies on disk may be fetched meanwhile."""
+        ...
+
 
 @dataclass(eq=False)
 class Loader:

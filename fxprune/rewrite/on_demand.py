@@ -16,6 +16,7 @@ from fxprune.ops.resize import Resizer
 from fxprune.rewrite.planned import sliced
 from fxprune.trace.traced import Traced
 
+_AHEAD = 12  # tensors, as a block has
 _CALL = re.compile(r"@\d+")
 
 
@@ -40,6 +41,12 @@ class DenseWeights:
     traced: Traced
     source: Source
     here: dict[str, Tensor] = field(default_factory=dict)
+    _order: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        nodes = self.traced.graph_module.graph.nodes
+        used = (str(source.target) for node in nodes for source in tensors_read(node))
+        self._order = {name: place for place, name in enumerate(dict.fromkeys(used))}
 
     def __contains__(self, name: object) -> bool:
         return name in self.traced.tensors
@@ -52,9 +59,13 @@ class DenseWeights:
         """Have the tensors that some nodes of the graph read, and no others."""
         wanted = {str(source.target) for node in nodes for source in tensors_read(node)}
         _keep(self.here, wanted)
-        for name in wanted - self.here.keys():
-            if name in self.traced.tensors:
-                self.here[name] = self.read(name)
+        new = {name for name in wanted - self.here.keys() if name in self.traced.tensors}
+        for name in new:
+            self.here[name] = self.read(name)
+        if new:
+            last = max(self._order.get(name, 0) for name in new)
+            then = [n for n, place in self._order.items() if last < place <= last + _AHEAD]
+            self.source.ahead(self.traced.original or self.traced, then)
 
     def read(self, name: str) -> Tensor:
         """A tensor from the source, a parameter as such."""

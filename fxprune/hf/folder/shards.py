@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,19 @@ def blanks(file: Path) -> dict[str, torch.Tensor]:
             dtype = next((each for each, code in _DTYPES.items() if code == kind), torch.uint8)
             found[name] = torch.empty(shape, dtype=dtype, device="meta")
     return found
+
+
+def will_read(file: Path, names: Sequence[str]) -> None:
+    """Tell the system which tensors of a file are read next, where it takes such advice."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with file.open("rb") as stream:
+        (size,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(size))
+        for name in names:
+            start, end = header[name]["data_offsets"]
+            where = 8 + size + start, end - start
+            os.posix_fadvise(stream.fileno(), *where, os.POSIX_FADV_WILLNEED)
 
 
 def write_stream(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,15 @@ class Weights:
             _check_shape(traced, name, tuple(made.shape), str(self.where))
             copied = made.untyped_storage().data_ptr() in mapped
             return made.to(self.device, dtype, copy=copied)
+
+    def ahead(self, traced: Traced, names: Sequence[str]) -> None:
+        """Have the system read tensors from disk, while others are computed with."""
+        if isinstance(self.where, nn.Module):
+            return
+        found = (self._made_of(traced, name) for name in names)
+        sources = [name for each in found if each for name, _ in each[1].sources]
+        for file in {self._places[name] for name in sources}:
+            shards.will_read(file, [name for name in sources if self._places[name] == file])
 
     def key(self) -> dict[str, Any]:
         """What tells these weights from others, as JSON has it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 
 import fxprune
 from fxprune.errors import CheckpointError, ModelError
+from fxprune.hf.folder import shards
+from fxprune.rewrite.on_demand import DenseWeights, tensors_read
 from fxprune.trace.traced import Traced
 from tests.hf import tiny
 
@@ -169,3 +172,36 @@ def test_a_buffer_that_the_class_does_not_compute(folder: Path) -> None:
     del rotary.original_inv_freq  # by which transformers knows what to compute
     with pytest.raises(CheckpointError, match=r"has no 'model\.rotary_emb\.inv_freq'"):
         fxprune.Weights(folder).check(traced)
+
+
+def test_the_system_is_told_what_is_read_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor of a block but the first ones, before it is read."""
+    source = fxprune.Weights(folder)
+    traced = blank(folder)
+    told: list[str] = []
+    monkeypatch.setattr(shards, "will_read", lambda _, names: told.extend(names))
+    weights = DenseWeights(traced, source)
+    held, read = set(shards.names(folder / shards.WEIGHTS)), list[str]()
+    for node in traced.graph_module.graph.nodes:
+        names = [str(each.target) for each in tensors_read(node)]
+        names = [name for name in names if name in held]
+        read += names
+        assert len(read) < 2 or set(names) <= {*told, *read[:1]}
+        weights.bring([node])
+    assert len(set(told)) == len({*read}) - 1
+
+
+def test_where_a_tensor_lies_in_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / shards.WEIGHTS
+    name = shards.names(file)[-1]
+    parts: list[bytes] = []
+
+    def advise(number: int, start: int, size: int, _: int) -> None:
+        parts.append(os.pread(number, size, start))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    shards.will_read(file, [name])
+    with shards.opened(file) as there:
+        assert parts == [there.get_tensor(name).numpy().tobytes()]
