@@ -71,15 +71,19 @@ def blanks(file: Path) -> dict[str, torch.Tensor]:
     """The tensors in a file, on ``meta``.
 
     Raises:
-        CheckpointError: it is missing, truncated or damaged.
+        CheckpointError: it is missing, truncated or damaged, or of numbers that are quantised.
     """
+    known = {code: dtype for dtype, code in _DTYPES.items()}
     found = {}
     with opened(file) as there:
         for name in there.keys():  # noqa: SIM118
             part = there.get_slice(name)
-            shape, kind = part.get_shape(), part.get_dtype()
-            dtype = next((each for each, code in _DTYPES.items() if code == kind), torch.uint8)
-            found[name] = torch.empty(shape, dtype=dtype, device="meta")
+            if (kind := part.get_dtype()) not in known:
+                raise CheckpointError(
+                    f"{file}: {name!r} is of {kind}, which has no value without its scale: "
+                    "dequantise the checkpoint first"
+                )
+            found[name] = torch.empty(part.get_shape(), dtype=known[kind], device="meta")
     return found
 
 

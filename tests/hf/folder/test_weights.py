@@ -205,3 +205,13 @@ def test_where_a_tensor_lies_in_a_file(folder: Path, monkeypatch: pytest.MonkeyP
     shards.will_read(file, [name])
     with shards.opened(file) as there:
         assert parts == [there.get_tensor(name).numpy().tobytes()]
+
+
+def test_quantised_numbers_are_refused(folder: Path, tmp_path: Path) -> None:
+    tiny.llama().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / shards.WEIGHTS)
+    name = next(n for n in tensors if n.endswith("up_proj.weight"))
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, tmp_path / shards.WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="is of F8_E4M3, which has no value without"):
+        fxprune.Weights(tmp_path).check(blank(folder))
