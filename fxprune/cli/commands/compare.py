@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.commands.fields import put, takes_config
+from fxprune.cli.commands.fields import named_as_typed, put, takes_config
 from fxprune.cli.commands.options import Model
 from fxprune.groups.kinds import DEFAULT_KINDS
 
@@ -84,28 +84,29 @@ def compare(
     """Prune one model in many ways and compare perplexities: options with commas are a table."""
     from fxprune.cli.compare import compare as run_comparison
 
-    done = run_comparison(
-        model,
-        criteria,
-        ratios,
-        text,
-        evals or (),
-        out=out,
-        lengths=lengths,
-        windows=windows,
-        seeds=seeds,
-        samples=samples,
-        length=length,
-        ranking=ranking,
-        normalise=normalise,
-        target=target,
-        kinds=kinds or (",".join(DEFAULT_KINDS),),
-        aggregate=aggregate,
-        compensate=compensate,
-        written=written,
-        device=device,
-        dtype=dtype,
-        **put({}, given),
-    )
+    with named_as_typed():
+        done = run_comparison(
+            model,
+            criteria,
+            ratios,
+            text,
+            evals or (),
+            out=out,
+            lengths=lengths,
+            windows=windows,
+            seeds=seeds,
+            samples=samples,
+            length=length,
+            ranking=ranking,
+            normalise=normalise,
+            target=target,
+            kinds=kinds or (",".join(DEFAULT_KINDS),),
+            aggregate=aggregate,
+            compensate=compensate,
+            written=written,
+            device=device,
+            dtype=dtype,
+            **put({}, given),
+        )
     print((done.folder / "results.md").read_text(encoding="utf-8"), end="")
     print(f"{done.measured} of {len(done.results)} results are new; all files are in {done.folder}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -197,8 +198,19 @@ def configuration(given: Mapping[str, Any], recipe: Path | None = None) -> Prune
         FxpruneError: the file cannot be read, or a value is refused.
     """
     values = {} if recipe is None else PruneConfig.load(recipe).to_dict()
-    try:
+    with named_as_typed():
         return PruneConfig.from_dict(put(values, given))
+
+
+@contextlib.contextmanager
+def named_as_typed() -> Iterator[None]:
+    """Errors about fields, in the words of the command line.
+
+    Raises:
+        FxpruneError: there was one.
+    """
+    try:
+        yield
     except FxpruneError as error:
         raise type(error)(as_options(str(error))) from error
 
