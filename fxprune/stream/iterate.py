@@ -121,6 +121,16 @@ def iterate(
     return first, plan
 
 
+def check_branches(branches: Collection[str], search: str) -> None:
+    """Refuse branches that are to go where nothing is measured.
+
+    Raises:
+        SelectionError: nothing is.
+    """
+    if branches and search != "measured":
+        raise SelectionError("branches= go where measured costs say so: give search='measured' too")
+
+
 def _units(
     graph: DependencyGraph,
     branches: Collection[str],
@@ -135,11 +145,10 @@ def _units(
         SelectionError: nothing is measured, or an option does not go with it.
         DepthError: there is no such kind, or nothing of it.
     """
+    check_branches(branches, search)
     if not branches:
         return []
     budget = goal.get("budget")
-    if search != "measured":
-        raise SelectionError("branches= go where measured costs say so: give search='measured' too")
     if budget is not None and (budget.removed is not None or budget.latency is not None):
         raise SelectionError("branches= compete for parameters, MACs or the KV cache")
     for kind in branches if target is not None else ():

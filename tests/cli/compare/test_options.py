@@ -50,7 +50,7 @@ def test_limits_are_those_of_prune(
         (("--max-ratio", "7"), "--max-ratio 7.0 is outside [0, 1)"),
         (("--min-kept", "x"), "--min-kept 'x': write a number"),
         (("--search", "best"), "--search 'best': choose from"),
-        (("--branches", "block"), "search='measured'"),
+        (("--branches", "block"), "give --search 'measured' too"),
     ],
 )
 def test_what_is_refused(
