@@ -26,11 +26,16 @@ Read = Callable[[str], Tensor]
 
 def converts(model: Any) -> bool:
     """Whether transformers saves a model with other tensors than its class has."""
+    return bool(_when_saved(model))
+
+
+def _when_saved(model: Any) -> list[Any]:
+    """What transformers applies to a model's tensors, backwards, when it saves them."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import PrefixChange
 
-    found = get_model_conversion_mapping(model, add_legacy=False)
-    return any(not isinstance(each, PrefixChange) for each in found)
+    every = get_model_conversion_mapping(model, add_legacy=False)
+    return [each for each in every if not isinstance(each, PrefixChange)]
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,10 @@ class Reverted:
     """
 
     def __init__(self, model: PreTrainedModel, state: dict[str, Tensor], read: Read) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import PrefixChange, WeightConverter, apply_converters
+        from transformers.core_model_loading import WeightConverter, apply_converters
 
         self._model, self._read = model, read
-        every = get_model_conversion_mapping(model, add_legacy=False)
-        every = [each for each in every if not isinstance(each, PrefixChange)][::-1]
-        backwards = [each.reverse_transform() for each in every]
+        backwards = [each.reverse_transform() for each in _when_saved(model)[::-1]]
         converters = [each for each in backwards if isinstance(each, WeightConverter)]
         parts: dict[str, list[str]] = {}
         for name in state:

@@ -90,10 +90,8 @@ def without_weights(source: Weights) -> LoadedModel:
     """
     if isinstance(source.where, nn.Module):
         made = twin(source.where)
-        found = LoadedModel(made, None, made.config, type(made).__name__)
-    else:
-        found = blank(os.fspath(source.where))
-    return found
+        return LoadedModel(made, None, made.config, type(made).__name__)
+    return blank(os.fspath(source.where))
 
 
 def size_of(spec: str | Path) -> int:

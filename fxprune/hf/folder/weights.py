@@ -73,7 +73,8 @@ class Weights:
                 self._computed(traced, name)
             else:
                 own, together = found
-                _check_shape(traced, name, together.shapes[own], str(self.where))
+                file = self._places[together.sources[0][0]]
+                _check_shape(traced, name, together.shapes[own], str(file))
 
     def read(self, traced: Traced, name: str) -> Tensor:
         """A tensor of a traced model, of the graph's dtype, on the device.
@@ -108,7 +109,8 @@ class Weights:
                 return part
 
             made = together.tensors(traced.module, read)[own]
-            _check_shape(traced, name, tuple(made.shape), str(self.where))
+            file = self._places[together.sources[0][0]]
+            _check_shape(traced, name, tuple(made.shape), str(file))
             copied = made.untyped_storage().data_ptr() in mapped
             return made.to(self.device, dtype, copy=copied)
 

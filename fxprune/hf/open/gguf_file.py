@@ -93,8 +93,9 @@ def convert(file: Path, target: Path) -> None:
     model: Any = build(config)
     with _reading(file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        tensors, unread = _tensors(file, model)
-        scaled = _entry(_opened(file), _SCALING) not in (None, "none")
+        reader = _opened(file)
+        tensors, unread = _tensors(file, reader, model)
+        scaled = _entry(reader, _SCALING) not in (None, "none")
         unread += [_SCALING] * (scaled and _default_rope(config))
     _check_read(file, unread)
     blanks = model.state_dict(keep_vars=True)
@@ -133,7 +134,9 @@ def _whole(file: Path, config: PreTrainedConfig) -> Any:
     return made
 
 
-def _tensors(file: Path, model: Any) -> tuple[dict[str, Callable[[], torch.Tensor]], list[str]]:
+def _tensors(
+    file: Path, reader: GGUFReader, model: Any
+) -> tuple[dict[str, Callable[[], torch.Tensor]], list[str]]:
     """What reads each tensor that is one of the file's, by its name in transformers.
 
     And the names of the tensors that transformers does not read.
@@ -142,7 +145,6 @@ def _tensors(file: Path, model: Any) -> tuple[dict[str, Callable[[], torch.Tenso
     from gguf import dequantize
     from transformers import modeling_gguf_pytorch_utils as known
 
-    reader = _opened(file)
     facts = known.load_gguf_checkpoint(file)  # type: ignore[no-untyped-call]
     processor: Any = known.TENSOR_PROCESSORS.get(_kind(reader), known.TensorProcessor)
     processor = processor(config=facts["config"])
