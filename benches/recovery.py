@@ -2,10 +2,12 @@
 
 ``python -m benches.recovery TRAINING EVALUATION ... --out RESULTS.jsonl`` prunes 20 % of the
 parameters by Taylor importance, and removes 6 blocks by perplexity, each calibrated on 10 crops of
-128 tokens of TRAINING. Every method then trains on the same 150 steps of 8 x 128 tokens of
-TRAINING, of which a twentieth of the documents validates. A line of JSON each: perplexity at 128
-and 1024 tokens, the course of the validation loss, seconds per step. Lines that are in RESULTS
-already are not measured again, and a run that was killed goes on.
+128 tokens of TRAINING; ``--prunings half half-text`` leaves half of the parameters, as the defaults
+of ``fxprune prune`` do and as they did with the text alone (see :mod:`benches.quality`). Every
+method then trains on the same 150 steps of 8 x 128 tokens of TRAINING, of which a twentieth of the
+documents validates. A line of JSON each: perplexity at 128 and 1024 tokens, the course of the
+validation loss, seconds per step. Lines that are in RESULTS already are not measured again, and a
+run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import torch
 
 import fxprune
 from benches import tables
-from fxprune import Depth
+from benches.quality import WAYS
+from fxprune import Budget, Depth, PruneConfig
 from fxprune.data import text
 from fxprune.hf.open.models import load_model
 from fxprune.recover.methods import Distillation, FullTraining, LoRA
@@ -30,6 +33,7 @@ from fxprune.recover.recover import recover
 from fxprune.recover.settings import Training
 
 PRUNINGS = ("width", "depth")
+HALF = {"half": "default", "half-text": "text"}  # the ways of benches.quality
 RATES = {"LoRA": 3e-3, "full": 3e-4, "scratch": 1e-3}
 METHODS = ("LoRA", "full", "LoRA + distillation", "full + distillation", "scratch")
 
@@ -48,7 +52,7 @@ def main() -> None:
         if key(asked) in done:
             continue
         done.add(key(asked))
-        small = pruned(asked["pruning"], loaded.model, loaded.tokenizer, corpus)
+        small = pruned(asked["pruning"], loaded, corpus, options.out.with_suffix(""))
         facts = {"parameters": count(small)}
         # A run that was killed goes on from here.
         run = options.out.with_suffix("") / "-".join(str(each) for each in asked.values())
@@ -63,7 +67,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("training")
     parser.add_argument("evaluations", nargs="+")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prunings", nargs="+", default=PRUNINGS)
+    parser.add_argument("--prunings", nargs="+", choices=(*PRUNINGS, *HALF), default=PRUNINGS)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=150)
@@ -135,19 +139,28 @@ def count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def pruned(pruning: str, model: Any, tokenizer: Any, corpus: text.Text) -> Any:
-    """SmolLM2 without a fifth of its parameters, or without 6 of its 30 blocks."""
-    crops = text.crops(tokenizer, corpus, 10, 128, 0)
+def pruned(pruning: str, loaded: Any, corpus: text.Text, folder: Path) -> Any:
+    """SmolLM2 without a fifth of its parameters, 6 of its 30 blocks, or half of its parameters."""
+    if pruning in HALF:
+        kept = folder / pruning
+        if not (kept / "config.json").exists():
+            config = PruneConfig(budget=Budget(params=67_257_504), **WAYS[HALF[pruning]])
+            fxprune.prune(
+                loaded.model, config=config, calibration=corpus, tokenizer=loaded.tokenizer,
+                verify=False, progress=True,
+            ).save(kept)  # fmt: skip
+        return fxprune.load(kept)
+    crops = text.crops(loaded.tokenizer, corpus, 10, 128, 0)
     if pruning == "width":
         result = fxprune.prune(
-            model, pruning_ratio=0.2, criterion="taylor", calibration=crops, verify=False,
+            loaded.model, pruning_ratio=0.2, criterion="taylor", calibration=crops, verify=False,
             ranking="local", compensation=None,
         )  # fmt: skip
     else:
         result = fxprune.prune(
-            model, depth=Depth(remove=6), calibration=crops, verify=False, compensation=None
+            loaded.model, depth=Depth(remove=6), calibration=crops, verify=False, compensation=None
         )
-    return fxprune.shrink(model, result.plan, result.graph_module)
+    return fxprune.shrink(loaded.model, result.plan, result.graph_module)
 
 
 def chosen(method: str, teacher: Any, weight: float) -> LoRA | FullTraining:

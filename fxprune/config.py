@@ -23,6 +23,7 @@ from fxprune.select.options import (
     check_least,
     check_multiple,
     check_number,
+    check_search,
     check_without_units,
     in_bytes,
     layer_ranges,
@@ -145,8 +146,7 @@ class PruneConfig:
             from fxprune.select.schedule import goals
 
             goals(self.steps, **(left(self.goal(), 1, 1) if self.tokens else self.goal()))
-            if self.search != "predicted" and self.steps > 1:
-                raise SelectionError(f"search={self.search!r} measures once: leave out steps=")
+            check_search(self.search, self.branches, self.steps)
         else:
             check_without_units(self)
         self.make_criterion()

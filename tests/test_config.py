@@ -57,6 +57,8 @@ def test_defaults_are_fine() -> None:
         ({"compensation_samples": 0.5}, "compensation_samples=0.5: a whole number"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"steps": 0}, "steps=0"),
+        ({"branches": ("mlp",), "search": "local"}, "give search='measured' too"),
+        ({"steps": 2, "search": "local"}, "measures once"),
         ({"steps": 2, "budget": Budget(macs=1e9)}, "macs=1e\\+09 is absolute"),
         ({"compensation": "best"}, "compensation='best': choose from auto, none, bias"),
         ({"overrides": {"*.3.*": 1.0}}, r"override of '\*\.3\.\*'=1.0 is outside"),
@@ -214,7 +216,6 @@ EVERYTHING = PruneConfig(
     max_ratio={"mlp": "40%", "*.3.*": 0.25},
     target="mlx",
     steps=2,
-    branches=("mlp",),
     compensation=None,
     compensation_scope="pruned",
     calibration_samples=12,
@@ -227,11 +228,19 @@ EVERYTHING = PruneConfig(
     verify=False,
 )
 
+MEASURED = PruneConfig(search="measured", branches=("mlp",))
+
 
 @pytest.mark.parametrize("name", ["config.json", "config.yaml"])
 @pytest.mark.parametrize(
     "config",
-    [PruneConfig(), EVERYTHING, PruneConfig(depth=FREE), PruneConfig(criterion="flap-wifn")],
+    [
+        PruneConfig(),
+        EVERYTHING,
+        PruneConfig(depth=FREE),
+        PruneConfig(criterion="flap-wifn"),
+        MEASURED,
+    ],
 )
 def test_what_is_saved_comes_back(tmp_path: Path, config: PruneConfig, name: str) -> None:
     config.save(tmp_path / name)
@@ -249,7 +258,7 @@ def test_everything_is_tried() -> None:
     """Every field but those that do not go with others is another than its default above."""
     plain = PruneConfig()
     same = {f.name for f in fields(plain) if getattr(plain, f.name) == getattr(EVERYTHING, f.name)}
-    assert same == {"groups", "search", "stream", "max_memory", "vocabulary"}
+    assert same == {"groups", "search", "branches", "stream", "max_memory", "vocabulary"}
     streamed = PruneConfig(stream=True, max_memory="6GiB")
     assert streamed.max_memory == 6 * 2**30
     assert PruneConfig.from_dict(streamed.to_dict()) == streamed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from typing import Any
@@ -39,6 +39,19 @@ def check_without_units(config: Any) -> None:
                 f"{each.name}= is for units of groups, and only blocks, branches or tokens are to "
                 "go: leave it out, or give pruning_ratio or budget too"
             )
+
+
+def check_search(search: str, branches: Collection[str], steps: int) -> None:
+    """Refuse what does not go with the way a plan is looked for.
+
+    Raises:
+        SelectionError: steps of what is measured once, or branches that are to go where nothing is
+            measured.
+    """
+    if search != "predicted" and steps > 1:
+        raise SelectionError(f"search={search!r} measures once: leave out steps=")
+    if branches and search != "measured":
+        raise SelectionError("branches= go where measured costs say so: give search='measured' too")
 
 
 def check_in_pieces(config: Any, of_blocks: Any) -> None:

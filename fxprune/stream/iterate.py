@@ -22,6 +22,7 @@ from fxprune.progress import step
 from fxprune.proof.zeroed import zeroed
 from fxprune.select.budget import fraction
 from fxprune.select.candidates import choose_groups
+from fxprune.select.options import check_search
 from fxprune.select.pool import Pool, pool_of
 from fxprune.select.select import select
 from fxprune.select.target import Target
@@ -79,6 +80,7 @@ def iterate(
         FxpruneError: what the selection refuses whatever the scores, such as a budget that cannot
             be met, before anything is estimated; then what either stage refuses.
     """
+    check_search(search, branches, len(asked))
     selection = dict(selection or {})
     alike = {group.name: torch.zeros(group.size) for group in graph.groups}
     select(graph, alike, kinds=kinds, **asked[-1], **selection)
@@ -121,16 +123,6 @@ def iterate(
     return first, plan
 
 
-def check_branches(branches: Collection[str], search: str) -> None:
-    """Refuse branches that are to go where nothing is measured.
-
-    Raises:
-        SelectionError: nothing is.
-    """
-    if branches and search != "measured":
-        raise SelectionError("branches= go where measured costs say so: give search='measured' too")
-
-
 def _units(
     graph: DependencyGraph,
     branches: Collection[str],
@@ -142,10 +134,9 @@ def _units(
     """Names of the branches and blocks that may go as a whole: no limit holds a group in one.
 
     Raises:
-        SelectionError: nothing is measured, or an option does not go with it.
+        SelectionError: an option does not go with them.
         DepthError: there is no such kind, or nothing of it.
     """
-    check_branches(branches, search)
     if not branches:
         return []
     budget = goal.get("budget")

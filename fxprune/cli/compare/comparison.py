@@ -29,7 +29,6 @@ from fxprune.hf.open.load import check_device, load, named_dtype
 from fxprune.hf.open.models import LoadedModel
 from fxprune.measure.perplexity import Window
 from fxprune.progress import step
-from fxprune.stream.iterate import check_branches
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +163,6 @@ def _check(configurations: Sequence[PruneConfig]) -> None:
             "fxprune prune, which measures by words"
         )
     for each in configurations:
-        check_branches(each.branches, each.search)
         for name in ("depth", "stream", "max_memory"):
             if getattr(each, name):
                 raise SelectionError(f"a comparison has no {name}=: take fxprune prune for that")
