@@ -12,7 +12,7 @@ from torch import nn
 
 from fxprune.data import sources
 from fxprune.data.text import OWN, Text
-from fxprune.data.written import shares, written
+from fxprune.data.written import MOST, shares, written
 from fxprune.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def mixed_crops(
     count: int,
     lengths: Sequence[int],
     seed: int = 0,
-    most: int = 2048,
+    most: int = MOST,
 ) -> list[torch.Tensor]:
     """Crops of several lengths with an equal share of the tokens each, in batches.
 
@@ -148,7 +148,7 @@ def mixed_crops(
     return [batch for each in found for batch in torch.split(each, max(1, most // each.shape[1]))]
 
 
-def mixed_shapes(count: int, lengths: Sequence[int], most: int = 2048) -> list[tuple[int, int]]:
+def mixed_shapes(count: int, lengths: Sequence[int], most: int = MOST) -> list[tuple[int, int]]:
     """Shapes of the batches that :func:`mixed_crops` gives of a text that is long enough."""
     found = []
     for length, number in zip(lengths, shares(count, lengths), strict=True):

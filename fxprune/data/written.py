@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROMPT = 16  # tokens of the user's text that each sequence begins with
-TOKENS = 16384  # in a batch at most, which bounds the memory of its keys and values
+TOKENS = 16384  # written at a time at most, which bounds the memory of their keys and values
+MOST = 2048  # in a batch that calibrates: the logits and gradients of more are gigabytes
 
 
 def written(
@@ -53,7 +54,7 @@ def written(
         progress: show a progress bar.
 
     Returns:
-        int64 tensors of shape (batch, length).
+        int64 tensors of shape (batch, length), batches of 2,048 tokens if a sequence has no more.
 
     Raises:
         CalibrationError: the model cannot generate, or fails to, or an option is out of its range.
@@ -75,7 +76,7 @@ def written(
         )
     ]
     device = next(model.parameters()).device
-    found = []
+    found: list[torch.Tensor] = []
     # Sampling draws from torch's own generator.
     devices = [device] if device.type == "cuda" else []
     with evaluation(model), torch.random.fork_rng(devices), torch.no_grad():
@@ -99,7 +100,7 @@ def written(
                     f"{type(model).__name__} cannot write its own calibration text "
                     f"({str(error) or type(error).__name__}): leave it out, written_samples=0"
                 ) from error
-            found.append(ids.cpu())
+            found += torch.split(ids.cpu(), max(1, MOST // length))
     return found
 
 

@@ -69,11 +69,17 @@ def test_nothing_ends_it_early() -> None:
     assert found.shape == (3, 20)
 
 
+def test_no_batch_has_more_tokens_than_one_of_the_text() -> None:
+    assert [tuple(each.shape) for each in written(model(), TOKENIZER, 300, (16,))] == [
+        (128, 16), (128, 16), (44, 16),
+    ]  # fmt: skip
+
+
 def test_it_is_sampled_as_the_model_says() -> None:
     """Of the first token after a prompt: frequencies against probabilities; and the likeliest."""
     llama = model().eval()
     ids = torch.full((2000, 4), 7)
-    (found,) = written(llama, TOKENIZER, 2000, (5,), prompts=ids)
+    found = torch.cat(written(llama, TOKENIZER, 2000, (5,), prompts=ids))
     assert (found[:, :2] == 7).all()
     with torch.no_grad():
         chances = llama(found[:1, :2]).logits[0, -1].softmax(-1)
