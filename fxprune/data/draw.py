@@ -12,7 +12,7 @@ from torch import nn
 
 from fxprune.data import sources
 from fxprune.data.text import OWN, Text
-from fxprune.data.written import MOST, shares, written
+from fxprune.data.written import MOST, in_batches, shares, written
 from fxprune.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def mixed_crops(
         sources.draw(tokenizer, data, number, length, seed + 100 * place)
         for place, (length, number) in enumerate(zip(wanted, shares(count, wanted), strict=True))
     ]
-    return [batch for each in found for batch in torch.split(each, max(1, most // each.shape[1]))]
+    return [batch for each in found for batch in in_batches(each, most)]
 
 
 def mixed_shapes(count: int, lengths: Sequence[int], most: int = MOST) -> list[tuple[int, int]]:

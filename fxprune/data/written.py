@@ -100,8 +100,13 @@ def written(
                     f"{type(model).__name__} cannot write its own calibration text "
                     f"({str(error) or type(error).__name__}): leave it out, written_samples=0"
                 ) from error
-            found += torch.split(ids.cpu(), max(1, MOST // length))
+            found += in_batches(ids.cpu())
     return found
+
+
+def in_batches(ids: torch.Tensor, most: int = MOST) -> tuple[torch.Tensor, ...]:
+    """Sequences of one length in batches of at most so many tokens, if a sequence has no more."""
+    return torch.split(ids, max(1, most // ids.shape[1]))
 
 
 def sampled(model: Any, ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> torch.Tensor:

@@ -85,7 +85,7 @@ def iterate(
     alike = {group.name: torch.zeros(group.size) for group in graph.groups}
     select(graph, alike, kinds=kinds, **asked[-1], **selection)
     pool = pool_of(graph, alike, kinds, **selection)
-    units = _units(graph, branches, search, asked[-1], pool, selection.get("target"))
+    units = _units(graph, branches, asked[-1], pool, selection.get("target"))
     scored, _ = choose_groups(graph, kinds, names=selection.get("groups"))
     plan: Plan | None = None
     first: Scores | None = None
@@ -126,7 +126,6 @@ def iterate(
 def _units(
     graph: DependencyGraph,
     branches: Collection[str],
-    search: str,
     goal: Mapping[str, Any],
     pool: Pool,
     target: Target | None,
