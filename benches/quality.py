@@ -25,7 +25,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "text": {"written_samples": 0, "normalise": "none"},
     "default": {},
     "mlp": {"kinds": ("mlp",)},
-    "more": {"written_samples": 384},
+    "one": {"written_samples": 128},  # for each crop, as by default until 2026-11-30
     "measured": {"search": "measured"},
     "blockwise": {"compensation": "blockwise"},
     # The best peer's: ranges of weights times norms of inputs, the same width in all layers.

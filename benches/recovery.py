@@ -2,12 +2,11 @@
 
 ``python -m benches.recovery TRAINING EVALUATION ... --out RESULTS.jsonl`` prunes 20 % of the
 parameters by Taylor importance, and removes 6 blocks by perplexity, each calibrated on 10 crops of
-128 tokens of TRAINING; ``--prunings half half-text`` leaves half of the parameters, as the defaults
-of ``fxprune prune`` do and as they did with the text alone (see :mod:`benches.quality`). Every
-method then trains on the same 150 steps of 8 x 128 tokens of TRAINING, of which a twentieth of the
-documents validates. A line of JSON each: perplexity at 128 and 1024 tokens, the course of the
-validation loss, seconds per step. Lines that are in RESULTS already are not measured again, and a
-run that was killed goes on.
+128 tokens of TRAINING; ``--prunings half half-text`` leaves half of the parameters, as the ways
+``one`` and ``text`` of :mod:`benches.quality` do. Every method then trains on the same 150 steps of
+8 x 128 tokens of TRAINING, of which a twentieth of the documents validates. A line of JSON
+each: perplexity at 128 and 1024 tokens, the course of the validation loss, seconds per step. Lines
+that are in RESULTS already are not measured again, and a run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from fxprune.recover.recover import recover
 from fxprune.recover.settings import Training
 
 PRUNINGS = ("width", "depth")
-HALF = {"half": "default", "half-text": "text"}  # the ways of benches.quality
+HALF = {"half": "one", "half-text": "text"}  # the ways of benches.quality
 RATES = {"LoRA": 3e-3, "full": 3e-4, "scratch": 1e-3}
 METHODS = ("LoRA", "full", "LoRA + distillation", "full + distillation", "scratch")
 

@@ -88,9 +88,9 @@ class PruneConfig:
             None for 128, and for ``obs`` and compensation also 1024.
         compensation_samples: crops that compensation sees; those of the criterion come first. None
             for 128.
-        written_samples: short sequences that a language model writes beside them; None for as many.
+        written_samples: short sequences that a language model writes; None for three for each crop.
         effort: ``low`` halves the numbers of crops that are left open, and the model writes none;
-            ``high`` lets it write three times as many.
+            ``high`` lets it write twice as many.
         batch_size: sequences per forward pass of the calibration; None as the data comes.
         seed: of the crops and of random scores.
         verify: run the oracle.

@@ -21,7 +21,7 @@ NEW_TOKENS = 24
 RECOVERY_STEPS = 30
 WINDOWS = 32  # for perplexity
 # Fewer crops than by default: a demonstration takes minutes, not many.
-CALIBRATION, COMPENSATION = 32, 64
+CROPS = 32
 
 
 def demo(
@@ -66,8 +66,8 @@ def demo(
 
     config = PruneConfig(
         pruning_ratio=ratio,
-        calibration_samples=CALIBRATION,
-        compensation_samples=COMPENSATION,
+        calibration_samples=CROPS,
+        compensation_samples=CROPS,
         calibration_lengths=(128,),
     )
     console = console or Console()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # By effort: crops for covariances, and written sequences for each crop.
 MANY = {"low": 64, "default": 128, "high": 128}
-WRITTEN = {"low": 0, "default": 1, "high": 3}
+WRITTEN = {"low": 0, "default": 3, "high": 6}
 
 
 @dataclass(frozen=True)

@@ -119,22 +119,22 @@ def test_pruning_sees_it_beside_the_text() -> None:
         fxprune.prune(model().eval(), calibration=torch.ones(2, 8).long(), written_samples=8)
 
 
-def test_as_much_as_there_is_text_unless_a_number_is_given() -> None:
+def test_three_for_each_crop_unless_a_number_is_given() -> None:
     def counts(name: str, **options: Any) -> tuple[int, int]:
         config = PruneConfig(**options)
         return tuple(d.written for d in draws(model(name), config, config.make_criterion()))  # type: ignore[return-value]
 
-    assert counts("llama") == (128, 128)
-    assert counts("llama", calibration_samples=6, compensation_samples=9) == (6, 9)
+    assert counts("llama") == (384, 384)
+    assert counts("llama", calibration_samples=6, compensation_samples=9) == (18, 27)
     assert counts("llama", written_samples=0) == (0, 0)
     assert counts("llama", written_samples=7) == (7, 7)
     assert counts("llama", effort="low") == (0, 0)
-    assert counts("llama", effort="high") == (384, 384)
+    assert counts("llama", effort="high") == (768, 768)
     assert counts("llama", effort="high", written_samples=7) == (7, 7)
     crops = [d.count for d in draws(model(), PruneConfig(effort="low"), fxprune.OBS())]
     assert crops == [64, 64]
     # The papers of other criteria take text alone.
-    assert counts("llama", criterion="taylor") == (0, 128)
+    assert counts("llama", criterion="taylor") == (0, 384)
     # Nothing is written by what does not continue its input.
     assert counts("bert") == counts("t5") == (0, 0)
 

@@ -145,11 +145,11 @@ OPTIONS = {
     "compensation_samples": Option("Crops that compensation sees.", "128"),
     "written_samples": Option(
         "Short sequences that the model itself writes for both, beginning as crops of the text do.",
-        "as many as crops, for obs and compensation",
+        "three for each crop, for obs and compensation",
     ),
     "effort": Option(
         "How much text is seen where no numbers are given. low: half of it, and none that the model"
-        " writes; high: it writes three times as much."
+        " writes; high: it writes twice as much."
     ),
     "seed": Option("Seed of the calibration crops and of random scores."),
     "verify": Option("Prove the result against the original."),
