@@ -74,7 +74,7 @@ def compare(
     ] = "auto",
     written: Annotated[
         str | None,
-        typer.Option(help="Short sequences that the model itself writes; else three for each crop."),
+        typer.Option(help="Short sequences that the model itself writes; else three a crop."),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute, such as cuda.")] = "cpu",
     dtype: Annotated[
