@@ -56,9 +56,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # The models are tiny and the suite runs in several processes: more threads only get in the way.
     torch.set_num_threads(1)
-    # A capture makes objects by the hundred thousand that go by themselves when it ends: looking
-    # through them before takes a tenth of the whole suite.
-    gc.set_threshold(1_000_000, 20, 20)
+    # A trace makes objects by the million that all stay: looking through them takes a tenth of it.
+    gc.set_threshold(50_000, 20, 20)
     # The process that hands out the tests needs none of this, and importing it takes a while.
     if not config.getoption("numprocesses", None):
         from fxprune.trace import export
@@ -81,9 +80,8 @@ def captured_anew() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def _what_is_kept() -> None:
     """Models and traces that stay are no garbage, and are not looked through again and again."""
-    if gc.get_count()[0] > 200_000:
-        gc.collect()
-        gc.freeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

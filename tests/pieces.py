@@ -19,9 +19,6 @@ class Counted:
     device, memory, scratch = torch.device("cpu"), None, None
 
     def __init__(self) -> None:
-        # What is there before is not looked through each time that somebody asks.
-        gc.collect()
-        gc.freeze()
         self.alive: list[tuple[str, weakref.ref[Tensor]]] = []
         self.threads: set[int] = set()
 
