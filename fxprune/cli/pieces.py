@@ -70,6 +70,7 @@ def foretell(model: str, config: PruneConfig, text: Text, device: str) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    from fxprune.data.draw import made_up
     from fxprune.groups.dependency import discover
     from fxprune.hf.folder.in_pieces import blank
     from fxprune.hf.open.architecture import is_causal_model
@@ -88,7 +89,9 @@ def foretell(model: str, config: PruneConfig, text: Text, device: str) -> None:
     if loaded.tokenizer is not None and causal:
         data, more = draw_calibration(loaded.model, config, criterion, text, loaded.tokenizer)
     else:
-        data, more = (_made_up(each) for each in draws(loaded.model, config, criterion))
+        data, more = (
+            made_up(each.count, each.lengths) for each in draws(loaded.model, config, criterion)
+        )
     traced = trace(loaded.model, (), from_config(loaded.model, torch.device("cpu")))
     needs = frozenset() if criterion is None else criterion.needs & DATA
     found = forecast(discover(traced), config, needs, data, more)
@@ -120,17 +123,6 @@ def resolve_kind(model: str) -> str:
     if (Path(model).expanduser() / checkpoint.FACTS).is_file():
         return "folder"
     return resolve(model).kind
-
-
-def _made_up(draw: Any) -> list[Any]:
-    """Tokens in the shapes that a text would give."""
-    import torch
-
-    from fxprune.data.draw import mixed_shapes
-
-    return [
-        torch.zeros(shape, dtype=torch.int64) for shape in mixed_shapes(draw.count, draw.lengths)
-    ]
 
 
 def _pieces(found: Forecast) -> str:

@@ -148,13 +148,13 @@ def mixed_crops(
     return [batch for each in found for batch in in_batches(each, most)]
 
 
-def mixed_shapes(count: int, lengths: Sequence[int], most: int = MOST) -> list[tuple[int, int]]:
-    """Shapes of the batches that :func:`mixed_crops` gives of a text that is long enough."""
-    found = []
-    for length, number in zip(lengths, shares(count, lengths), strict=True):
-        size = max(1, most // length)
-        found += [(min(size, number - start), length) for start in range(0, number, size)]
-    return found
+def made_up(count: int, lengths: Sequence[int]) -> list[torch.Tensor]:
+    """Zeros in the batches that :func:`mixed_crops` gives of a text that is long enough."""
+    return [
+        batch
+        for length, number in zip(lengths, shares(count, lengths), strict=True)
+        for batch in in_batches(torch.zeros(number, length, dtype=torch.int64))
+    ]
 
 
 def _has(
