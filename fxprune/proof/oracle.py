@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ class Reference:
         native: the same in the dtypes of the model, if they were made.
         dtype: precision of ``runs``, if not the model's own.
         precision: the same in words; "" if it is the model's own.
+        spreads: how far rounding moves the outputs of a run, by its ``id``, once that was asked.
     """
 
     original: Original
@@ -79,6 +80,7 @@ class Reference:
     native: tuple[OriginalRun, ...]
     dtype: torch.dtype | None
     precision: str
+    spreads: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
 
 def verify(
@@ -182,7 +184,7 @@ def compare(expected: Reference, small: nn.Module, traced: Traced) -> VerifyRepo
     original = expected.original
     same = same_dtypes(small, whole)
     found: list[OutputReport] = []
-    rounding = Rounding(original)
+    rounding = Rounding(original, expected.spreads)
     weights = original.small(small) if isinstance(small, fx.GraphModule) else None
     if expected.native:
         found += reports(expected.native, small, None, same, rounding, weights)

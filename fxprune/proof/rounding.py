@@ -22,15 +22,16 @@ class Rounding:
 
     Args:
         original: with the units switched off.
+        spreads: what was found of its runs by now, by their ``id``; what is found now is added.
 
     Attributes:
         asked: whether any difference was held against it. The same inputs must then be compared at
             a higher precision.
     """
 
-    def __init__(self, original: Original) -> None:
+    def __init__(self, original: Original, spreads: dict[int, list[torch.Tensor]]) -> None:
         self._original = original
-        self._spreads: dict[int, list[torch.Tensor]] = {}
+        self._spreads = spreads
         self.asked = False
 
     def slack(self, run: OriginalRun, place: int, dtype: torch.dtype | None) -> torch.Tensor | None:
