@@ -36,6 +36,10 @@ OF_THE_ZOO = {
 }
 
 
+# The files of such a room trace the same models.
+SAME_MODELS = {"tests/compensate", "tests/importance"}
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """``--dist loadfile`` takes the files of the zoo for one."""
@@ -44,7 +48,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "the zoo" if file in OF_THE_ZOO else file
+            if file in OF_THE_ZOO:
+                return "the zoo"
+            room = file.rpartition("/")[0]
+            return room if room in SAME_MODELS else file
 
     return Together(config, log) if config.getoption("dist") == "loadfile" else None
 
@@ -67,14 +74,17 @@ def pytest_configure(config: pytest.Config) -> None:
         export._traced = MEMORY
 
 
-@pytest.fixture(scope="module")
-def captured_anew() -> Iterator[None]:
-    """Whatever is traced is captured."""
+def _captured_anew() -> Iterator[None]:
     from tests.traces import MEMORY
 
     before, MEMORY.on = MEMORY.on, False
     yield
     MEMORY.on = before
+
+
+# Whatever a module, or one test, traces is captured, and nodes know the lines that they come from.
+captured_anew = pytest.fixture(scope="module", name="captured_anew")(_captured_anew)
+with_lines = pytest.fixture(name="with_lines")(_captured_anew)
 
 
 @pytest.fixture(autouse=True, scope="module")

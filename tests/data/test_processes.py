@@ -84,6 +84,7 @@ def close(one: Any, other: Any) -> None:
         )
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     done = launched("tests.data.test_processes", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

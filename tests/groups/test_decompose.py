@@ -53,6 +53,7 @@ def test_only_the_unknown_op_is_replaced_and_the_graph_computes_the_same() -> No
     torch.testing.assert_close(found.module(x), before)
 
 
+@pytest.mark.usefixtures("with_lines")
 def test_parts_say_where_they_come_from() -> None:
     found = traced(similarity)
     fxprune.discover(found)

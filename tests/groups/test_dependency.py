@@ -82,8 +82,9 @@ def test_names_kinds_and_layers() -> None:
     assert "attention" in repr(graph)
 
 
+@pytest.mark.usefixtures("with_lines")
 def test_reasons_name_the_op_and_the_line() -> None:
-    reasons = {g.name: g.reason or "" for g in llama().frozen}
+    reasons = {g.name: g.reason or "" for g in llama.__wrapped__().frozen}
     assert any("looked up by index at modeling_llama.py:" in r for r in reasons.values())
     assert any("graph output (aten.linear) at modeling_llama.py:" in r for r in reasons.values())
 
@@ -98,6 +99,7 @@ class SoftmaxOver(nn.Module):
         return self.b(self.a(x).softmax(-1))
 
 
+@pytest.mark.usefixtures("with_lines")
 def test_a_softmax_freezes_with_its_place() -> None:
     graph = fxprune.discover(fxprune.trace(SoftmaxOver(), (torch.randn(3, 6),)))
     assert not graph.groups

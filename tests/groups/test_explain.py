@@ -90,6 +90,7 @@ def test_gated_mlp_by_hand() -> None:
     assert paths["down.weight[1]"] == [*product, ("meets", "down.weight", "R3")]
 
 
+@pytest.mark.usefixtures("with_lines")
 def test_steps_name_op_module_and_line() -> None:
     (group,) = graph_of(Gated(), 6).groups
     (why,) = graph_of(Gated(), 6).explain(group.name, to="down").couplings
@@ -171,8 +172,9 @@ def test_what_no_rule_reaches_is_said() -> None:
     assert "no rule leads there" in str(dataclasses.replace(found, couplings=(cut,)))
 
 
+@pytest.mark.usefixtures("with_lines")
 def test_one_mlp_fits_a_screen() -> None:
-    text = str(llama().explain("model.layers.0.mlp:units"))
+    text = str(llama.__wrapped__().explain("model.layers.0.mlp:units"))
     lines = text.splitlines()
     assert len(lines) < 16
     assert "model.layers.0.mlp.act_fn  activations.py:" in text

@@ -72,6 +72,7 @@ def blocks_rule(ctx: Context, node: fx.Node) -> Axes:
     return ctx.of(x)
 
 
+@pytest.mark.usefixtures("with_lines")
 def test_unknown_op_is_frozen_with_its_name_and_line() -> None:
     found = graph()
     assert axis(found, "up.weight") == "12!"
@@ -106,6 +107,7 @@ def test_overload_goes_before_its_packet() -> None:
     assert find_op(OP).rule is blocks_rule
 
 
+@pytest.mark.usefixtures("with_lines")
 def test_missing_patch_is_reported_with_the_line() -> None:
     fxprune.register_op(OP)(blocks_rule)
     found = graph()

@@ -39,6 +39,7 @@ def rewritten(model: nn.Module, *kinds: str) -> tuple[fx.GraphModule, Plan, fxpr
     return fxprune.rewrite(traced, plan), plan, traced
 
 
+@pytest.mark.usefixtures("with_lines")
 def test_leaf_modules_are_back_under_their_own_names() -> None:
     small, _, _ = rewritten(tiny_llama(), "mlp", "attention", "channel")
     gate = small.get_submodule("model.layers.0.mlp.gate_proj")

@@ -138,6 +138,7 @@ def test_it_generates(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_real_model(tmp_path: Path) -> None:
     """The 32 tokens of transformers, where attention that is gone is one of zeros."""
     from fxprune.hf.open.models import load_model

@@ -59,7 +59,7 @@ FAMILIES = (
     Family("inception_v3", lambda: plain.InceptionNet(long=True)),
     Family("densenet", plain.DenseNet),
     Family("resnet", residual.resnet),
-    Family("resnext", lambda: residual.resnet((12, 20), groups=4)),
+    Family("resnext", lambda: residual.resnet((12, 20), groups=4), like="regnet"),
     Family("wide_resnet", lambda: residual.resnet((30, 34)), like="resnet"),
     Family("regnet", residual.regnet),
     Family("mobilenet_v2", residual.mobilenet_v2),
@@ -75,7 +75,7 @@ FAMILIES = (
         fixed="axis 2 .* has size 40, and the graph was captured for 32",
     ),
     Family("swin", modern.swin, (64, 64), (96, 64)),
-    Family("swin_v2", lambda: modern.swin(cosine=True), other=(48, 64)),
+    Family("swin_v2", lambda: modern.swin(cosine=True), other=(48, 64), like="swin"),
     Family(
         "maxvit", modern.maxvit, fixed="axis 2 .* has size 40, and the graph was captured for 32"
     ),
@@ -86,7 +86,7 @@ FAMILIES = (
     Family("unet_bilinear", lambda: segmentation.UNet("bilinear"), (18, 22), (26, 31), like="unet"),
     Family("unet_crop", lambda: segmentation.UNet("crop"), (48, 48), (52, 60)),
     Family("segformer", segmentation.Segformer),
-    Family("yolo_v5", lambda: detection.Yolo(split=False)),
+    Family("yolo_v5", lambda: detection.Yolo(split=False), like="yolo_v8"),
     Family("yolo_v8", lambda: detection.Yolo(split=True)),
     Family("retinanet", detection.RetinaNet),
     Family("detr", detection.DETR),

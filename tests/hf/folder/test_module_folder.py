@@ -223,6 +223,7 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=5, do_sample=False)[
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_smollm2_continues_text_without_fxprune(tmp_path: Path) -> None:
     from fxprune.hf.open.models import load_model
 

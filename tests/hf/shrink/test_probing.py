@@ -25,10 +25,14 @@ ENTRIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # The model gives its layers numbers that no file has.
     "falcon_h1": ("mlp", "", {"intermediate_size": 48}),
 }
+ALIKE = {"mamba2", "falcon_h1"}  # of either kind one runs by default
 
 
 @pytest.mark.filterwarnings("ignore:.*takes only these sizes:fxprune.FxpruneWarning")
-@pytest.mark.parametrize("model_type", ENTRIES)
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in ENTRIES],
+)
 def test_a_stock_checkpoint_of_what_stays(model_type: str, tmp_path: Path) -> None:
     kind, number, expected = ENTRIES[model_type]
     model = build.build(model_type)
