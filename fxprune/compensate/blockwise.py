@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -195,20 +196,31 @@ class Distillation:
         name, there, here = exit.block.name, exit.there, exit.here
         count = row_count(self.traced, there.meta["val"].shape[:-1])
         self._targets.clear()
-        for values, masks in zip(self.dense.advance(there, through=True), self.masks, strict=True):
-            target = self.resize.slice(values[there].detach(), self.resize.axes(exit.block.exit))
-            self._targets.append((target, masks.get(count)))
+        axes = self.resize.axes(exit.block.exit)
+        with self._fast(self.dense, there):
+            for values, masks in zip(
+                self.dense.advance(there, through=True), self.masks, strict=True
+            ):
+                target = self.resize.slice(values[there].detach(), axes)
+                self._targets.append((target, masks.get(count)))
         parameters = self._parameters(exit.block)
-        before, after = self._train(here, parameters)
-        for _ in self.pruned.advance(here, through=True):
-            pass
+        fast = self._fast(self.pruned, here)
+        before, after = self._train(here, parameters, fast)
+        with fast:
+            for _ in self.pruned.advance(here, through=True):
+                pass
         if not math.isfinite(after):
             raise CalibrationError(f"{name}: what it gives on the calibration data is not finite")
         if not parameters:
             return Compensated(name, skipped="it has no parameters that nothing else reads")
         return Compensated(name, math.sqrt(before), math.sqrt(after))
 
-    def _train(self, here: fx.Node, parameters: Sequence[nn.Parameter]) -> tuple[float, float]:
+    def _train(
+        self,
+        here: fx.Node,
+        parameters: Sequence[nn.Parameter],
+        fast: contextlib.AbstractContextManager[None],
+    ) -> tuple[float, float]:
         """The error held out, before and after."""
         before = best = self._error(here)
         kept = [parameter.detach().clone() for parameter in parameters]
@@ -224,7 +236,8 @@ class Distillation:
         for _ in range(self.schedule.epochs):
             for place in torch.randperm(len(train), generator=generator).tolist():
                 with torch.enable_grad():
-                    loss = self._loss(here, train[place])
+                    with fast:
+                        loss = self._loss(here, train[place])
                     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for master, gradient in zip(masters, gradients, strict=True):
                     master.grad = None if gradient is None else gradient.float()
@@ -240,6 +253,19 @@ class Distillation:
                 break
         _put(parameters, kept)
         return before, best
+
+    def _fast(self, run: Lockstep, node: fx.Node) -> contextlib.AbstractContextManager[None]:
+        """To run on to a node: autocast to bfloat16, if that is faster and the graph takes it."""
+        device = next(self.small.parameters()).device.type
+        if node.meta["val"].dtype != torch.float32 or not _made_for_bfloat16(device):
+            return contextlib.nullcontext()
+        fast = torch.autocast(device, torch.bfloat16)
+        try:
+            with fast:
+                run.ahead(0, node)
+        except RuntimeError:  # it may say outright which dtypes it takes
+            return contextlib.nullcontext()
+        return fast
 
     def _error(self, here: fx.Node) -> float:
         """The mean loss of the batches that are held out, by tokens."""
@@ -265,6 +291,13 @@ class Distillation:
                 self.write(parameter, parameter.detach())  # on an error later on it comes back
                 found[parameter.requires_grad_()] = None
         return list(found)
+
+
+def _made_for_bfloat16(device: str) -> bool:
+    if device == "cpu":
+        known = torch.cpu.get_capabilities()
+        return any(known.get(each) for each in ("avx512_bf16", "amx_bf16", "bf16"))
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _rate(step: int, steps: int) -> float:
