@@ -78,8 +78,8 @@ class PruneConfig:
             ``local`` by trying plans around that of the scores (see :mod:`fxprune.stream.local`).
         branches: ``attention``, ``mlp``, ``block`` that may go as a whole, with measured costs.
         compensation: ``least-squares``, ``blockwise``, ``bias`` or None, see
-            :func:`fxprune.compensate`; ``auto`` is the first for a causal language model with data,
-            also where only blocks go.
+            :func:`fxprune.compensate`; ``auto`` is the first or, where much goes, the second for a
+            causal language model with data, also where only blocks go.
         compensation_scope: ``pruned``, what reads pruned units, or ``all``; None is the latter for
             least squares.
         calibration_samples: crops of text that the criterion sees; None for its own number: 10 as
@@ -371,7 +371,7 @@ class PruneConfig:
             ("normalise", NORMALISE),
             ("search", ("predicted", "measured", "local")),
             ("effort", ("low", "default", "high")),
-            ("compensation", ("auto", "none", *get_args(Method))),
+            ("compensation", (*get_args(Method), "none")),
         ):
             value = getattr(self, name)
             if value is not None and value not in choices:

@@ -356,7 +356,7 @@ def _method(config: PruneConfig, causal: bool, data: Calibration | None) -> Meth
         CalibrationError: there is no data for it.
     """
     if config.compensation == "auto":
-        return "least-squares" if causal and data is not None else None
+        return "auto" if causal and data is not None else None
     if config.compensation is not None and data is None:
         raise CalibrationError(f"compensation={config.compensation!r} needs calibration data")
     return config.compensation

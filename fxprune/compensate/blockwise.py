@@ -53,8 +53,8 @@ class Schedule:
         patience: after so many passes without a lower validation error a block is left.
     """
 
-    epochs: int = 4
-    learning_rate: float = 2e-4
+    epochs: int = 2
+    learning_rate: float = 5e-4
     patience: int = 2
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.branches.bypass import bypass
+from fxprune.branches.find import find_branches
 from fxprune.compensate.blockwise import Schedule, distil, exits, separate
 from fxprune.compensate.dense import Dense
 from fxprune.compensate.edits import own, revocable
@@ -35,9 +36,11 @@ from fxprune.trace.lockstep import Lockstep
 from fxprune.trace.modes import evaluation
 from fxprune.trace.traced import Traced
 
-Method = Literal["bias", "least-squares", "blockwise"]
+Method = Literal["auto", "bias", "least-squares", "blockwise"]
 Target = Literal["residual", "dense", "propagated"]
 Scope = Literal["pruned", "all"]
+# Blockwise distillation pays where much goes and there is much data to learn from.
+_MUCH, _MANY = 0.3, 16
 
 
 def compensate(
@@ -76,6 +79,8 @@ def compensate(
       only this block reads, norms included, towards the stream that leaves it in the dense model,
       see :class:`fxprune.compensate.blockwise.Distillation`. Every eighth batch is held out of all
       of it and says when to stop.
+    * ``auto``: ``blockwise`` from 16 batches on for a model of blocks that is in memory and loses
+      30 % of its parameters or more, unless ``scope`` is ``pruned``; else ``least-squares``.
 
     Least squares refits every product with a weight before the head, not only those that read
     pruned units: a ``q_proj`` or ``gate_proj`` then also gives, for what the pruned model feeds
@@ -108,7 +113,7 @@ def compensate(
             change, nothing else; a bias that it shares with the original becomes its own first.
         plan: the plan.
         calibration: data as for :func:`fxprune.estimate`.
-        method: ``bias``, ``least-squares`` or ``blockwise``.
+        method: ``auto``, ``bias``, ``least-squares`` or ``blockwise``.
         target: what least squares aims at: ``dense``, the output that the consumer has in the
             dense model; ``residual``, that and what the residual stream which it is added to lacks
             by then, so that the stream, not the branch alone, comes back to what it was; or
@@ -147,6 +152,12 @@ def compensate(
     if scope is None:
         scope = "pruned" if method == "bias" or target == "propagated" else "all"
     traced = bypass(traced, plan.removed)
+    device = None if stream is None else stream.device
+    data = batches(traced.module, calibration, batch_size, device)
+    if method == "auto":
+        whole = stream is None and scope != "pruned"
+        trains = whole and _much(plan) and len(data) >= _MANY and find_branches(traced).of("block")
+        method = "blockwise" if trains else "least-squares"
     dense = Dense.of(traced, whole=method != "bias" and target != "propagated")
     _check_weights(dense.traced, method, stream)
     graph = discover(traced)
@@ -155,14 +166,12 @@ def compensate(
     left = ignored(traced, ignore, only)
     where = {"everywhere": scope == "all", "stream": target == "residual" and method != "bias"}
     found = match(graph, dense, small, plan, resize, **where, ignore=left)
-    device = None if stream is None else stream.device
     blocks = exits(traced, small, dense) if method == "blockwise" else []
     if method == "bias":
         found = tuple(_with_bias(traced, m) if isinstance(m, Match) else m for m in found)
     if target == "propagated":
         _check_propagated(found)
     matches = [each for each in found if isinstance(each, Match)]
-    data = batches(traced.module, calibration, batch_size, device)
     held, among = _held_out(data) if blocks else range(0), processes.current()
     seen = [batch for number, batch in enumerate(data) if number not in held]
     mine = list(enumerate(seen)) if among is None else among.share(seen)
@@ -256,6 +265,10 @@ def check_options(
         raise CalibrationError("the means of method='bias' are those of the dense model")
     if method == "bias" and scope == "all":
         raise CalibrationError("method='bias' is for units that go: use scope='pruned'")
+
+
+def _much(plan: Plan) -> bool:
+    return plan.parameters_after <= (1 - _MUCH) * plan.parameters_before
 
 
 def _check_weights(traced: Traced, method: Method, stream: Source | None) -> None:

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.compensate import blockwise
 from fxprune.compensate.blockwise import Distillation, Schedule, exits
 from fxprune.compensate.dense import Dense
 from fxprune.errors import CalibrationError
 from fxprune.plan import Plan
+from fxprune.trace.lockstep import Lockstep
 from tests.compensate.test_compensate import Case, masked, values
 from tests.zoo import BY_NAME, disturb
 
@@ -130,6 +132,46 @@ def test_half_precision_is_trained_in_single() -> None:
     small, report = mended(case, {"input_ids": IDS}, schedule=Schedule(20, 1e-4, 20))
     assert all(value.dtype == torch.bfloat16 for value in values(small).values())
     assert all(block.after < block.before for block in report.blocks)
+
+
+def test_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They change little, and a graph that refuses them is trained without."""
+    case = Case("llama", "mlp")
+    ahead = Lockstep.ahead
+
+    def refuses(self: Lockstep, *args: Any) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("expected scalar type Float but found BFloat16")
+        return ahead(self, *args)
+
+    def trained(fast: bool) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(blockwise, "_made_for_bfloat16", lambda device: fast)
+        return values(mended(case, {"input_ids": IDS})[0])
+
+    plain, fast = trained(False), trained(True)
+    monkeypatch.setattr(Lockstep, "ahead", refuses)
+    refused = trained(True)
+    for name, value in plain.items():
+        assert torch.equal(refused[name], value)
+        torch.testing.assert_close(fast[name], value, atol=2e-3, rtol=0.0)
+    assert any(not torch.equal(fast[name], value) for name, value in plain.items())
+
+
+def test_auto_trains_where_much_goes() -> None:
+    case, data = Case("llama", "mlp", "attention", "channel"), {"input_ids": IDS.repeat(2, 1)}
+    assert case.plan.parameters_after < 0.7 * case.plan.parameters_before
+    ways: dict[str, Any] = {"method": "auto", "temperature": False}
+    assert mended(case, data, **ways)[1].method == "blockwise"
+    assert mended(case, {"input_ids": IDS}, **ways)[1].method == "least-squares"
+    assert mended(case, data, scope="pruned", **ways)[1].method == "least-squares"
+    assert mended(Case("llama", "mlp"), data, **ways)[1].method == "least-squares"
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    traced = fxprune.trace(model, torch.randn(3, 4))
+    plan = Plan.of(fxprune.discover(traced), {"0:units": (0, 1)})
+    small = fxprune.rewrite(traced, plan)
+    assert fxprune.compensate(traced, small, plan, torch.randn(160, 4), **ways).method == (
+        "least-squares"
+    )
 
 
 def test_what_is_refused() -> None:

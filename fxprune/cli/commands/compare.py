@@ -70,7 +70,7 @@ def compare(
     ] = None,
     aggregate: Annotated[str | None, typer.Option(help="sum, mean, max, prod, last.")] = None,
     compensate: Annotated[
-        str, typer.Option(help="none, bias, least-squares, blockwise; auto is least-squares.")
+        str, typer.Option(help="none, bias, least-squares, blockwise; auto as in fxprune prune.")
     ] = "auto",
     written: Annotated[
         str | None,

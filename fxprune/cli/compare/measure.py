@@ -157,7 +157,7 @@ def measure(
             plan = _plan(bench, config, scores, crops[0])
         with _timed(seconds, "rewrite"):
             small = rewrite(bench.traced, plan)
-        method = "least-squares" if config.compensation == "auto" else config.compensation
+        method = config.compensation
         if method is not None:
             with _timed(seconds, "compensate"):
                 options: dict[str, Any] = {"ignore": config.ignore, "only": config.only}
