@@ -20,12 +20,14 @@ from fxprune.select.budget import Budget
 WINDOWS = {128: 128, 1024: 32}
 UNIFORM = {"*.mlp:units": 523 / 1536, "*:heads": 1 / 3}
 FEW = {"calibration_samples": 10, "calibration_lengths": (128,), "compensation_samples": 10}
+SQUARES = {"compensation": "least-squares"}
 WAYS: dict[str, dict[str, Any]] = {
     # The user's text alone, as it was by default until 2026-11-29 (with one weight for all kinds).
-    "text": {"written_samples": 0, "normalise": "none"},
+    "text": {"written_samples": 0, "normalise": "none", **SQUARES},
     "default": {},
     "mlp": {"kinds": ("mlp",)},
-    "one": {"written_samples": 128},  # for each crop, as by default until 2026-11-30
+    "one": {"written_samples": 128, **SQUARES},  # for each crop, as by default until 2026-11-30
+    "three": SQUARES,
     "measured": {"search": "measured"},
     "blockwise": {"compensation": "blockwise"},
     # The best peer's: ranges of weights times norms of inputs, the same width in all layers.
