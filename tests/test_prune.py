@@ -114,6 +114,21 @@ def test_the_default_is_the_best_that_was_measured_for_language_models() -> None
     assert plain.compensation is None
 
 
+@pytest.mark.parametrize("consume", [False, True])
+def test_where_much_goes_what_stays_is_trained_too(consume: bool) -> None:
+    model = tiny_llama()
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    result = fxprune.prune(
+        model, calibration=IDS.repeat(16, 1), pruning_ratio=0.35, consume=consume
+    )
+    assert result.report is not None
+    assert result.compensation is not None
+    assert result.compensation.method == "blockwise"
+    assert len(result.compensation.blocks) == 2
+    if not consume:
+        assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
 def test_any_other_model_is_scored_by_taylor() -> None:
     x = torch.randn(16, 6)
     model = nn.Sequential(nn.Linear(6, 30), nn.ReLU(), nn.Linear(30, 3))

@@ -303,6 +303,7 @@ class TestOpening:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_smollm2(tmp_path: Path) -> None:
     """Knows that ice is cold better than chance, and caches what its config says."""
     records = [

@@ -259,6 +259,7 @@ def test_files_that_are_not_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 @pytest.mark.serve
 def test_the_real_model(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
