@@ -69,11 +69,7 @@ class Schedule:
 
 
 def exits(traced: Traced, small: fx.GraphModule, dense: Dense) -> list[Exit]:
-    """Where the stream leaves each block, in graph order.
-
-    Raises:
-        CalibrationError: there are no blocks.
-    """
+    """Where the stream leaves each block, in graph order; nothing if there are no blocks."""
     calls = readers(traced, small)
     names = {node.name: node for node in small.graph.nodes}
     found: dict[fx.Node, Unit] = {}
@@ -83,11 +79,6 @@ def exits(traced: Traced, small: fx.GraphModule, dense: Dense) -> list[Exit]:
             leaves = leaves.all_input_nodes[0]
         if here is not None:
             found[here] = unit
-    if not found:
-        raise CalibrationError(
-            f"{type(traced.module).__name__} has no blocks to distil one by one: use "
-            "compensation='least-squares'"
-        )
     order = {node: place for place, node in enumerate(small.graph.nodes)}
     ordered = sorted(found, key=order.__getitem__)
     following = [dense.node(found[here].exit) for here in ordered[1:]]

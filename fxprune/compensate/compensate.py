@@ -12,8 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.branches.bypass import bypass
-from fxprune.branches.find import find_branches
-from fxprune.compensate.blockwise import Schedule, distil, exits, separate
+from fxprune.compensate.blockwise import Exit, Schedule, distil, exits, separate
 from fxprune.compensate.dense import Dense
 from fxprune.compensate.edits import own, revocable
 from fxprune.compensate.matching import Match, ends, match
@@ -39,8 +38,7 @@ from fxprune.trace.traced import Traced
 Method = Literal["auto", "bias", "least-squares", "blockwise"]
 Target = Literal["residual", "dense", "propagated"]
 Scope = Literal["pruned", "all"]
-# Blockwise distillation pays where much goes and there is much data to learn from.
-_MUCH, _MANY = 0.3, 16
+_MUCH, _MANY = 0.3, 16  # of the parameters; batches
 
 
 def compensate(
@@ -154,10 +152,6 @@ def compensate(
     traced = bypass(traced, plan.removed)
     device = None if stream is None else stream.device
     data = batches(traced.module, calibration, batch_size, device)
-    if method == "auto":
-        whole = stream is None and scope != "pruned"
-        trains = whole and _much(plan) and len(data) >= _MANY and find_branches(traced).of("block")
-        method = "blockwise" if trains else "least-squares"
     dense = Dense.of(traced, whole=method != "bias" and target != "propagated")
     _check_weights(dense.traced, method, stream)
     graph = discover(traced)
@@ -166,7 +160,8 @@ def compensate(
     left = ignored(traced, ignore, only)
     where = {"everywhere": scope == "all", "stream": target == "residual" and method != "bias"}
     found = match(graph, dense, small, plan, resize, **where, ignore=left)
-    blocks = exits(traced, small, dense) if method == "blockwise" else []
+    pays = stream is None and scope != "pruned" and _pays(plan, data)
+    method, blocks = _trained(method, pays, traced, small, dense)
     if method == "bias":
         found = tuple(_with_bias(traced, m) if isinstance(m, Match) else m for m in found)
     if target == "propagated":
@@ -267,8 +262,29 @@ def check_options(
         raise CalibrationError("method='bias' is for units that go: use scope='pruned'")
 
 
-def _much(plan: Plan) -> bool:
-    return plan.parameters_after <= (1 - _MUCH) * plan.parameters_before
+def _pays(plan: Plan, data: Sequence[Batch]) -> bool:
+    """Whether blockwise distillation does: where much goes, and there is much to learn from."""
+    return len(data) >= _MANY and (plan.parameters_after <= (1 - _MUCH) * plan.parameters_before)
+
+
+def _trained(
+    method: Method, pays: bool, traced: Traced, small: fx.GraphModule, dense: Dense
+) -> tuple[Method, list[Exit]]:
+    """What ``auto`` is, and the blocks that are trained.
+
+    Raises:
+        CalibrationError: there are none, and ``blockwise`` was asked for.
+    """
+    trains = method == "blockwise" or (method == "auto" and pays)
+    blocks = exits(traced, small, dense) if trains else []
+    if method == "auto":
+        return "blockwise" if blocks else "least-squares", blocks
+    if trains and not blocks:
+        raise CalibrationError(
+            f"{type(traced.module).__name__} has no blocks to distil one by one: use "
+            "compensation='least-squares'"
+        )
+    return method, blocks
 
 
 def _check_weights(traced: Traced, method: Method, stream: Source | None) -> None:
