@@ -83,8 +83,8 @@ def _captured_anew() -> Iterator[None]:
 
 
 # Whatever a module, or one test, traces is captured, and nodes know the lines that they come from.
-captured_anew = pytest.fixture(scope="module", name="captured_anew")(_captured_anew)
-with_lines = pytest.fixture(name="with_lines")(_captured_anew)
+captured_anew = pytest.fixture(scope="module")(_captured_anew)
+with_lines = pytest.fixture(_captured_anew)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -450,7 +450,7 @@ class TestPrune:
             (("--ratio", "1.5", "--macs", "0.5"), "--ratio 1.5 is outside [0, 1)"),
             (
                 ("--compensate", "best"),
-                "--compensate 'best': choose from auto, bias",
+                "--compensate 'best': choose from auto, bias, least-squares, blockwise, none",
             ),
             (
                 ("--compensation-samples", "0"),

@@ -60,7 +60,10 @@ def test_defaults_are_fine() -> None:
         ({"branches": ("mlp",), "search": "local"}, "give search='measured' too"),
         ({"steps": 2, "search": "local"}, "measures once"),
         ({"steps": 2, "budget": Budget(macs=1e9)}, "macs=1e\\+09 is absolute"),
-        ({"compensation": "best"}, "compensation='best': choose from auto, bias"),
+        (
+            {"compensation": "best"},
+            "compensation='best': choose from auto, bias, least-squares, blockwise, none",
+        ),
         ({"overrides": {"*.3.*": 1.0}}, r"override of '\*\.3\.\*'=1.0 is outside"),
         ({"budget": 0.8}, "takes a fxprune.Budget"),
         ({"depth": 2}, "takes a fxprune.Depth"),

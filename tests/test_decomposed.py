@@ -27,7 +27,7 @@ from tests.zoo import BY_NAME, OTHER, ZOO, built, traced
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
 
-# Of each way to write attention out, and what decomposing changes most.
+# What decomposing changes most; other ways to write attention out are slow.
 FEW = {"llama", "resnet"}
 # torch does not decompose it: what it puts for the attention of CPUs lies otherwise than the fused
 # op's result, and the model has a view of that.

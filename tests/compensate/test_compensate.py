@@ -512,7 +512,7 @@ def test_an_image_of_another_size() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "method='magic': choose from auto, bias"),
+        ({"method": "magic"}, "method='magic': choose from auto, bias, least-squares, blockwise"),
         ({"target": "moon"}, "target='moon': choose from residual, dense, propagated"),
         ({"damping": -1.0}, "damping=-1.0"),
         ({"damping": float("nan")}, "damping=nan"),

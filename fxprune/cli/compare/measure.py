@@ -157,15 +157,19 @@ def measure(
             plan = _plan(bench, config, scores, crops[0])
         with _timed(seconds, "rewrite"):
             small = rewrite(bench.traced, plan)
-        method = config.compensation
-        if method is not None:
+        plain = config.compensation is None
+        if config.compensation is not None:
             with _timed(seconds, "compensate"):
-                options: dict[str, Any] = {"ignore": config.ignore, "only": config.only}
-                scope = config.compensation_scope
                 compensate(
-                    bench.traced, small, plan, crops[1], method=method, scope=scope, **options
+                    bench.traced,
+                    small,
+                    plan,
+                    crops[1],
+                    method=config.compensation,
+                    scope=config.compensation_scope,
+                    ignore=config.ignore,
+                    only=config.only,
                 )
-        plain = method is None
         sliced = (tuple(sorted(plan.kept.items())), plan.removed)
         found = bench.measured.get(sliced) if plain else None
         if found is None:
