@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 
 # Read by libraries when they are imported, so set before any of them is.
@@ -63,6 +64,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # The models are tiny and the suite runs in several processes: more threads only get in the way.
     torch.set_num_threads(1)
+    # torch writes a record of each symbol for whoever listens, and pytest listens to every logger
+    # that does not propagate.
+    records = logging.getLogger("torch.__trace")
+    records.handlers.clear()
+    records.propagate = True
     # A trace makes objects by the million that all stay: looking through them takes a tenth of it.
     gc.set_threshold(50_000, 20, 20)
     # The process that hands out the tests needs none of this, and importing it takes a while.
@@ -102,9 +108,11 @@ def _seeds() -> None:
 @pytest.fixture
 def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails the test as soon as a model is loaded."""
-    from fxprune.hf.open import models
+    from fxprune.hf.folder import in_pieces
+    from fxprune.hf.open import load, models
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr(models, "load_model", refuse)
+    for module in (models, load, in_pieces):
+        monkeypatch.setattr(module, "load_model", refuse)

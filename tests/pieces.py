@@ -21,6 +21,9 @@ class Counted:
     def __init__(self) -> None:
         self.alive: list[tuple[str, weakref.ref[Tensor]]] = []
         self.threads: set[int] = set()
+        # What is here by now stays, and need not be looked through each time.
+        gc.collect()
+        gc.freeze()
 
     def check(self, traced: Traced) -> None:
         """All are here."""

@@ -123,10 +123,7 @@ def test_groups_and_oracle(name: str, attention: str) -> None:
 @pytest.mark.filterwarnings("ignore::fxprune.FxpruneWarning")  # some hold where sizes differ
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("vgg_bn", "convnext") else pytest.mark.slow)
-        for name in FAMILIES
-    ],
+    [pytest.param(name, marks=() if name == "vgg_bn" else pytest.mark.slow) for name in FAMILIES],
 )
 def test_vision(name: str) -> None:
     family = FAMILIES[name]
@@ -165,6 +162,7 @@ def test_ops(cases: tuple[Case, ...]) -> None:
     prove(graph, bundle, plans(graph, cases[0].least)[0])
 
 
+@pytest.mark.slow
 def test_a_language_model_as_a_program() -> None:
     """Attention heads, neurons and the residual stream; what comes out is decomposed too."""
     program = of_zoo("llama", "sdpa")

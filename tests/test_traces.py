@@ -68,7 +68,8 @@ def results(module: Any, inputs: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", pytest.param("t5", marks=pytest.mark.slow), "resnet", "perceptron"]
+    "name",
+    ["llama", "perceptron", *(pytest.param(n, marks=pytest.mark.slow) for n in ("t5", "resnet"))],
 )
 def test_a_copy_is_a_trace_of_the_other_model(memory: Any, name: str) -> None:
     entry = BY_NAME[name]

@@ -82,11 +82,10 @@ def _shorter(original: Traced, removed: tuple[str, ...], units: list[Unit]) -> T
     for name in read:
         value = original.tensors.get(name)
         set_attribute(root, name, get_attribute(module, name) if value is None else value)
+    graph.set_codegen(copy.copy(module.graph._codegen))
     shorter = fx.GraphModule(root, graph, class_name=type(original.module).__name__)
-    shorter.graph.set_codegen(copy.copy(module.graph._codegen))
     shorter.meta.update(module.meta)
     shorter.graph.lint()
-    shorter.recompile()
     gone = {
         name
         for name, tensor in original.tensors.items()

@@ -13,7 +13,7 @@ from fxprune.data.sources import draw
 from fxprune.data.text import Text
 from fxprune.errors import CalibrationError
 from fxprune.progress import track
-from fxprune.trace.modes import evaluation
+from fxprune.trace.modes import evaluation, seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,9 +78,7 @@ def written(
     device = next(model.parameters()).device
     found: list[torch.Tensor] = []
     # Sampling draws from torch's own generator.
-    devices = [device] if device.type == "cuda" else []
-    with evaluation(model), torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
+    with evaluation(model), seeded(seed), torch.no_grad():
         for length, start in track(starts, "writing calibration text", progress):
             new = length - start.shape[1]
             try:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.trace.attributes import get_attribute
 from fxprune.trace.lockstep import Weights
-from fxprune.trace.modes import evaluation
+from fxprune.trace.modes import evaluation, seeded
 from fxprune.trace.state import preserved
 from fxprune.trace.storage import written
 
@@ -67,16 +67,6 @@ class _Raised(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextlib.contextmanager
 def _precision(dtype: torch.dtype | None) -> Iterator[None]:
     with contextlib.nullcontext() if dtype is None else _Raised(dtype):
-        yield
-
-
-@contextlib.contextmanager
-def seeded(seed: int = 0) -> Iterator[None]:
-    """The same random numbers in every block, and those of the caller untouched."""
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if used else ()
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
         yield
 
 

@@ -8,11 +8,11 @@ import warnings
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx, nn
 
 from fxprune.errors import RecoveryError
 from fxprune.recover.methods import LoRA
+from fxprune.trace.modes import seeded
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -54,8 +54,7 @@ def attach(module: nn.Module, method: LoRA, seed: int = 0) -> PeftModel:
         # A model that has no config, as a graph, has no name of a base model either.
         warnings.simplefilter("ignore")
         adapted = get_peft_model(module, config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for name in sorted(names, key=_natural):
             layer: Any = module.get_submodule(name)
             if not layer.lora_A["default"].weight.is_meta:

@@ -18,7 +18,7 @@ from fxprune.data.written import sampled, written
 from fxprune.errors import CalibrationError, RecoveryError
 from fxprune.files import write_text
 from fxprune.progress import track
-from fxprune.trace.modes import evaluation
+from fxprune.trace.modes import evaluation, seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,11 +94,8 @@ def own_answers(
     asked = [each for each in asked if len(each[2]) < length]
     order = sorted(range(len(asked)), key=lambda place: len(asked[place][2]))
     answers: dict[int, str] = {}
-    device = next(teacher.parameters()).device
-    devices = [device] if device.type == "cuda" else []
     parts = [order[start : start + AT_ONCE] for start in range(0, len(order), AT_ONCE)]
-    with evaluation(teacher), torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
+    with evaluation(teacher), seeded(seed), torch.no_grad():
         for places in track(parts, "writing answers", progress):
             found = _answered(teacher, tokenizer, [asked[p][2] for p in places], length)
             answers.update(zip(places, found, strict=True))

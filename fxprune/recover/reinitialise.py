@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import RecoveryError
+from fxprune.trace.modes import seeded
 
 
 @torch.no_grad()
@@ -23,8 +24,7 @@ def reinitialise(module: nn.Module, seed: int = 0) -> None:
     """
     from transformers import PreTrainedModel
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if isinstance(module, PreTrainedModel):
             for tensor in (*module.parameters(), *module.buffers()):
                 tensor._is_hf_initialized = False  # type: ignore[attr-defined]

@@ -290,11 +290,10 @@ def _canonical_tensors(
     codegen = copy.copy(graph._codegen)
     if type(codegen) is _PyTreeCodeGen:
         codegen = ExactCodeGen(codegen.pytree_info)
+    graph.set_codegen(codegen)
     clean_module = fx.GraphModule(root, graph, class_name=type(model).__name__)
-    clean_module.graph.set_codegen(codegen)
     clean_module.meta.update(graph_module.meta)
     clean_module.graph.lint()
-    clean_module.recompile()
     # The model's own order, whatever order the graph reads them in.
     place = {name: i for i, name in enumerate(names.values())}
     ordered = sorted(tensors, key=lambda name: place.get(name, len(place)))

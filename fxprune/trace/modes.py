@@ -50,6 +50,19 @@ def as_captured(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """The same random numbers in every block, and those of the caller untouched."""
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if used else ()
+    with torch.random.fork_rng(devices):
+        if used or torch.backends.mps.is_available():
+            torch.manual_seed(seed)
+        else:  # which would also seed a GPU, later, once it is in use
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
 def unlogged(name: str) -> Iterator[None]:
     """Keep one of torch's loggers silent: it shouts about what is caught and said better."""
     log = logging.getLogger(name)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fxprune.trace.guards import Expression, Guards, check, guard, symbols
 from fxprune.trace.inputs import Example, resized
 from fxprune.trace.meta import exchanged
-from fxprune.trace.modes import as_captured
+from fxprune.trace.modes import as_captured, seeded
 from fxprune.trace.outputs import compared
 from fxprune.trace.sizes import is_symbolic
 from fxprune.trace.state import preserved
@@ -64,8 +64,7 @@ def admit_ones(traced: Traced) -> None:
     """
     model, module = traced.module, traced.graph_module
     own = {id(t): t for t in (*model.parameters(), *model.buffers(), *traced.tensors.values())}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded():
         others = {place: _windows(t) for place, t in own.items() if t.is_meta}
         inputs = pytree.tree_map_only(torch.Tensor, _values, (traced.args, traced.kwargs))
 
@@ -139,8 +138,7 @@ def _agree(
     for run in (model, graph):
         inputs = resized((args, kwargs), guards, sizes)
         try:
-            with preserved(model), torch.random.fork_rng():
-                torch.manual_seed(0)
+            with preserved(model), seeded():
                 results.append(pytree.tree_leaves(run(*inputs[0], **inputs[1])))
         except Exception:
             return None

@@ -45,7 +45,7 @@ KINDS = {"gpt2": ("mlp",), "llama": ("mlp", "attention")}
 BLOCK = {"gpt2": "transformer.h.1:block", "llama": "model.layers.1:block"}
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def family(request: pytest.FixtureRequest) -> tuple[str, Any, fxprune.Traced]:
     model = dense(request.param)
     return request.param, model, fxprune.trace(model)

@@ -18,7 +18,11 @@ TRAINING = Training(steps=2, batch_size=4, length=12, learning_rate=1e-2)
 DATA = torch.randint(0, 256, (16, 12), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("method", [LoRA(), FullTraining()], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "method",
+    [LoRA(), pytest.param(FullTraining(), marks=pytest.mark.slow)],
+    ids=["lora", "full"],
+)
 def test_in_turns(method: LoRA | FullTraining, tmp_path: Path) -> None:
     model = tiny.llama(intermediate_size=64)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

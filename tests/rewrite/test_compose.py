@@ -65,8 +65,11 @@ KINDS = {
 }
 
 
+ALIKE = {"phi3", "gpt2", "t5"}
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n == "phi3" else ()) for n in KINDS]
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in KINDS]
 )
 def test_three_times(name: str) -> None:
     backend = zoo.BY_NAME[name].backends[-1]

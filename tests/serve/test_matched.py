@@ -137,8 +137,7 @@ def few(graph: fxprune.DependencyGraph, *kinds: str) -> Plan:
     "name",
     [
         "Mixtral",
-        "Qwen2Moe",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("Olmoe", "Qwen3Moe")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("Qwen2Moe", "Olmoe", "Qwen3Moe")),
     ],
 )
 def test_mixtures_of_experts(name: str, tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def test_mixtures_of_experts(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.serve
-@pytest.mark.parametrize("name", ["Gemma", "Granite"])
+@pytest.mark.parametrize("name", ["Gemma", pytest.param("Granite", marks=pytest.mark.slow)])
 def test_a_model_of_another_kind(name: str, tmp_path: Path) -> None:
     of = dense(name, tmp_path / "dense.gguf")
     graph = fxprune.discover(fxprune.bypass(of, ["model.layers.1:block"]))

@@ -86,8 +86,8 @@ def run(file: Path, *inputs: Tensor) -> dict[str, Tensor]:
     ("name", "attention", "output"),
     [
         ("resnet", "eager", "output"),
-        ("vit", "sdpa", "logits"),
-        ("bert", "sdpa", "logits"),
+        pytest.param("vit", "sdpa", "logits", marks=pytest.mark.slow),
+        pytest.param("bert", "sdpa", "logits", marks=pytest.mark.slow),
         ("llama", "sdpa", "logits"),
     ],
 )
@@ -331,7 +331,8 @@ def in_onnx_runtime(how: str, path: Path, small: fx.GraphModule, example: Any) -
 
 
 @serve
-@pytest.mark.parametrize("count", [1, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [200])
 def test_random_plans(count: int) -> None:
     draw = random.Random(1)
     models = ["mixtral"] if count == 1 else [*BY_NAME, "wide-biases", "wide-window"]

@@ -142,6 +142,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_cached_model_equals_the_gguf(capfd: pytest.CaptureFixture[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -17,11 +17,12 @@ from tests.zoo import BY_NAME
 
 PLAIN: dict[str, Any] = {"criterion": "magnitude", "compensation": None, "verify": False}
 FAMILIES = [
-    "llama", "t5", "mixtral", "perceptron",
+    "llama", "t5", "perceptron",
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
             "qwen3", "gemma3", "phi3", "opt", "bloom", "falcon_grouped", "bert", "resnet", "gpt2",
+            "mixtral",
         )
     ),
 ]  # fmt: skip
@@ -53,7 +54,12 @@ def test_twice_is_once_by_the_plan_of_both(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "depth", [None, Depth(remove=1, schedule="first"), Depth(schedule="alternate")]
+    "depth",
+    [
+        None,
+        pytest.param(Depth(remove=1, schedule="first"), marks=pytest.mark.slow),
+        Depth(schedule="alternate"),
+    ],
 )
 def test_models_of_transformers_and_their_folders(depth: Depth | None, tmp_path: Path) -> None:
     """A removed block gives the layers behind it other numbers; branches of those may go too."""

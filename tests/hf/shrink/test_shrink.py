@@ -73,9 +73,9 @@ FAMILIES = [e.name for e in ZOO if e.name not in ("chatglm_block", "resnet", "pe
 DECODERS = [name for name in FAMILIES if name not in ("t5", "bert", "distilbert", "vit")]
 
 
-def on(names: list[str], slow: str = "") -> Any:
+def on(names: list[str], *slow: str) -> Any:
     return pytest.mark.parametrize(
-        "name", [pytest.param(n, marks=pytest.mark.slow if n == slow else ()) for n in names]
+        "name", [pytest.param(n, marks=pytest.mark.slow if n in slow else ()) for n in names]
     )
 
 
@@ -257,7 +257,7 @@ def example(name: str, rows: int = 3, length: int = 17) -> Any:
     return BY_NAME["t5" if name == "t5" else "llama"].example(rows, length)
 
 
-@on(DEEP, slow="tied")  # so are gpt2, gemma3 and t5
+@on(DEEP, "tied", "bert", "qwen2")  # gpt2, gemma3 and t5 are tied too
 def test_random_sets_of_blocks(name: str) -> None:
     model, traced = deep_traced(name)
     for names in draws(name):
@@ -272,7 +272,7 @@ def test_random_sets_of_blocks(name: str) -> None:
         assert sum(gone.values()) == len(names)
 
 
-@on([name for name in DEEP if name != "bert"], slow="tied")
+@on([name for name in DEEP if name != "bert"], "tied")
 def test_random_sets_generate_and_reload(name: str, tmp_path: Path) -> None:
     model, traced = deep_traced(name)
     # transformers caches no more layers of T5's decoder than the encoder has.
