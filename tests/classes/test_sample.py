@@ -14,6 +14,7 @@ from tests.classes.attempt import Mismatch, NothingThere, Stage, attempt
 from tests.classes.build import types
 from tests.classes.config import EXPERTS, HEADS, HIDDEN, KV_HEADS, MOST_LAYERS, VOCABULARY, tiny
 from tests.classes.stages import facts_of
+from tests.marks import but_slow
 
 SAMPLE = ("llama", "mixtral", "gpt2", "falcon", "bert", "phi3")
 # What stands against fewer heads, where something does.
@@ -26,9 +27,7 @@ FORBIDS = {
 MORE = ("opt", "gpt_neox", "starcoder2", "olmo2", "dbrx", "longcat_flash")
 
 
-@pytest.mark.parametrize(
-    "name", [*SAMPLE, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
-)
+@pytest.mark.parametrize("name", but_slow([*SAMPLE, *MORE], "bert", "phi3", *MORE))
 def test_no_stage_is_wrong(name: str) -> None:
     facts, stages, _ = facts_of(name)
     found = {stage.name: stage for stage in stages}

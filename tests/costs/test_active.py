@@ -10,6 +10,7 @@ import transformers
 import fxprune
 from fxprune import costs
 from tests import loops
+from tests.marks import but_slow
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -28,7 +29,7 @@ _MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", _MODELS)
+@pytest.mark.parametrize("name", but_slow(_MODELS, "biases of experts"))
 def test_of_experts_as_many_as_are_chosen(name: str) -> None:
     model = transformers.AutoModelForCausalLM.from_config(_MODELS[name])
     graph = fxprune.discover(fxprune.trace(model.eval()))

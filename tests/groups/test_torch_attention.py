@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.plan import Plan
+from tests.marks import but_slow
 
 PADDING = torch.tensor([[False] * 7, [False] * 5 + [True] * 2])
 CAUSAL = torch.ones(7, 7).triu(1).bool()
@@ -151,7 +152,7 @@ STACKS: dict[
 
 
 @pytest.mark.filterwarnings("ignore:.*torch's fused layers:fxprune.errors.FxpruneWarning")
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize("name", but_slow(STACKS, "decoder"))
 def test_stacks_of_layers(name: str) -> None:
     make, call, example, count = STACKS[name]
     graph, traced = pruned(Layered(make(), call), *example)

@@ -33,6 +33,7 @@ from fxprune.importance import estimate
 from fxprune.proof import oracle
 from tests.hf import tiny
 from tests.llama import tiny_llama
+from tests.marks import but_slow
 from tests.zoo import disturb
 
 IDS = torch.randint(3, 90, (8, 13), generator=torch.Generator().manual_seed(1))
@@ -77,7 +78,7 @@ def test_the_folder_is_the_same(model: Path, expected: dict[str, bytes], tmp_pat
     assert contents(tmp_path / "of a module") == expected
 
 
-@pytest.mark.parametrize("kind", ["Mixtral", "Qwen2Moe"])
+@pytest.mark.parametrize("kind", but_slow(["Mixtral", "Qwen2Moe"], "Qwen2Moe"))
 def test_experts_that_a_checkpoint_has_one_by_one(kind: str, tmp_path: Path) -> None:
     """Those of a layer are one tensor in the model; they are joined and parted layer by layer."""
     dense = tmp_path / "dense"

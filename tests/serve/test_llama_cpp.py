@@ -18,6 +18,7 @@ from fxprune.plan import Plan
 from fxprune.serve.engine import Pruned, engine
 from fxprune.serve.gguf import architectures, file
 from fxprune.serve.gguf.dense import cut
+from tests.marks import but_slow
 from tests.serve import llama
 from tests.serve.models import KINDS, tokenizer, traced
 
@@ -59,7 +60,7 @@ def check(of: fxprune.Traced, plan: Plan, path: Path) -> None:
 
 
 @pytest.mark.serve
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", but_slow(KINDS, "mistral", "linear-rope", "qwen2"))
 def test_own_sizes_in_each_layer(kind: str, tmp_path: Path) -> None:
     of = traced(kind)
     plan = random_plan(of, 3)
@@ -214,7 +215,9 @@ def test_options_and_types_that_there_are_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.serve
-@pytest.mark.parametrize("kind", ["llama", "llama-biases", "qwen2", "qwen3-tied"])
+@pytest.mark.parametrize(
+    "kind", but_slow(["llama", "llama-biases", "qwen2", "qwen3-tied"], "qwen2")
+)
 def test_a_dense_file_is_cut(kind: str, tmp_path: Path) -> None:
     of = traced(kind)
     write(of, Plan.of(fxprune.discover(of), {}), tmp_path / "dense.gguf", dtype="f32")

@@ -88,7 +88,7 @@ def run(file: Path, *inputs: Tensor) -> dict[str, Tensor]:
         ("resnet", "eager", "output"),
         pytest.param("vit", "sdpa", "logits", marks=pytest.mark.slow),
         pytest.param("bert", "sdpa", "logits", marks=pytest.mark.slow),
-        ("llama", "sdpa", "logits"),
+        pytest.param("llama", "sdpa", "logits", marks=pytest.mark.slow),  # as a program below
     ],
 )
 def test_models(name: str, attention: str, output: str, tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_models(name: str, attention: str, output: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "attention", "apart"),
     [
-        ("resnet", "eager", True),
         ("llama", "sdpa", False),
+        pytest.param("resnet", "eager", True, marks=pytest.mark.slow),
         pytest.param("resnet", "eager", False, marks=pytest.mark.slow),
         pytest.param("llama", "sdpa", True, marks=pytest.mark.slow),
     ],

@@ -13,6 +13,7 @@ import fxprune
 from fxprune.trace.branching import BranchingRun
 from fxprune.trace.lockstep import flatten
 from tests.llama import tiny_llama
+from tests.marks import but_slow
 from tests.zoo import BY_NAME
 
 IDS = torch.arange(21).view(3, 7) % 90
@@ -66,7 +67,7 @@ def llama() -> fx.GraphModule:
     return fxprune.trace(tiny_llama()).graph_module
 
 
-@pytest.mark.parametrize("name", ["llama", "t5", "resnet"])
+@pytest.mark.parametrize("name", but_slow(["llama", "t5", "resnet"], "resnet"))
 @torch.no_grad()
 def test_a_continued_run_is_a_full_run_of_the_changed_graph(name: str) -> None:
     entry = BY_NAME[name]

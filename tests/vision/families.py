@@ -84,7 +84,7 @@ FAMILIES = (
     Family("lraspp", segmentation.LRASPP),
     Family("unet", lambda: segmentation.UNet("transposed"), (18, 22), (26, 31)),
     Family("unet_bilinear", lambda: segmentation.UNet("bilinear"), (18, 22), (26, 31), like="unet"),
-    Family("unet_crop", lambda: segmentation.UNet("crop"), (48, 48), (52, 60)),
+    Family("unet_crop", lambda: segmentation.UNet("crop"), (48, 48), (52, 60), like="unet"),
     Family("segformer", segmentation.Segformer),
     Family("yolo_v5", lambda: detection.Yolo(split=False), like="yolo_v8"),
     Family("yolo_v8", lambda: detection.Yolo(split=True)),

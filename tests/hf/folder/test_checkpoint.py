@@ -16,6 +16,7 @@ from fxprune.errors import CheckpointError
 from fxprune.hf.folder import checkpoint
 from fxprune.hf.folder.tensors import tensors_of
 from tests.hf import tiny
+from tests.marks import but_slow
 from tests.models import Perceptron, ResidualConvNet
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
@@ -111,7 +112,7 @@ def test_survives_consumed_weights(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", but_slow([torch.bfloat16, torch.float64], torch.float64))
 def test_dtype_that_the_config_does_not_know(tmp_path: Path, dtype: torch.dtype) -> None:
     result = _prune(tiny.llama().to(dtype), input_ids=IDS)
     expected = result.graph_module(input_ids=IDS).logits
@@ -120,7 +121,7 @@ def test_dtype_that_the_config_does_not_know(tmp_path: Path, dtype: torch.dtype)
     assert torch.equal(again(input_ids=IDS).logits, expected)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", but_slow(["eager", "sdpa"], "eager"))
 def test_attention_is_remembered(tmp_path: Path, attention: str) -> None:
     model = tiny.llama()
     model.set_attn_implementation(attention)

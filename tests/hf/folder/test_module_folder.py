@@ -64,7 +64,7 @@ def loaded_by_auto(folder: Path, name: str, **options: Any) -> Any:
     ).eval()
 
 
-@on(DECODERS)
+@on(DECODERS, "gemma3", "glm", "stablelm", "gpt_neox")
 def test_every_family(name: str, tmp_path: Path) -> None:
     model, traced = of_zoo(name)
     inputs = zoo.BY_NAME[name].example(*zoo.OTHER)

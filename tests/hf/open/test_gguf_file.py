@@ -14,6 +14,7 @@ from fxprune.hf.open import gguf_file
 from fxprune.hf.open.models import load_config, load_model, resolve
 from fxprune.plan import Plan
 from fxprune.serve.engine import Pruned, engine
+from tests.marks import but_slow
 from tests.serve import test_matched
 from tests.serve.models import tokenizer, traced
 
@@ -41,7 +42,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", ["llama", "linear-rope", "qwen2", "qwen3-tied"])
+@pytest.mark.parametrize("kind", but_slow(["llama", "linear-rope", "qwen2", "qwen3-tied"], "qwen2"))
 def test_it_is_the_model(kind: str, tmp_path: Path) -> None:
     module = written(kind, tmp_path / "m.gguf")
     found = load_model(tmp_path / "m.gguf")

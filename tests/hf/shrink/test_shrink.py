@@ -20,6 +20,7 @@ from fxprune.errors import PlanError, ShrinkError
 from fxprune.plan import Plan
 from tests import zoo
 from tests.hf import tiny
+from tests.marks import but_slow
 from tests.models import Perceptron
 from tests.zoo import BY_NAME, HIDDEN, INNER, VOCABULARY, ZOO, disturb
 
@@ -74,9 +75,7 @@ DECODERS = [name for name in FAMILIES if name not in ("t5", "bert", "distilbert"
 
 
 def on(names: list[str], *slow: str) -> Any:
-    return pytest.mark.parametrize(
-        "name", [pytest.param(n, marks=pytest.mark.slow if n in slow else ()) for n in names]
-    )
+    return pytest.mark.parametrize("name", but_slow(names, *slow))
 
 
 def of_zoo(name: str) -> tuple[Any, fxprune.Traced]:
@@ -257,7 +256,7 @@ def example(name: str, rows: int = 3, length: int = 17) -> Any:
     return BY_NAME["t5" if name == "t5" else "llama"].example(rows, length)
 
 
-@on(DEEP, "tied", "bert", "qwen2")  # gpt2, gemma3 and t5 are tied too
+@on(DEEP, "tied", "bert", "qwen2", "gpt2", "gemma3")  # t5 is tied too
 def test_random_sets_of_blocks(name: str) -> None:
     model, traced = deep_traced(name)
     for names in draws(name):
