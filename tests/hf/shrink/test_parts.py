@@ -19,7 +19,6 @@ from fxprune.plan import Plan
 from tests import zoo
 from tests.hf import tiny
 from tests.hf.shrink.test_shrink import generate
-from tests.marks import but_slow
 
 WIDTH: dict[str, Any] = {"criterion": fxprune.Magnitude(), "ranking": "global"}
 IDS = torch.tensor([[5, 3, 8, 13, 21, 34], [9, 4, 7, 6, 11, 12]])
@@ -351,7 +350,9 @@ def bart() -> tuple[Any, fxprune.Traced]:
     return model, fxprune.trace(model)
 
 
-@pytest.mark.parametrize(("first", "second"), but_slow([(7, 0), (0, 5), (7, 5)], (7, 0)))
+@pytest.mark.parametrize(
+    ("first", "second"), [pytest.param(7, 0, marks=pytest.mark.slow), (0, 5), (7, 5)]
+)
 def test_a_size_for_each_of_two_lists(first: int, second: int, bart: Any, tmp_path: Path) -> None:
     model, traced = bart
     less = {(FIRST, i): first for i in range(2)} | {(SECOND, i): second for i in range(3)}
