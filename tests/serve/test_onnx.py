@@ -87,7 +87,7 @@ def run(file: Path, *inputs: Tensor) -> dict[str, Tensor]:
     [
         ("resnet", "eager", "output"),
         pytest.param("vit", "sdpa", "logits", marks=pytest.mark.slow),
-        pytest.param("bert", "sdpa", "logits", marks=pytest.mark.slow),
+        ("bert", "sdpa", "logits"),
         pytest.param("llama", "sdpa", "logits", marks=pytest.mark.slow),  # as a program below
     ],
 )
