@@ -579,7 +579,7 @@ LAYER = 3 * 24 * 24 + 3 * 24 * 40 + 2 * 24  # parameters of one of the tiny mode
 
 
 class TestPruneAgain:
-    @pytest.mark.parametrize("save_as", ["auto", pytest.param("graph", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("save_as", ["auto", "graph"])
     def test_every_folder_that_it_writes(
         self, run: Any, folder: Path, tmp_path: Path, save_as: str
     ) -> None:
