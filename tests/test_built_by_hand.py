@@ -15,6 +15,7 @@ import transformers
 
 import fxprune
 from fxprune.plan import Plan
+from tests.marks import but_slow
 from tests.zoo import _LLAMA, BY_NAME, OTHER, built
 
 SMALLER: dict[str, Any] = {
@@ -26,7 +27,7 @@ SMALLER: dict[str, Any] = {
 KEPT = {"channel": 28, "mlp": 30, "attention": 2}
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", but_slow(["eager", "sdpa"], "eager"))
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
 def test_equals_the_smaller_model_of_transformers(name: str, attention: str) -> None:
     args, kwargs = BY_NAME[name].example()

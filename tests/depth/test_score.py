@@ -414,7 +414,7 @@ def labelled(name: str) -> dict[str, Any]:
     [
         ("llama", "model.layers"),
         ("bert", "bert.encoder.layer"),
-        ("t5", "encoder.block"),
+        pytest.param("t5", "encoder.block", marks=pytest.mark.slow),
         ("vit", "vit.layers"),
         ("chatglm_block", "layers"),
     ],

@@ -19,6 +19,7 @@ from fxprune.plan import Plan
 from tests import zoo
 from tests.hf import tiny
 from tests.hf.shrink.test_shrink import generate
+from tests.marks import but_slow
 
 WIDTH: dict[str, Any] = {"criterion": fxprune.Magnitude(), "ranking": "global"}
 IDS = torch.tensor([[5, 3, 8, 13, 21, 34], [9, 4, 7, 6, 11, 12]])
@@ -255,7 +256,7 @@ _CASES: dict[str, tuple[dict[tuple[str, int], int], list[parts.Part]]] = {
 }
 
 
-@pytest.mark.parametrize("what", _CASES)
+@pytest.mark.parametrize("what", but_slow(_CASES, "language", "one evenly"))
 def test_the_part_that_speaks_of_a_layer(
     what: str, sight: tuple[Any, fxprune.Traced], tmp_path: Path
 ) -> None:

@@ -96,7 +96,10 @@ def cut(name: str = "LlamaForCausalLM") -> Trimmed:
     return trim(model, tokenizer, chosen(), SIZE)
 
 
-@pytest.mark.parametrize("name", but_slow(MODELS, "GemmaForCausalLM", "XLMRobertaForMaskedLM"))
+@pytest.mark.parametrize(
+    "name",
+    but_slow(MODELS, "GemmaForCausalLM", "XLMRobertaForMaskedLM", "T5ForConditionalGeneration"),
+)
 def test_logits_of_tokens_that_stay_are_bit_equal(name: str) -> None:
     (model, _), small = built(name), cut(name)
     assert small.report is not None
