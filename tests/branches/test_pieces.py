@@ -82,6 +82,7 @@ def test_the_union_is_the_graph_everywhere(family: str, attention: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*takes only these sizes:fxprune.FxpruneWarning")
 @pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.name)
 def test_pictures(family: families.Family) -> None:
     """Branches that split and join, skips from one end to the other, heads at several scales."""
