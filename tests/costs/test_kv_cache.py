@@ -36,7 +36,8 @@ def cached(name: str, attention: str) -> int:
 @one_backend()
 def test_the_whole_model(name: str, attention: str) -> None:
     counted = kv_cache(discovered(name, attention))
-    if name in NONE:
+    # A mask of pairs that is an input is 1 here, which in this model hides every token alike.
+    if name in NONE or (name, attention) == ("chatglm_block", "eager"):
         assert counted == 0
     else:
         expected = OWN[name] if name in OWN else cached(name, attention)
