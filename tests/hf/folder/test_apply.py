@@ -151,7 +151,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 _SLOWLY = """
 import sys, time
 import fxprune
-from fxprune.hf import shards
+from fxprune.hf.folder import shards
 stream = shards.write_stream
 def slow(file, kinds, tensor):
     def one(name):
