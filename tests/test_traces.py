@@ -16,6 +16,7 @@ from torch import nn
 import fxprune
 from fxprune.errors import FxpruneWarning
 from tests.hf import tiny
+from tests.marks import but_slow
 from tests.models import ResidualConvNet
 from tests.traces import Memory
 from tests.zoo import BY_NAME
@@ -67,10 +68,7 @@ def results(module: Any, inputs: Any) -> list[torch.Tensor]:
     return [found if isinstance(found, torch.Tensor) else found.logits]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["llama", "perceptron", *(pytest.param(n, marks=pytest.mark.slow) for n in ("t5", "resnet"))],
-)
+@pytest.mark.parametrize("name", but_slow(["llama", "t5", "resnet", "perceptron"], "t5", "resnet"))
 def test_a_copy_is_a_trace_of_the_other_model(memory: Any, name: str) -> None:
     entry = BY_NAME[name]
     first, second = entry.build(entry.backends[-1]), entry.build(entry.backends[-1])

@@ -17,6 +17,7 @@ from fxprune.errors import CheckpointError, PlanError, ShrinkError
 from fxprune.plan import Plan
 from tests.hf import tiny
 from tests.hf.folder.test_module_folder import halved
+from tests.marks import but_slow
 
 # What PEFT says of transformers, and of weights that are tied.
 pytestmark = [
@@ -45,7 +46,7 @@ KINDS = {"gpt2": ("mlp",), "llama": ("mlp", "attention")}
 BLOCK = {"gpt2": "transformer.h.1:block", "llama": "model.layers.1:block"}
 
 
-@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=but_slow(["llama", "gpt2"], "gpt2"))
 def family(request: pytest.FixtureRequest) -> tuple[str, Any, fxprune.Traced]:
     model = dense(request.param)
     return request.param, model, fxprune.trace(model)

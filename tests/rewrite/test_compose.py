@@ -20,6 +20,7 @@ from fxprune.plan import Plan
 from fxprune.rewrite.compose import compose
 from fxprune.rewrite.history import history_of
 from tests import zoo
+from tests.marks import but_slow
 from tests.models import Perceptron
 
 WIDTH: dict[str, Any] = {"pruning_ratio": 0.1, "criterion": fxprune.Magnitude()}
@@ -65,12 +66,7 @@ KINDS = {
 }
 
 
-ALIKE = {"phi3", "gpt2", "t5"}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in KINDS]
-)
+@pytest.mark.parametrize("name", but_slow(KINDS, "phi3", "gpt2", "t5"))
 def test_three_times(name: str) -> None:
     backend = zoo.BY_NAME[name].backends[-1]
     model, traced = zoo.built(name, backend), zoo.traced(name, backend)

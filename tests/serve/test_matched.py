@@ -20,6 +20,7 @@ from fxprune.serve.engine import Pruned, engine
 from fxprune.serve.gguf import file, vocabulary
 from fxprune.serve.gguf.file import Blank, Entry, integers
 from fxprune.serve.gguf.written import halves_to_pairs, pairs_to_halves
+from tests.marks import but_slow
 from tests.serve import llama
 from tests.serve.models import SIZES, tokenizer
 from tests.serve.test_llama_cpp import IDS
@@ -135,10 +136,7 @@ def few(graph: fxprune.DependencyGraph, *kinds: str) -> Plan:
 @pytest.mark.serve
 @pytest.mark.parametrize(
     "name",
-    [
-        "Mixtral",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("Qwen2Moe", "Olmoe", "Qwen3Moe")),
-    ],
+    but_slow(["Mixtral", "Qwen2Moe", "Olmoe", "Qwen3Moe"], "Qwen2Moe", "Olmoe", "Qwen3Moe"),
 )
 def test_mixtures_of_experts(name: str, tmp_path: Path) -> None:
     """Experts, their units and whole blocks, in all layers alike, and heads where that is said."""
@@ -167,7 +165,7 @@ def test_mixtures_of_experts(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.serve
-@pytest.mark.parametrize("name", ["Gemma", pytest.param("Granite", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", but_slow(["Gemma", "Granite"], "Granite"))
 def test_a_model_of_another_kind(name: str, tmp_path: Path) -> None:
     of = dense(name, tmp_path / "dense.gguf")
     graph = fxprune.discover(fxprune.bypass(of, ["model.layers.1:block"]))

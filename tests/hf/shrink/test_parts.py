@@ -153,7 +153,7 @@ def test_uneven_and_consumed() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["phi3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "qwen3", "gemma3"))],
+    but_slow(["phi3", "gpt2", "qwen3", "gemma3"], "gpt2", "qwen3", "gemma3"),
 )
 def test_other_families(name: str, tmp_path: Path) -> None:
     model: Any = copy.deepcopy(zoo.built(name, "eager"))
