@@ -28,10 +28,11 @@ from fxprune.importance.random_scores import Random
 from fxprune.importance.scores import Scores
 from fxprune.progress import track, track_some
 from fxprune.trace.branching import BranchingRun
-from fxprune.trace.modes import evaluation
+from fxprune.trace.modes import evaluation, quick_products
 from fxprune.trace.traced import Traced
 
 
+@quick_products()
 def score_units(
     traced: Traced,
     criterion: DepthCriterion | Criterion,

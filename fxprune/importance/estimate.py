@@ -28,6 +28,7 @@ from fxprune.importance.scores import Scores
 from fxprune.importance.stacked import ExpertRecorder, check_same
 from fxprune.importance.streamed import score_in_pieces
 from fxprune.importance.targets import Reader
+from fxprune.trace.modes import quick_products
 
 if TYPE_CHECKING:
     from fxprune.groups.dependency import DependencyGraph
@@ -67,6 +68,7 @@ def estimate(
 ) -> list[Scores]: ...
 
 
+@quick_products()
 def estimate(
     model: nn.Module,
     graph: DependencyGraph,

@@ -19,6 +19,7 @@ from fxprune.data.sweep import sweeping
 from fxprune.errors import CalibrationError
 from fxprune.progress import track
 from fxprune.trace.inputs import device_of
+from fxprune.trace.modes import quick_products
 from fxprune.trace.traced import Traced
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def _places(n: int, room: int, stride: int | None, blind: int) -> Iterator[tuple
         begin, done = begin + (stride or room), end
 
 
+@quick_products()
 @torch.no_grad()
 def perplexity(
     model: nn.Module | Traced,

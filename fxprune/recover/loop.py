@@ -31,6 +31,7 @@ from fxprune.recover.segments import Segmented, switch, switched_on
 from fxprune.recover.settings import Training
 from fxprune.recover.trainer import RecoveryTrainer
 from fxprune.recover.watch import Watch
+from fxprune.trace.modes import quick_products
 
 
 class Loop:
@@ -241,7 +242,7 @@ def _quieten(trainer: RecoveryTrainer) -> None:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Keep transformers' advice out of the way; what we print ourselves stays."""
-    with hushed(), warnings.catch_warnings():
+    with hushed(), warnings.catch_warnings(), quick_products():
         warnings.filterwarnings("ignore", category=FutureWarning)
         yield
 

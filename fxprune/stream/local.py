@@ -24,7 +24,7 @@ from fxprune.stream.fewer import columns, fewer, moments
 from fxprune.stream.options import HELD, Stop, products_of
 from fxprune.trace.digests import digest
 from fxprune.trace.lockstep import Lockstep
-from fxprune.trace.modes import evaluation
+from fxprune.trace.modes import evaluation, quick_products
 
 ROUNDS = 12
 TRIED = 16  # moves in a round
@@ -34,6 +34,7 @@ MOST = 3  # groups on either side of a move
 HALVING = ((4, 0.125), (1, 0.5))
 
 
+@quick_products()
 def local_search(
     graph: DependencyGraph,
     scores: Scores,

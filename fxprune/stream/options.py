@@ -23,7 +23,7 @@ from fxprune.stream.fewer import columns, fewer, moments
 from fxprune.stream.ladder import Ladder, Rung
 from fxprune.stream.stops import reasons_against
 from fxprune.trace.lockstep import Lockstep
-from fxprune.trace.modes import evaluation
+from fxprune.trace.modes import evaluation, quick_products
 
 SHARES = (0.15, 0.3, 0.45, 0.6, 0.8)  # of a group's units that go, where it has many
 HELD = 8  # of so many sequences of a length one measures
@@ -65,6 +65,7 @@ def measured(
     return ladder, ladder.scores(graph, scores)
 
 
+@quick_products()
 def measure_ladder(
     graph: DependencyGraph,
     scores: Scores,

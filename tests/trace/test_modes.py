@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from fxprune.trace.modes import seeded
+from fxprune.trace import modes
+from fxprune.trace.modes import quick_products, seeded
 
 
 def test_random_numbers_of_the_caller_go_on() -> None:
@@ -26,3 +28,29 @@ def test_nor_is_a_gpu_seeded_that_is_not_in_use_yet() -> None:
         pass
     if not torch.cuda.is_initialized():
         assert len(torch.cuda._queued_calls) == waiting
+
+
+def test_quick_products_are_those_of_float32() -> None:
+    a, b = torch.randn(2, 300, 400, generator=torch.Generator().manual_seed(3))
+    with quick_products():
+        found = a @ b.T  # of a size that oneDNN takes
+    torch.testing.assert_close(found.double(), a.double() @ b.T.double(), rtol=1e-5, atol=1e-4)
+
+
+def test_no_quick_products_where_they_are_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modes, "_exact", lambda: False)
+    with quick_products():
+        assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+@pytest.mark.parametrize("chosen", ["none", "ieee", "bf16"])
+def test_a_chosen_precision_stays(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modes, "_exact", lambda: True)
+    matmul = torch.backends.mkldnn.matmul
+    matmul.fp32_precision = chosen
+    try:
+        with quick_products():
+            assert matmul.fp32_precision == ("bf16" if chosen == "none" else chosen)
+        assert matmul.fp32_precision == chosen
+    finally:
+        matmul.fp32_precision = "none"
