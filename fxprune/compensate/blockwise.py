@@ -57,7 +57,7 @@ class Schedule:
     """
 
     epochs: int = 2
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     patience: int = 2
 
     def __post_init__(self) -> None:
@@ -225,7 +225,7 @@ class Distillation:
         steps = self.schedule.epochs * len(train)
         rate = self.schedule.learning_rate
         groups = [{"params": [m], "lr": rate * max(_LEAST, _rms(m))} for m in masters]
-        adam = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        adam = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
         rates = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _rate(step, steps))
         generator = torch.Generator().manual_seed(0)
         since = 0

@@ -23,7 +23,7 @@ from fxprune.compensate.streamed import streaming
 from fxprune.compensate.temperature import fit_temperature
 from fxprune.data import processes
 from fxprune.data.calibrate import Batch, Calibration, batches
-from fxprune.data.graph_inputs import graph_inputs, masks
+from fxprune.data.graph_inputs import graph_inputs, masks, only_rows
 from fxprune.data.loader import Source
 from fxprune.errors import CalibrationError, PlanError
 from fxprune.groups.dependency import discover
@@ -32,15 +32,16 @@ from fxprune.plan import Plan
 from fxprune.progress import track
 from fxprune.trace.ignored import ignored
 from fxprune.trace.lockstep import Lockstep
-from fxprune.trace.modes import evaluation
+from fxprune.trace.modes import evaluation, quick_products
 from fxprune.trace.traced import Traced
 
 Method = Literal["auto", "bias", "least-squares", "blockwise"]
 Target = Literal["residual", "dense", "propagated"]
 Scope = Literal["pruned", "all"]
-_MUCH, _MANY = 0.3, 16  # of the parameters; batches
+_MUCH, _MANY = 0.2, 32  # of the parameters; batches
 
 
+@quick_products()
 def compensate(
     traced: Traced,
     small: fx.GraphModule,
@@ -55,7 +56,7 @@ def compensate(
     damping: float | None = None,
     temperature: bool = True,
     schedule: Schedule | None = None,
-    batch_size: int | None = 8,
+    batch_size: int | None = 4,
     progress: bool = False,
     stream: Source | None = None,
     mended: Mended | None = None,
@@ -77,8 +78,8 @@ def compensate(
       only this block reads, norms included, towards the stream that leaves it in the dense model,
       see :class:`fxprune.compensate.blockwise.Distillation`. Every eighth batch is held out of all
       of it and says when to stop.
-    * ``auto``: ``blockwise`` from 16 batches on for a model of blocks that is in memory and loses
-      30 % of its parameters or more, unless ``scope`` is ``pruned``; else ``least-squares``.
+    * ``auto``: ``blockwise`` from 32 batches on for a model of blocks that is in memory and loses
+      20 % of its parameters or more, unless ``scope`` is ``pruned``; else ``least-squares``.
 
     Least squares refits every product with a weight before the head, not only those that read
     pruned units: a ``q_proj`` or ``gate_proj`` then also gives, for what the pruned model feeds
@@ -128,7 +129,8 @@ def compensate(
             0.5 where there are fewer than four batches.
         temperature: fit one after least squares.
         schedule: how long and how fast ``blockwise`` trains each block.
-        batch_size: sequences per forward pass.
+        batch_size: sequences per forward pass and, of ``blockwise``, per step; None takes the
+            batches as they are. A graph that takes one number alone gets as many.
         progress: show a progress bar.
         stream: where to read weights from, see :func:`fxprune.estimate`, for models that do not fit
             into memory: those from one consumer to the next are there at a time. ``small`` is on
@@ -151,7 +153,8 @@ def compensate(
         scope = "pruned" if method == "bias" or target == "propagated" else "all"
     traced = bypass(traced, plan.removed)
     device = None if stream is None else stream.device
-    data = batches(traced.module, calibration, batch_size, device)
+    size = batch_size and (only_rows(traced) or batch_size)
+    data = batches(traced.module, calibration, size, device)
     dense = Dense.of(traced, whole=method != "bias" and target != "propagated")
     _check_weights(dense.traced, method, stream)
     graph = discover(traced)

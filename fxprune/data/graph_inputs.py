@@ -98,6 +98,13 @@ def masks(traced: Traced, values: Sequence[Any]) -> Masks:
     return found
 
 
+def only_rows(traced: Traced) -> int | None:
+    """How many sequences the graph takes, if it takes no other number; else None."""
+    values = [node.meta.get("val") for node in _placeholders(traced)]
+    firsts = [v.shape[0] for v in values if isinstance(v, Tensor) and v.dim()]
+    return None if not firsts or any(map(is_symbolic, firsts)) else int(firsts[0])
+
+
 def row_count(traced: Traced, shape: Sequence[int | torch.SymInt]) -> int:
     """Product of the sizes, a stand-in for each symbolic one."""
     return prod(traced.sizes.value(size) for size in shape)

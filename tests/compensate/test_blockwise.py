@@ -160,7 +160,7 @@ def test_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_trains_where_much_goes() -> None:
     case, data = Case("llama", "mlp", "attention", "channel"), {"input_ids": IDS.repeat(2, 1)}
     assert case.plan.parameters_after < 0.7 * case.plan.parameters_before
-    ways: dict[str, Any] = {"method": "auto", "temperature": False}
+    ways: dict[str, Any] = {"method": "auto", "temperature": False, "batch_size": 4}
     assert mended(case, data, **ways)[1].method == "blockwise"
     assert mended(case, {"input_ids": IDS}, **ways)[1].method == "least-squares"
     assert mended(case, data, scope="pruned", **ways)[1].method == "least-squares"

@@ -250,9 +250,10 @@ def test_a_graph_that_takes_no_single_sequence() -> None:
     plan, small, _ = pruned(original)
     with pytest.raises(CalibrationError, match=r"has shape \(6, 13\), and the graph takes"):
         compensate(original, small, plan, IDS[:6])
-    report = compensate(original, small, plan, IDS, batch_size=None)
-    assert report.no_temperature is None
-    assert report.temperature is not None
+    for size in (None, 4):
+        report = compensate(original, small, plan, IDS, batch_size=size)
+        assert report.no_temperature is None
+        assert report.temperature is not None
 
 
 def test_a_loss_that_is_not_finite_takes_everything_back() -> None:

@@ -118,7 +118,7 @@ OPTIONS = {
     "compensation": Option(
         "none, bias or least-squares: mend what stays, by forward passes; blockwise: then train"
         " block by block towards the original. auto, for a causal language model: least-squares,"
-        " and blockwise where 30 % or more goes.",
+        " and blockwise where 20 % or more goes.",
         name="--compensate",
     ),
     "compensation_scope": Option(
