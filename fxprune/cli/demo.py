@@ -78,7 +78,7 @@ def demo(
         loaded = load_model(model)
     assert loaded.tokenizer is not None
     kind = type(loaded.model).__name__
-    say(f"{model}: {kind}, pruning {config.pruning_ratio:.0%} with obs and least squares")
+    say(f"{model}: {kind}, pruning {config.pruning_ratio:.0%} by obs")
     told = continuation(loaded.model, loaded.tokenizer)
     calibration, other = text.builtin()
     outcome = run(

@@ -58,7 +58,7 @@ class Schedule:
 
     epochs: int = 2
     learning_rate: float = 1e-2
-    patience: int = 2
+    patience: int = 1
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience"):
@@ -216,7 +216,7 @@ class Distillation:
         fast: contextlib.AbstractContextManager[None],
     ) -> tuple[float, float]:
         """The error held out, before and after."""
-        before = best = self._error(here)
+        before = best = self._error(here, fast)
         kept = [parameter.detach().clone() for parameter in parameters]
         masters = [parameter.detach().float().clone() for parameter in parameters]
         train = [n for n in range(len(self._targets)) if n not in self.held]
@@ -241,7 +241,7 @@ class Distillation:
                 adam.step()
                 rates.step()
                 _put(parameters, masters)
-            now = self._error(here)
+            now = self._error(here, fast)
             since = 0 if now < best else since + 1
             if now < best:
                 best, kept = now, [parameter.detach().clone() for parameter in parameters]
@@ -263,9 +263,10 @@ class Distillation:
             return contextlib.nullcontext()
         return fast
 
-    def _error(self, here: fx.Node) -> float:
+    def _error(self, here: fx.Node, fast: contextlib.AbstractContextManager[None]) -> float:
         """The mean loss of the batches that are held out, by tokens."""
-        losses = [(self._loss(here, n), self._targets[n]) for n in self.held]
+        with fast:
+            losses = [(self._loss(here, n), self._targets[n]) for n in self.held]
         weights = [len(t.flatten(0, -2)) if m is None else int(m.sum()) for _, (t, m) in losses]
         total = sum(float(loss) * w for (loss, _), w in zip(losses, weights, strict=True) if w)
         return total / max(1, sum(weights))
