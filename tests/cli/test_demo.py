@@ -52,7 +52,8 @@ def test_everything_is_shown_and_written(tmp_path: Path) -> None:
 
 def test_it_recovers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # By name: the function of the same name hides the module.
-    monkeypatch.setattr(importlib.import_module("fxprune.cli.demo"), "RECOVERY_STEPS", 3)
+    for name, size in {"RECOVERY_STEPS": 3, "CROPS": 4}.items():
+        monkeypatch.setattr(importlib.import_module("fxprune.cli.demo"), name, size)
     model = tiny.folder(tmp_path / "tiny")
     shown = _run(tmp_path / "out", model=str(model), recover=True)
     assert "recovery: LoRA, 3 steps" in shown
