@@ -27,7 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "mlp": {"kinds": ("mlp",)},
     "one": {"written_samples": 128, **SQUARES},  # for each crop, as by default until 2026-11-30
-    "three": SQUARES,  # as by default at this size until 2026-11-30
+    "three": SQUARES,  # as by default at 105.7 M until 2026-11-30
     "measured": {"search": "measured"},
     "blockwise": {"compensation": "blockwise"},
     # The best peer's: ranges of weights times norms of inputs, the same width in all layers.

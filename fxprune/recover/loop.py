@@ -105,7 +105,7 @@ class Loop:
             if isinstance(self._host, Segmented):
                 host = Segmented(twin, cast("fx.GraphModule", twin))
         arguments.eval_on_start = bool(rows.validation) and last is None
-        with _silent():
+        with _silent(), quick_products():
             trainer = self._trainer(host, arguments, [watch, *stop])
             watch.trainer = trainer
             try:
@@ -147,7 +147,7 @@ class Loop:
             "save_strategy": "no", "load_best_model_at_end": False,
             "warmup_steps": round(self._training.warmup * count),
         }  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder, _silent():
+        with tempfile.TemporaryDirectory() as folder, _silent(), quick_products():
             arguments = copy.copy(self._arguments)
             for name, value in {**changed, "output_dir": folder}.items():
                 setattr(arguments, name, value)
@@ -242,7 +242,7 @@ def _quieten(trainer: RecoveryTrainer) -> None:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Keep transformers' advice out of the way; what we print ourselves stays."""
-    with hushed(), warnings.catch_warnings(), quick_products():
+    with hushed(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         yield
 

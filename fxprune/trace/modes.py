@@ -8,7 +8,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -72,32 +71,29 @@ def quick_products() -> Iterator[None]:
     on CPUs without AMX it then takes float32 all the same, on AMD at twice the speed of MKL. Where
     the user chose a precision, that stays.
     """
-    matmul = _matmul()
-    before = matmul.fp32_precision
-    if before != "none" or not _exact():
+    chosen = torch.backends.mkldnn.matmul.fp32_precision != "none"  # type: ignore[attr-defined]
+    with contextlib.nullcontext() if chosen or not _exact() else _allowed():
         yield
-        return
+
+
+@contextlib.contextmanager
+def _allowed() -> Iterator[None]:
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
     try:
-        matmul.fp32_precision = "bf16"
         yield
     finally:
         matmul.fp32_precision = before
 
 
-def _matmul() -> Any:
-    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-
-
 @functools.cache
 def _exact() -> bool:
     """Whether oneDNN's products are those of float32 when it may take bfloat16."""
-    matmul = _matmul()
-    a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
-    try:
-        matmul.fp32_precision = "bf16"
+    generator = torch.Generator().manual_seed(0)
+    # The caller may have other defaults.
+    a, b = torch.randn(2, 256, 256, generator=generator, device="cpu", dtype=torch.float32)
+    with _allowed(), torch.autocast("cpu", enabled=False):
         found = a @ b
-    finally:
-        matmul.fp32_precision = "none"
     return float((found - a.double() @ b.double()).abs().max()) < 1e-4  # bfloat16: 0.2
 
 

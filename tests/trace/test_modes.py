@@ -37,6 +37,17 @@ def test_quick_products_are_those_of_float32() -> None:
     torch.testing.assert_close(found.double(), a.double() @ b.T.double(), rtol=1e-5, atol=1e-4)
 
 
+def test_whether_they_are_does_not_hang_on_defaults() -> None:
+    expected = modes._exact.__wrapped__()
+    with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+        assert modes._exact.__wrapped__() == expected
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert modes._exact.__wrapped__() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_no_quick_products_where_they_are_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modes, "_exact", lambda: False)
     with quick_products():
