@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.errors import FxpruneWarning
+from fxprune.errors import FxpruneWarning, TraceError
 from tests.hf import tiny
 from tests.marks import but_slow
 from tests.models import ResidualConvNet
@@ -35,6 +35,13 @@ class Scaled(nn.Module):
 
     def forward(self, x: torch.Tensor, plus: int = 0) -> torch.Tensor:
         return self.down(self.up(x).relu() * self.scale**self.power) + plus
+
+
+class Long(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] < 5:
+            raise ValueError("short")
+        return x.relu()
 
 
 class Fixed(nn.Module):
@@ -62,6 +69,12 @@ def traced(memory: Any, model: nn.Module, args: Any = (X,), kwargs: Any = None) 
     return result
 
 
+def of(found: fxprune.Traced) -> torch.Tensor:
+    """The first input of a graph."""
+    value: torch.Tensor = next(iter(found.graph_module.graph.nodes)).meta["val"]
+    return value
+
+
 def results(module: Any, inputs: Any) -> list[torch.Tensor]:
     with torch.no_grad():
         found = module(*inputs[0], **inputs[1])
@@ -78,7 +91,12 @@ def test_a_copy_is_a_trace_of_the_other_model(memory: Any, name: str) -> None:
     inputs, other = entry.example(), entry.example(3, 17)
     one, copied = (traced(memory, model, *inputs) for model in (first, second))
     assert memory.count == 1
-    fresh = memory.trace(second, *inputs, widen=True)
+    moved = traced(memory, second, *other)
+    assert memory.count == 1
+    fresh, there = (memory.trace(second, *each, widen=True) for each in (inputs, other))
+    assert moved.graph_module.code == there.graph_module.code
+    assert moved.guards == there.guards
+    assert moved.sizes.shape(of(moved)) == there.sizes.shape(of(there))
     assert copied.graph_module.code == fresh.graph_module.code == one.graph_module.code
     assert copied.module is second
     assert copied.args is inputs[0]
@@ -156,6 +174,16 @@ def test_what_differs_is_traced(memory: Any, model: nn.Module, args: Any) -> Non
     traced(memory, Scaled().eval())
     with contextlib.suppress(fxprune.FxpruneError):  # a bias of four units for eight
         traced(memory, model, args)
+    assert memory.count == 2
+
+
+def test_sizes_that_the_graph_refuses_are_traced(memory: Any) -> None:
+    for rows in (5, 7):
+        found = traced(memory, Long(), (torch.ones(rows, 6),))
+        assert list(found.guards.example.values()) == [rows, 6]
+    assert memory.count == 1
+    with pytest.raises(TraceError, match="short"):
+        traced(memory, Long(), (torch.ones(4, 6),))
     assert memory.count == 2
 
 

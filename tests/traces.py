@@ -1,10 +1,10 @@
 """What was traced once in a process is not captured again: a copy stands in.
 
 Capturing is most of what a test of anything behind it costs, and the same few models are captured
-all the time. Here a model that is built like one before, with inputs of the same shapes, gets a
-copy of that one's graph, around its own tensors. So every trace is a test's own, to change as it
-likes. Tests of tracing itself have it captured each time, see ``tests/conftest.py``. Nor do nodes
-know the lines that they come from: that takes an eighth of the time.
+all the time. Here a model that is built like one before, with inputs of sizes that the graph of
+that one takes, gets a copy of the graph, around its own tensors. So every trace is a test's own, to
+change as it likes. Tests of tracing itself have it captured each time, see ``tests/conftest.py``.
+Nor do nodes know the lines that they come from: that takes an eighth of the time.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.trace import Traced, export
 from fxprune.trace.given import check_values
+from fxprune.trace.guards import Guards
 from fxprune.trace.sizes import Sizes, settle, stand_ins
 
 # Where models of transformers and their configs come from; a forward pass reads none of it.
@@ -110,19 +112,23 @@ def structure(model: nn.Module) -> tuple[str, list[Any]]:
     return hashlib.sha256(file.getvalue()).hexdigest(), pickler.parts
 
 
-def _inputs(args: Any, kwargs: Any) -> tuple[Any, ...]:
+def _inputs(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What inputs are but for their sizes; and their sizes."""
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    told = []
+    told: list[Any] = []
+    sizes: list[tuple[int, ...]] = []
     for leaf in leaves:
         if isinstance(leaf, torch.Tensor):
             if type(leaf) is not torch.Tensor:
                 raise Unknown
-            told.append((tuple(leaf.shape), leaf.dtype, leaf.stride(), leaf.device))
+            strides = None if leaf.is_contiguous() else leaf.stride()
+            told.append((tuple(n == 1 for n in leaf.shape), leaf.dtype, strides, leaf.device))
+            sizes.append(tuple(leaf.shape))
         elif isinstance(leaf, bool | int | float | str | None):
             told.append((type(leaf), leaf))
         else:
             raise Unknown
-    return str(spec), tuple(told)
+    return (str(spec), *told), tuple(sizes)
 
 
 def around(found: Traced, parts: list[Any], model: nn.Module, own: list[Any]) -> Traced:
@@ -152,6 +158,23 @@ class Known:
     traced: Traced
     parts: list[Any]
     said: list[warnings.WarningMessage]
+    sizes: tuple[Any, ...]
+
+    def guards(self, sizes: tuple[Any, ...]) -> Guards | None:
+        """Those of a trace with inputs of other sizes, if that has the same answers: one graph."""
+        guards = self.traced.guards
+        if sizes == self.sizes:
+            return guards
+        shapes = [each.shape for each in guards.inputs if each.dtype is not None]
+        axes = zip(itertools.chain(*shapes), itertools.chain(*sizes), strict=True)
+        example = {symbol: n for symbol, n in axes if isinstance(symbol, str)}
+        if self.said or example.keys() != guards.example.keys() or not guards.allow(example):
+            return None
+        if tuple(shape for shape in guards.shapes(example) if shape is not None) != sizes:
+            return None
+        # Of a batch of one it was captured for two.
+        more = {symbol: n for symbol, n in example.items() if n != 1}
+        return replace(guards, example={**guards.example, **more})
 
 
 @dataclass
@@ -165,7 +188,7 @@ class Memory:
 
     trace: Callable[..., Traced]
     on: bool = True
-    known: dict[Any, Known] = field(default_factory=dict)
+    known: dict[Any, list[Known]] = field(default_factory=dict)
 
     def __call__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any
@@ -174,14 +197,17 @@ class Memory:
             if not self.on:
                 raise Unknown
             text, parts = structure(model)
-            key = text, _inputs(args, kwargs), _modes(), *sorted(options.items())
+            inputs, sizes = _inputs(args, kwargs)
         except Unknown:
             return self.trace(model, args, kwargs, **options)
-        if key in self.known:
-            known = self.known[key]
-            traced = around(known.traced, known.parts, model, parts)
-            traced.args, traced.kwargs = args, kwargs
-            check_values(model, traced.graph_module, args, kwargs)
+        alike = self.known.setdefault((text, inputs, _modes(), *sorted(options.items())), [])
+        for known in alike:
+            guards = known.guards(sizes)
+            if guards is not None:
+                traced = around(known.traced, known.parts, model, parts)
+                traced.args, traced.kwargs, traced.guards = args, kwargs, guards
+                check_values(model, traced.graph_module, args, kwargs)
+                break
         else:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
@@ -189,8 +215,8 @@ class Memory:
                     traced = self.trace(model, args, kwargs, **options)
             own = copy.deepcopy(model)
             theirs = structure(own)[1]
-            known = Known(around(traced, parts, own, theirs), theirs, said)
-            self.known[key] = known
+            known = Known(around(traced, parts, own, theirs), theirs, said, sizes)
+            alike.append(known)
         for each in known.said:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         return traced
