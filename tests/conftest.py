@@ -23,36 +23,32 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("fixed")
 
 
-# Each of these traces all models of the zoo, so they run in one process.
-OF_THE_ZOO = {
-    "tests/branches/test_by_hand.py",
-    "tests/branches/test_zoo.py",
-    "tests/compensate/test_temperature.py",
-    "tests/costs/test_kv_cache.py",
-    "tests/costs/test_macs.py",
-    "tests/hf/shrink/test_shrink.py",
-    "tests/proof/test_mutants.py",
-    "tests/test_conformance.py",
-    "tests/test_decomposed.py",
+# What runs in one process, for what takes long there and is done once. Names begin so.
+TOGETHER = {
+    "models of the zoo are traced": (
+        "tests/branches/",
+        "tests/compensate/",
+        "tests/costs/",
+        "tests/hf/shrink/test_shrink.py",
+        "tests/importance/",
+        "tests/proof/test_mutants.py",
+        "tests/test_conformance.py",
+        "tests/test_decomposed.py",
+    ),
+    "lm-eval is imported": ("tests/cli/test_evaluate.py", "tests/measure/test_tasks.py"),
+    "torch compiles": ("tests/hf/test_compose.py", "tests/rewrite/test_rewrite.py"),
 }
-
-
-# The files of such a room trace the same models.
-SAME_MODELS = {"tests/compensate", "tests/importance"}
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """``--dist loadfile`` takes the files of the zoo for one."""
+    """``--dist loadfile`` takes some files for one."""
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            if file in OF_THE_ZOO:
-                return "the zoo"
-            room = file.rpartition("/")[0]
-            return room if room in SAME_MODELS else file
+            return next((why for why, names in TOGETHER.items() if file.startswith(names)), file)
 
     return Together(config, log) if config.getoption("dist") == "loadfile" else None
 

@@ -21,6 +21,7 @@ from fxprune.stream import iterate
 from tests.command_line import run_command
 from tests.hf import tiny
 from tests.inspect.page.reading import check_alone
+from tests.marks import but_slow
 
 QUICK = (
     *("--calibration-samples", "3", "--calibration-length", "16"),
@@ -195,7 +196,10 @@ class TestInspect:
         "config",
         [
             transformers.BertConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=4),
-            transformers.T5Config(d_model=24, d_ff=40, d_kv=6, num_layers=2, num_heads=4),
+            pytest.param(
+                transformers.T5Config(d_model=24, d_ff=40, d_kv=6, num_layers=2, num_heads=4),
+                marks=pytest.mark.slow,
+            ),
             transformers.ViTConfig(
                 hidden_size=24,
                 num_hidden_layers=2,
@@ -233,7 +237,7 @@ class TestInspect:
 
 
 class TestPrune:
-    @pytest.mark.parametrize("criterion", ["taylor", "magnitude", "random"])
+    @pytest.mark.parametrize("criterion", but_slow(["taylor", "magnitude", "random"], "random"))
     def test_folder(
         self, run: Any, folder: Path, text: Path, tmp_path: Path, criterion: str
     ) -> None:
@@ -297,7 +301,11 @@ class TestPrune:
 
     @pytest.mark.parametrize(
         ("method", "scope", "count"),
-        [("bias", "pruned", 4), ("least-squares", "pruned", 4), ("least-squares", "all", 14)],
+        [
+            pytest.param("bias", "pruned", 4, marks=pytest.mark.slow),
+            ("least-squares", "pruned", 4),
+            ("least-squares", "all", 14),
+        ],
     )
     def test_units_and_compensation(
         self, run: Any, folder: Path, tmp_path: Path, method: str, scope: str, count: int
@@ -579,7 +587,7 @@ LAYER = 3 * 24 * 24 + 3 * 24 * 40 + 2 * 24  # parameters of one of the tiny mode
 
 
 class TestPruneAgain:
-    @pytest.mark.parametrize("save_as", ["auto", "graph"])
+    @pytest.mark.parametrize("save_as", but_slow(["auto", "graph"], "auto"))
     def test_every_folder_that_it_writes(
         self, run: Any, folder: Path, tmp_path: Path, save_as: str
     ) -> None:

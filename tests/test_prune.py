@@ -22,6 +22,7 @@ from fxprune.errors import (
 )
 from fxprune.importance import Criterion
 from tests.llama import tiny_llama
+from tests.marks import but_slow
 from tests.zoo import BY_NAME, disturb
 
 IDS = torch.arange(160).view(8, 20) % 90
@@ -114,7 +115,7 @@ def test_the_default_is_the_best_that_was_measured_for_language_models() -> None
     assert plain.compensation is None
 
 
-@pytest.mark.parametrize("consume", [False, True])
+@pytest.mark.parametrize("consume", but_slow([False, True], False))
 def test_where_much_goes_what_stays_is_trained_too(consume: bool) -> None:
     model = tiny_llama()
     before = {name: p.clone() for name, p in model.state_dict().items()}

@@ -9,6 +9,7 @@ from benches.published import published_macs
 from fxprune.errors import CostError
 from fxprune.groups.dependency import DependencyGraph
 from tests.llama import tiny_llama
+from tests.marks import but_slow
 from tests.test_conformance import discovered
 from tests.zoo import BY_NAME
 
@@ -25,7 +26,7 @@ def published(width: int, heads: int, inner: int) -> int:
     return layers * (attention + rotary + mlp + norms) + ends
 
 
-@pytest.mark.parametrize("kv", [6, 3, 1])
+@pytest.mark.parametrize("kv", but_slow([6, 3, 1], 1))
 def test_published_convention(kv: int) -> None:
     graph = llama(kv)
     assert published_macs(graph) == published(36, 6, 40)

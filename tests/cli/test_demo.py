@@ -18,6 +18,16 @@ from fxprune.data.text import Text
 from fxprune.errors import CheckpointError, RecoveryError, SelectionError
 from tests.hf import tiny
 
+# A fraction of its text shows that all of it works; what all of it gives is shown by hand.
+FEW = {"WINDOWS": 4, "CROPS": 2, "NEW_TOKENS": 8}
+
+
+@pytest.fixture
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By name: the function of the same name hides the module.
+    for name, size in FEW.items():
+        monkeypatch.setattr(importlib.import_module("fxprune.cli.demo"), name, size)
+
 
 def _run(out: Path, **options: object) -> str:
     console = Console(file=io.StringIO(), width=120)
@@ -26,6 +36,7 @@ def _run(out: Path, **options: object) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.usefixtures("_few")
 def test_everything_is_shown_and_written(tmp_path: Path) -> None:
     model = tiny.folder(tmp_path / "tiny")
     shown = _run(tmp_path / "out", model=str(model))
@@ -50,10 +61,9 @@ def test_everything_is_shown_and_written(tmp_path: Path) -> None:
     assert fxprune.Plan.load(tmp_path / "out" / "plan.json").pruning_ratio == 0.3
 
 
+@pytest.mark.usefixtures("_few")
 def test_it_recovers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # By name: the function of the same name hides the module.
-    for name, size in {"RECOVERY_STEPS": 3, "CROPS": 4}.items():
-        monkeypatch.setattr(importlib.import_module("fxprune.cli.demo"), name, size)
+    monkeypatch.setattr(importlib.import_module("fxprune.cli.demo"), "RECOVERY_STEPS", 3)
     model = tiny.folder(tmp_path / "tiny")
     shown = _run(tmp_path / "out", model=str(model), recover=True)
     assert "recovery: LoRA, 3 steps" in shown
@@ -90,10 +100,6 @@ def test_continuation_is_what_generate_gives() -> None:
             pad_token_id=0,
         )  # fmt: skip
     assert continuation(model, tokenizer) == tokenizer.decode(whole[0, ids.shape[1] :])
-
-
-# A fraction of its text shows that all of it works; what all of it gives is shown by hand.
-FEW = {"WINDOWS": 4, "CROPS": 2, "NEW_TOKENS": 8}
 
 
 @pytest.mark.real

@@ -91,7 +91,7 @@ class Case:
         ("tiny", {"target": "dense", "scope": "pruned", "damping": 0.1}),
         ("tiny", {"target": "propagated"}),
         ("gpt2", {"ignore": ("*.0.mlp",)}),
-        ("bloom", {}),
+        pytest.param("bloom", {}, marks=pytest.mark.slow),
         # Experts tie on made-up weights, so that single rows are not admitted without weights.
         ("mixtral", {"temperature": False}),
     ],

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
-import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -51,10 +49,3 @@ def graph_of(name: str) -> DependencyGraph:
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**CONFIGS[name]))
     return fxprune.discover(fxprune.trace(model.eval()))
-
-
-def on(models: Any) -> Any:
-    """Parameters of a test that begin with a model's name; large models take long to trace."""
-    return [
-        pytest.param(m, marks=() if m.startswith("tinyllama") else pytest.mark.slow) for m in models
-    ]

@@ -29,7 +29,9 @@ _MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", but_slow(_MODELS, "biases of experts"))
+@pytest.mark.parametrize(
+    "name", but_slow(_MODELS, "biases of experts", "groups first, and a correction")
+)
 def test_of_experts_as_many_as_are_chosen(name: str) -> None:
     model = transformers.AutoModelForCausalLM.from_config(_MODELS[name])
     graph = fxprune.discover(fxprune.trace(model.eval()))

@@ -413,7 +413,7 @@ def labelled(name: str) -> dict[str, Any]:
     ("name", "path"),
     [
         ("llama", "model.layers"),
-        ("bert", "bert.encoder.layer"),
+        pytest.param("bert", "bert.encoder.layer", marks=pytest.mark.slow),
         pytest.param("t5", "encoder.block", marks=pytest.mark.slow),
         ("vit", "vit.layers"),
         ("chatglm_block", "layers"),

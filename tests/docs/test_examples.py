@@ -28,6 +28,7 @@ def _tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     COSTS.update(known)
 
 
+@pytest.mark.page
 @pytest.mark.usefixtures("_tables")
 @pytest.mark.filterwarnings(
     "ignore:.*removed in v6:FutureWarning",  # PEFT's

@@ -29,6 +29,7 @@ def test_a_short_run_finds_nothing() -> None:
     assert right > 40, summary(total)
 
 
+@pytest.mark.slow
 def test_a_short_run_on_the_zoo_finds_nothing() -> None:
     work = [replace(task_of(0, 0, families(name)), plans=6) for name in ("resnet", "distilbert")]
     total = run(iter(work), plans=12)

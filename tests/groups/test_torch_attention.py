@@ -152,7 +152,7 @@ STACKS: dict[
 
 
 @pytest.mark.filterwarnings("ignore:.*torch's fused layers:fxprune.errors.FxpruneWarning")
-@pytest.mark.parametrize("name", but_slow(STACKS, "decoder"))
+@pytest.mark.parametrize("name", but_slow(STACKS, "decoder", "encoder"))
 def test_stacks_of_layers(name: str) -> None:
     make, call, example, count = STACKS[name]
     graph, traced = pruned(Layered(make(), call), *example)

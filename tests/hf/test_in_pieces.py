@@ -100,7 +100,7 @@ def test_an_expert_that_is_missing(tmp_path: Path) -> None:
         run(dense)
 
 
-@pytest.mark.parametrize("save_as", ["transformers", "graph"])
+@pytest.mark.parametrize("save_as", but_slow(["transformers", "graph"], "transformers"))
 def test_blocks_go_in_one_sweep(model: Path, save_as: str, tmp_path: Path) -> None:
     depth = fxprune.Depth(remove=1, keep_first=0, keep_last=0)
     for criterion in ("block-influence", "magnitude"):

@@ -12,8 +12,9 @@ import fxprune
 from fxprune.errors import OracleError
 from fxprune.proof.oracle import compare, reference
 from tests.compensate.test_streamed import Case
+from tests.marks import but_slow
 
-MODELS = ["tiny", "gpt2", "mixtral"]
+MODELS = but_slow(["tiny", "gpt2", "mixtral"], "gpt2")
 
 
 def proof(case: Case, source: Any = None) -> fxprune.VerifyReport:

@@ -18,7 +18,7 @@ from fxprune.recover.own import own_flags
 from fxprune.recover.runs import ADAPTER
 from tests import zoo
 from tests.benches.test_published_sizes import plan_of
-from tests.costs.published import graph_of, on
+from tests.costs.published import graph_of
 from tests.hf import tiny
 from tests.models import PlaneModel
 from tests.recover.cases import IDS, KINDS, assert_same, pruned, run, state_of
@@ -45,12 +45,12 @@ def logits(module: Any) -> torch.Tensor:
 # Sizes
 
 
-@pytest.mark.parametrize("name", on(["llama7b"]))
-def test_published_sizes(name: str) -> None:
+@pytest.mark.slow
+def test_published_sizes() -> None:
     """Of LLM-Pruner and Shortened LLaMA: rank 8, all linear layers but the output layer."""
-    graph = graph_of(name)
+    graph = graph_of("llama7b")
     model: Any = graph.traced.module
-    block20 = plan_of(f"{name}.block20")
+    block20 = plan_of("llama7b.block20")
     sizes = {layer: block20.kept[f"model.layers.{layer}.mlp:units"] for layer in (4, 29)}
     assert {len(units) for units in sizes.values()} == {8256}
     shorter = fxprune.bypass(graph.traced, [f"model.layers.{i}:block" for i in range(21, 27)])

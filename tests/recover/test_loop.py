@@ -12,6 +12,7 @@ from torch import nn
 
 from fxprune.errors import RecoveryError
 from fxprune.recover import runs
+from tests.marks import but_slow
 from tests.models import PlaneModel
 from tests.recover.cases import (
     IDS,
@@ -37,7 +38,7 @@ FORGETS: dict[str, Any] = {
 # Which weights
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", but_slow(METHODS, "lora"))
 @pytest.mark.parametrize("keep_best", [True, False])
 def test_the_best_or_the_last(method: str, keep_best: bool) -> None:
     module = pruned("shrunk")

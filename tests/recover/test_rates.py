@@ -14,7 +14,7 @@ from fxprune.errors import RecoveryError
 from fxprune.recover import rates
 from fxprune.recover.loop import Loop
 from fxprune.recover.methods import FullTraining
-from tests.recover.cases import IDS, KINDS, METHODS, assert_same, curve, pruned, run, state_of
+from tests.recover.cases import IDS, METHODS, assert_same, curve, pruned, run, state_of
 
 FINDS: dict[str, Any] = {"steps": 20, "learning_rate": "find", "validation": 0.25}
 
@@ -50,8 +50,15 @@ def test_steps() -> None:
     assert [rates.steps(n) for n in (4, 20, 400, 10_000)] == [4, 10, 20, 50]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("lora", "shrunk"),
+        ("full", "graph"),
+        pytest.param("lora", "graph", marks=pytest.mark.slow),
+        pytest.param("full", "shrunk", marks=pytest.mark.slow),
+    ],
+)
 def test_the_run_is_that_of_the_rate_that_was_found(kind: str, method: str) -> None:
     """Trying leaves no trace: weights, order of the data and dropout are as without it."""
     module = pruned(kind)

@@ -18,6 +18,7 @@ from fxprune.errors import FxpruneWarning, RecoveryError
 from fxprune.recover.methods import FullTraining, LoRA
 from fxprune.recover.recover import recover
 from tests.hf import tiny
+from tests.marks import but_slow
 from tests.models import Perceptron, ResidualConvNet
 from tests.recover.cases import (
     IDS,
@@ -43,7 +44,7 @@ FAMILIES = ["tiny", "qwen3", "gpt2", "opt", "phi3"]
 # The graph and the shrunk model of one plan
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", but_slow(FAMILIES, "gpt2", "qwen3"))
 def test_one_curve(name: str) -> None:
     # Without its block before the last, so that the last layer of the shrunk model is renumbered.
     for what, method in (("width", "full"), ("both", "lora")):

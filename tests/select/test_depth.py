@@ -19,7 +19,7 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
 from fxprune.select.blocks import candidates, choose_units, enough, parameters
 from tests import zoo
-from tests.costs.published import graph_of, on
+from tests.costs.published import graph_of
 from tests.llama import tiny_llama
 
 LAYERS = 8
@@ -355,7 +355,8 @@ def random_scores(graph: DependencyGraph) -> fxprune.Scores:
     return fxprune.score_units(graph.traced, fxprune.Random())
 
 
-@pytest.mark.parametrize("name", on(PUBLISHED))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str) -> None:
     graph = graph_of(name)
     for number, expected in PUBLISHED[name].items():
@@ -370,9 +371,9 @@ def test_published_sizes(name: str) -> None:
             assert len(taken) == count
 
 
-@pytest.mark.parametrize("name", on(["llama7b"]))
-def test_published_size_of_every_other_block(name: str) -> None:
-    graph = graph_of(name)
+@pytest.mark.slow
+def test_published_size_of_every_other_block() -> None:
+    graph = graph_of("llama7b")
     plan: Plan = select(graph, {}, depth=Depth(schedule="alternate"))
     assert plan.removed == blocks(*range(1, 32, 2))
     assert plan.parameters_after == 3_500_281_856

@@ -216,7 +216,7 @@ def test_options_and_types_that_there_are_not(tmp_path: Path) -> None:
 
 @pytest.mark.serve
 @pytest.mark.parametrize(
-    "kind", but_slow(["llama", "llama-biases", "qwen2", "qwen3-tied"], "qwen2")
+    "kind", but_slow(["llama", "llama-biases", "qwen2", "qwen3-tied"], "qwen2", "llama")
 )
 def test_a_dense_file_is_cut(kind: str, tmp_path: Path) -> None:
     of = traced(kind)

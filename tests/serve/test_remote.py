@@ -22,6 +22,7 @@ from fxprune.groups.dependency import DependencyGraph
 from fxprune.plan import Plan
 from fxprune.serve.engine import Pruned, engine
 from tests.hf import tiny
+from tests.marks import but_slow
 from tests.serve import fuzz
 
 
@@ -104,8 +105,8 @@ def test_where_layers_cannot_have_their_own_sizes_all_must_be_alike() -> None:
 MODELS = ("llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "mixtral", "mistral", "wide-tied")
 
 
-@pytest.mark.parametrize("name", ["transformers", "transformers-remote"])
-@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", but_slow(["transformers", "transformers-remote"], "transformers"))
+@pytest.mark.parametrize("count", but_slow([10, 200], 200))
 def test_random_plans(name: str, count: int) -> None:
     draw = random.Random(1)
     models = MODELS[:1] if count == 10 else MODELS

@@ -21,6 +21,7 @@ from fxprune.errors import CheckpointError, FxpruneError, PlanError, ShrinkError
 from fxprune.plan import Plan
 from tests.hf import tiny
 from tests.hf.folder.test_module_folder import halved
+from tests.marks import but_slow
 from tests.zoo import BY_NAME, disturb
 
 
@@ -59,8 +60,11 @@ def tensors_of(folder: Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", pytest.param("qwen3", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("what", ["uniform", "one layer", "depth", "depth and one layer"])
+@pytest.mark.parametrize("name", but_slow(["llama", "gpt2", "qwen3"], "qwen3"))
+@pytest.mark.parametrize(
+    "what",
+    but_slow(["uniform", "one layer", "depth", "depth and one layer"], "one layer"),
+)
 def test_equals_what_is_done_in_memory(name: str, what: str, tmp_path: Path) -> None:
     model, traced = made(name)
     plan = plan_of(name, what)

@@ -133,9 +133,14 @@ def test_attention_is_remembered(tmp_path: Path, attention: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "shape"), [(Perceptron, (5, 20)), (ResidualConvNet, (5, 3, 16, 16))]
+    ("make", "shape", "meta"),
+    [
+        (Perceptron, (5, 20), True),
+        (Perceptron, (5, 20), False),
+        (ResidualConvNet, (5, 3, 16, 16), True),
+        pytest.param(ResidualConvNet, (5, 3, 16, 16), False, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("meta", [True, False])
 def test_plain_modules_need_the_original(
     make: type[nn.Module], shape: tuple[int, ...], meta: bool, tmp_path: Path
 ) -> None:

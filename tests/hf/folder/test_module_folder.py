@@ -64,7 +64,11 @@ def loaded_by_auto(folder: Path, name: str, **options: Any) -> Any:
     ).eval()
 
 
-@on(DECODERS, "gemma3", "glm", "stablelm", "gpt_neox")
+@on(
+    DECODERS,
+    *("gemma2", "gemma3", "glm", "stablelm", "gpt_neox", "mistral", "mixtral", "qwen2", "qwen3"),
+    *("opt", "falcon_grouped"),
+)
 def test_every_family(name: str, tmp_path: Path) -> None:
     model, traced = of_zoo(name)
     inputs = zoo.BY_NAME[name].example(*zoo.OTHER)
@@ -95,7 +99,7 @@ def test_every_family(name: str, tmp_path: Path) -> None:
             }
 
 
-@on([name for name in DECODERS if name in NO_HEADS])
+@on([name for name in DECODERS if name in NO_HEADS], "gpt_neox", "stablelm")
 def test_heads_that_no_config_can_say(name: str) -> None:
     model, traced = of_zoo(name)
     graph = fxprune.discover(traced)

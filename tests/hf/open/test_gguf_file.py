@@ -42,7 +42,9 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("kind", but_slow(["llama", "linear-rope", "qwen2", "qwen3-tied"], "qwen2"))
+@pytest.mark.parametrize(
+    "kind", but_slow(["llama", "linear-rope", "qwen2", "qwen3-tied"], "llama", "qwen2")
+)
 def test_it_is_the_model(kind: str, tmp_path: Path) -> None:
     module = written(kind, tmp_path / "m.gguf")
     found = load_model(tmp_path / "m.gguf")

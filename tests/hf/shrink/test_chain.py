@@ -56,7 +56,7 @@ def test_twice_is_once_by_the_plan_of_both(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "depth",
     [
-        None,
+        pytest.param(None, marks=pytest.mark.slow),
         pytest.param(Depth(remove=1, schedule="first"), marks=pytest.mark.slow),
         Depth(schedule="alternate"),
     ],

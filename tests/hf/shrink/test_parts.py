@@ -352,7 +352,12 @@ def bart() -> tuple[Any, fxprune.Traced]:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [pytest.param(7, 0, marks=pytest.mark.slow), (0, 5), (7, 5)]
+    ("first", "second"),
+    [
+        pytest.param(7, 0, marks=pytest.mark.slow),
+        pytest.param(0, 5, marks=pytest.mark.slow),
+        (7, 5),
+    ],
 )
 def test_a_size_for_each_of_two_lists(first: int, second: int, bart: Any, tmp_path: Path) -> None:
     model, traced = bart

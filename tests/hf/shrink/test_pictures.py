@@ -78,7 +78,10 @@ def test_the_tower_alone(seen_whole: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"ignore": ("*vision_tower*", "*projector*")}, {"only": ("model.language_model", "lm_head")}],
+    [
+        pytest.param({"ignore": ("*vision_tower*", "*projector*")}, marks=pytest.mark.slow),
+        {"only": ("model.language_model", "lm_head")},
+    ],
 )
 def test_the_tower_is_left_alone_where_that_is_said(
     options: dict[str, Any], seen_whole: Any, tmp_path: Path

@@ -256,7 +256,7 @@ def example(name: str, rows: int = 3, length: int = 17) -> Any:
     return BY_NAME["t5" if name == "t5" else "llama"].example(rows, length)
 
 
-@on(DEEP, "tied", "bert", "qwen2", "gpt2", "gemma3")  # t5 is tied too
+@on(DEEP, "tied", "bert", "qwen2", "gpt2", "gemma3", "t5")
 def test_random_sets_of_blocks(name: str) -> None:
     model, traced = deep_traced(name)
     for names in draws(name):
@@ -271,7 +271,7 @@ def test_random_sets_of_blocks(name: str) -> None:
         assert sum(gone.values()) == len(names)
 
 
-@on([name for name in DEEP if name != "bert"], "tied")
+@on([name for name in DEEP if name != "bert"], "tied", "gpt2", "t5")
 def test_random_sets_generate_and_reload(name: str, tmp_path: Path) -> None:
     model, traced = deep_traced(name)
     # transformers caches no more layers of T5's decoder than the encoder has.
