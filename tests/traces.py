@@ -4,24 +4,27 @@ Capturing is most of what a test of anything behind it costs, and the same few m
 all the time. Here a model that is built like one before, with inputs of sizes that the graph of
 that one takes, gets a copy of the graph, around its own tensors. So every trace is a test's own, to
 change as it likes. Tests of tracing itself have it captured each time, see ``tests/conftest.py``.
-Nor do nodes know the lines that they come from: that takes an eighth of the time.
+Nor do nodes know the lines that they come from, or say twice what their fake tensors are: that
+takes a fifth of the time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import io
 import itertools
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import fx, nn
+from torch.fx.experimental import proxy_tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.trace import Traced, export
@@ -211,7 +214,7 @@ class Memory:
         else:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
-                with patch.object(fx.config, "do_not_emit_stack_traces", True):
+                with _brief():
                     traced = self.trace(model, args, kwargs, **options)
             own = copy.deepcopy(model)
             theirs = structure(own)[1]
@@ -220,6 +223,15 @@ class Memory:
         for each in known.said:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         return traced
+
+
+@contextlib.contextmanager
+def _brief() -> Iterator[None]:
+    """Without what nothing here reads of nodes."""
+    lines = patch.object(fx.config, "do_not_emit_stack_traces", True)
+    again = patch.object(proxy_tensor, "_extract_tensor_metadata", lambda *_: None)
+    with lines, again:
+        yield
 
 
 def _modes() -> tuple[Any, ...]:
