@@ -180,9 +180,8 @@ class _Cut:
         """Write what stays of a file; returns the bytes of its tensors."""
         stays = self.stays(held)
         shapes = {name: tuple(t.shape) for name, t in named_tensors(self.small).items()}
-        with shards.opened(file) as there:
-            dtypes = {new: _dtype(there, name) for new, name in stays.items()}
-        kinds = {new: (dtypes[new], shapes[new]) for new in stays}
+        whole = shards.blanks(file)
+        kinds = {new: (whole[name].dtype, shapes[new]) for new, name in stays.items()}
 
         def tensor(new: str) -> torch.Tensor:
             # Opened anew, for what was read of a mapped file stays resident until it is closed.
@@ -198,10 +197,3 @@ class _Cut:
         if left is None:
             raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}: of another model")
         return left
-
-
-def _dtype(there: object, name: str) -> torch.dtype:
-    """The dtype of a tensor in a file, from an empty part of it."""
-    part = there.get_slice(name)  # type: ignore[attr-defined]
-    empty: torch.Tensor = part[:0] if part.get_shape() else there.get_tensor(name)  # type: ignore[attr-defined]
-    return empty.dtype

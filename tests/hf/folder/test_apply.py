@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import fxprune
 from fxprune.errors import CheckpointError, FxpruneError, PlanError, ShrinkError
+from fxprune.hf.folder.shards import WEIGHTS
 from fxprune.plan import Plan
 from tests.hf import tiny
 from tests.hf.folder.test_module_folder import halved
@@ -206,6 +209,11 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"has neither model.safetensors nor"):
         fxprune.apply(plan_of("llama", "uniform"), tmp_path / "empty", target)
+    shutil.copytree(tmp_path / "whole", tmp_path / "quantised")
+    tensors = {n: t.to(torch.float8_e4m3fn) for n, t in model.state_dict().items()}
+    save_file(tensors, tmp_path / "quantised" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="has no value without its scale"):
+        fxprune.apply(plan_of("llama", "uniform"), tmp_path / "quantised", target)
     graph = fxprune.discover(made("llama")[1])
     kept = {g.name: tuple(range(1, g.size)) for g in graph.groups if g.name.endswith("v_dim")}
     with pytest.raises(ShrinkError, match="cannot be said in a config"):
@@ -231,8 +239,6 @@ def test_sources_from_anybody(damage: str, tmp_path: Path) -> None:
         data["weight_map"]["model.norm.weight"] = "../../secret.safetensors"
         index.write_text(json.dumps(data))
     elif damage == "names":
-        from safetensors.torch import save_file
-
         save_file({"odd": torch.zeros(1)}, sorted(whole.glob("*.safetensors"))[0])
     elif damage == "pickle":
         (whole / "pytorch_model.bin").write_bytes(b"")
