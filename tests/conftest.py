@@ -23,7 +23,7 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("fixed")
 
 
-# What runs in one process, for what takes long there and is done once. Names begin so.
+# Files that run in one process, by how their names begin: what takes long there is then done once.
 TOGETHER = {
     "models of the zoo are traced": (
         "tests/branches/",

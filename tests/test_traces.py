@@ -69,8 +69,7 @@ def traced(memory: Any, model: nn.Module, args: Any = (X,), kwargs: Any = None) 
     return result
 
 
-def of(found: fxprune.Traced) -> torch.Tensor:
-    """The first input of a graph."""
+def first_input(found: fxprune.Traced) -> torch.Tensor:
     value: torch.Tensor = next(iter(found.graph_module.graph.nodes)).meta["val"]
     return value
 
@@ -96,7 +95,7 @@ def test_a_copy_is_a_trace_of_the_other_model(memory: Any, name: str) -> None:
     fresh, there = (memory.trace(second, *each, widen=True) for each in (inputs, other))
     assert moved.graph_module.code == there.graph_module.code
     assert moved.guards == there.guards
-    assert moved.sizes.shape(of(moved)) == there.sizes.shape(of(there))
+    assert moved.sizes.shape(first_input(moved)) == there.sizes.shape(first_input(there))
     assert copied.graph_module.code == fresh.graph_module.code == one.graph_module.code
     assert copied.module is second
     assert copied.args is inputs[0]
