@@ -35,7 +35,12 @@ TOGETHER = {
         "tests/test_conformance.py",
         "tests/test_decomposed.py",
     ),
-    "lm-eval is imported": ("tests/cli/test_evaluate.py", "tests/measure/test_tasks.py"),
+    "lm-eval is imported": (
+        "tests/cli/test_evaluate.py",
+        "tests/measure/test_harness.py",
+        "tests/measure/test_tasks.py",
+    ),
+    "a deep T5 is traced": ("tests/depth/test_search.py", "tests/select/test_depth.py"),
     "torch compiles": ("tests/hf/test_compose.py", "tests/rewrite/test_rewrite.py"),
 }
 

@@ -237,7 +237,9 @@ class TestInspect:
 
 
 class TestPrune:
-    @pytest.mark.parametrize("criterion", but_slow(["taylor", "magnitude", "random"], "random"))
+    @pytest.mark.parametrize(
+        "criterion", but_slow(["taylor", "magnitude", "random"], "magnitude", "random")
+    )
     def test_folder(
         self, run: Any, folder: Path, text: Path, tmp_path: Path, criterion: str
     ) -> None:

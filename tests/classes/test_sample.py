@@ -27,9 +27,7 @@ FORBIDS = {
 MORE = ("opt", "gpt_neox", "starcoder2", "olmo2", "dbrx", "longcat_flash")
 
 
-@pytest.mark.parametrize(
-    "name", but_slow([*SAMPLE, *MORE], "bert", "gpt2", "phi3", "falcon", *MORE)
-)
+@pytest.mark.parametrize("name", but_slow([*SAMPLE, *MORE], *SAMPLE[1:], *MORE))
 def test_no_stage_is_wrong(name: str) -> None:
     facts, stages, _ = facts_of(name)
     found = {stage.name: stage for stage in stages}

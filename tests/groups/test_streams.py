@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 import fxprune
+from tests.marks import but_slow
 
 
 class Layers(nn.Module):
@@ -87,7 +88,7 @@ _CLASSIFIERS: dict[str, tuple[str, dict[str, Any], dict[str, list[int]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", _CLASSIFIERS)
+@pytest.mark.parametrize("name", but_slow(_CLASSIFIERS, "DistilBert", "Roberta"))
 def test_classifiers(name: str) -> None:
     family, options, expected = _CLASSIFIERS[name]
     config = getattr(transformers, f"{family}Config")(**options)

@@ -12,6 +12,7 @@ import fxprune
 from fxprune import Gradual, GradualPruner
 from fxprune.errors import CriterionError, SelectionError
 from tests.hf import tiny
+from tests.marks import but_slow
 
 IDS = torch.randint(0, 256, (40, 12), generator=torch.Generator().manual_seed(0))
 
@@ -32,7 +33,7 @@ def loop(pruner: GradualPruner, optimizer: Any, steps: int) -> list[nn.Module]:
     return models
 
 
-@pytest.mark.parametrize("compensation", [None, "auto"])
+@pytest.mark.parametrize("compensation", but_slow([None, "auto"], None))
 def test_a_language_model_on_a_cubic_schedule(compensation: Any) -> None:
     model = tiny.llama(intermediate_size=64).train()
     whole = model.num_parameters()

@@ -90,8 +90,15 @@ BRANCH = fxprune.Depth(unit="mlp", **_FREE)
 BLOCK = fxprune.Depth(**_FREE)
 
 
-@pytest.mark.parametrize("depth", [BRANCH, BLOCK], ids=["branch", "block"])
-@pytest.mark.parametrize("first", ["depth", "width"])
+@pytest.mark.parametrize(
+    ("first", "depth"),
+    [
+        pytest.param("depth", BRANCH, id="depth-branch"),
+        pytest.param("width", BLOCK, id="width-block"),
+        pytest.param("depth", BLOCK, id="depth-block", marks=pytest.mark.slow),
+        pytest.param("width", BRANCH, id="width-branch", marks=pytest.mark.slow),
+    ],
+)
 def test_depth_and_width(first: str, depth: fxprune.Depth) -> None:
     model, traced, example = llama()
     options = [{"depth": depth, **DEPTH}, {"kinds": ("mlp", "attention", "channel"), **WIDTH}]

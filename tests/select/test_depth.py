@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
 
 import fxprune
 from fxprune import Budget, Depth, bypass, select
@@ -20,6 +19,7 @@ from fxprune.plan import Plan
 from fxprune.select.blocks import candidates, choose_units, enough, parameters
 from tests import zoo
 from tests.costs.published import graph_of
+from tests.depth.test_search import t5
 from tests.llama import tiny_llama
 
 LAYERS = 8
@@ -31,17 +31,6 @@ def llama() -> fxprune.Traced:
     """Eight layers, without weights."""
     with torch.device("meta"):
         model = tiny_llama(num_hidden_layers=LAYERS)
-    return fxprune.trace(model)
-
-
-@functools.cache
-def t5() -> fxprune.Traced:
-    """Four layers in the encoder and three in the decoder, without weights."""
-    config = T5Config(
-        d_model=12, d_kv=4, d_ff=10, num_layers=4, num_decoder_layers=3, num_heads=3, vocab_size=50
-    )
-    with torch.device("meta"):
-        model = T5ForConditionalGeneration(config).eval()
     return fxprune.trace(model)
 
 

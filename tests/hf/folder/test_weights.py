@@ -20,6 +20,7 @@ from fxprune.hf.folder import shards
 from fxprune.rewrite.on_demand import DenseWeights, tensors_read
 from fxprune.trace.traced import Traced
 from tests.hf import tiny
+from tests.marks import but_slow
 
 
 def blank(folder: Path, **options: Any) -> Traced:
@@ -84,7 +85,7 @@ def test_a_module(folder: Path) -> None:
     assert repr(source) == "Weights('LlamaForCausalLM', device='cpu', memory=None)"
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", but_slow([False, True], False))
 @pytest.mark.parametrize("place", ["cpu", "disk"])
 def test_weights_that_accelerate_has_put_aside(place: str, tied: bool, tmp_path: Path) -> None:
     """``device_map=`` does so with what does not fit; scores and the result are those in memory."""
