@@ -254,16 +254,7 @@ def test_meta_models_give_the_same_graph(name: str) -> None:
 
 
 # Of each way that a class says its sizes, or cannot; and what is no language model costs little.
-ON_PAGE = (
-    "llama",
-    "bloom",
-    "t5",
-    "bert",
-    "vit",
-    "chatglm_block",
-    "resnet",
-    "perceptron",
-)
+ON_PAGE = ("llama", "bloom", "t5", "bert", "vit", "chatglm_block", "resnet", "perceptron")
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,9 @@ from tests.hf import tiny
 FEW = {"WINDOWS": 4, "CROPS": 2, "NEW_TOKENS": 8}
 
 
-@pytest.fixture
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+def _sized(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
     # By name: the function of the same name hides the module.
-    for name, size in FEW.items():
+    for name, size in sizes.items():
         monkeypatch.setattr(importlib.import_module("fxprune.cli.demo"), name, size)
 
 
@@ -36,8 +35,8 @@ def _run(out: Path, **options: object) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.usefixtures("_few")
-def test_everything_is_shown_and_written(tmp_path: Path) -> None:
+def test_everything_is_shown_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _sized(monkeypatch, **FEW)
     model = tiny.folder(tmp_path / "tiny")
     shown = _run(tmp_path / "out", model=str(model))
     for word in ("parameters", "MACs", "size on disk", "perplexity", "latency", "proof:"):
@@ -61,9 +60,8 @@ def test_everything_is_shown_and_written(tmp_path: Path) -> None:
     assert fxprune.Plan.load(tmp_path / "out" / "plan.json").pruning_ratio == 0.3
 
 
-@pytest.mark.usefixtures("_few")
 def test_it_recovers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("fxprune.cli.demo"), "RECOVERY_STEPS", 3)
+    _sized(monkeypatch, RECOVERY_STEPS=3, **FEW)
     model = tiny.folder(tmp_path / "tiny")
     shown = _run(tmp_path / "out", model=str(model), recover=True)
     assert "recovery: LoRA, 3 steps" in shown
@@ -109,8 +107,7 @@ def test_continuation_is_what_generate_gives() -> None:
 def test_the_real_one(
     sizes: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, size in sizes.items():
-        monkeypatch.setattr(importlib.import_module("fxprune.cli.demo"), name, size)
+    _sized(monkeypatch, **sizes)
     if sizes:
         monkeypatch.setattr(importlib.import_module("fxprune.cli.workflow"), "LATENCY_AT", (1, 64))
     start = time.perf_counter()

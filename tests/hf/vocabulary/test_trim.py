@@ -100,7 +100,9 @@ def cut(name: str = "LlamaForCausalLM") -> Trimmed:
     "name",
     but_slow(
         MODELS,
-        *("GPT2LMHeadModel", "GemmaForCausalLM", "XLMRobertaForMaskedLM"),
+        "GPT2LMHeadModel",
+        "GemmaForCausalLM",
+        "XLMRobertaForMaskedLM",
         "T5ForConditionalGeneration",
     ),
 )
